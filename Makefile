@@ -1,0 +1,40 @@
+# make demo | test | lint | clean. Each target sets up .venv by itself; another interpreter: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+# pip up to 25.2 reads the pins of the build backend from the first name, later ones from the second.
+PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
+
+# Type checking is pinned: do not look for a newer version on the network.
+export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(READY)
+	$(BIN)/disa demo --out demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(READY): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "disa needs Python 3.11 or newer, and '$(PYTHON)' says: $$("$(PYTHON)" -V 2>&1)" >&2; \
+		echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+		exit 1; }
+	@echo "setting up $(VENV) from constraints.txt (some minutes the first time)"
+	@"$(PYTHON)" -m venv $(VENV)
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[diffusers,dev]'
+	@touch $@
+	@echo "$(VENV) is ready"
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

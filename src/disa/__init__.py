@@ -1,0 +1,47 @@
+"""disa: diffusion step annealing for models that draw images as groups of continuous tokens.
+
+    import disa
+    sampler = disa.Sampler.load("mar-digits")
+    out = sampler.sample(labels=[3, 5], seeds=[0, 1], steps="linear:50-5")
+
+    steps = disa.linear(50, 5)                    # in a loop of your own
+    for k in range(K): x = denoise(z, num_steps=steps.at(k, K))
+
+What is named here is imported when it is first used, so that `import disa` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from disa.errors import DisaError as DisaError
+    from disa.presets import PRESETS as PRESETS
+    from disa.sampler import Sampler as Sampler
+    from disa.sampler import Samples as Samples
+    from disa.steps import constant as constant
+    from disa.steps import cosine as cosine
+    from disa.steps import linear as linear
+    from disa.steps import parse as parse
+    from disa.steps import table as table
+    from disa.steps import two_stage as two_stage
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "errors": ("DisaError",),
+    "presets": ("PRESETS",),
+    "sampler": ("Sampler", "Samples"),
+    "steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'disa' has no attribute {name!r}")
+    return getattr(import_module(f"disa.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+"""`python -m disa` is the command line."""
+
+from disa.cli import main
+
+main()

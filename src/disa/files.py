@@ -1,0 +1,50 @@
+"""Writing whole files or none: a temporary neighbour is written first and renamed when it is complete."""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from disa.errors import DisaError
+
+
+def make_folder(path: Path) -> Path:
+    """Create `path` (and parents) if needed and prove that it can be written to, before any work is done."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise DisaError(f"cannot write to the folder {path}: {error.strerror or error}. Choose another one.") from error
+    return path
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
+    """Call `write(file)` on a temporary file beside `path` and rename it: `path` is old, new or absent, not partial."""
+    descriptor, temporary = -1, ""
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DisaError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+    return path
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write `text` as UTF-8, whole or not at all."""
+    return write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,38 @@
+"""The one autoregressive loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from disa.problem import ARModel, ARStep, Noise, Request
+from disa.solvers import Solver, solve
+from disa.steps import StepPolicy
+
+
+@torch.no_grad()
+def generate_steps(
+    model: ARModel, request: Request, policy: StepPolicy, solver: Solver, noise: Noise
+) -> Iterator[ARStep]:
+    """Draw a batch, one `ARStep` a turn; after the last, `model.finish(step.state)` gives the latents."""
+    state = model.begin(request, noise)
+    for ar_step in range(request.num_ar_steps):
+        before, started = state.counter.evaluations, time.perf_counter()
+        problem = model.pose(state)
+        posed = _now(problem.device)
+        steps = policy(problem)
+        tokens = solve(problem, solver, steps, noise)
+        solved = _now(problem.device)
+        model.accept(state, tokens)
+        made = state.counter.evaluations - before
+        backbone = posed - started + time.perf_counter() - solved
+        yield ARStep(ar_step, problem, steps, tokens, made, backbone, solved - posed, state)
+
+
+def _now(device: torch.device) -> float:
+    """The time, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,233 @@
+"""How good are generated images, and how sure can we be: distances on features, class accuracy, bootstrap intervals.
+
+N generated samples, M reference samples, D features. Everything runs in float64 on the CPU. A Fréchet distance is a
+property of its features: on the digit classifier it is not an FID, and numbers from different features, or from
+different N, do not compare.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.errors import DisaError
+
+Array = Tensor | np.ndarray
+SMALLEST_STRATUM = 10
+_DISTANCE_CHUNK = 512
+
+
+# --- distances between sets of features ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The normal distribution with the mean [D] and covariance [D, D] of some samples, the latter as a factor.
+
+    covariance = factor^T factor with factor [min(N, D), D], so a singular covariance needs no special care.
+    """
+
+    mean: Tensor
+    factor: Tensor
+
+    @classmethod
+    def fit(cls, features: Array) -> "Gaussian":
+        """Mean and unbiased covariance of features [N, D], N >= 2. Raises DisaError for other shapes and for NaN."""
+        samples = _samples(features, at_least=2)
+        mean = samples.mean(dim=0)
+        # QR instead of X^T X: it does not square the condition number, and a rank below D stays exact.
+        factor = torch.linalg.qr((samples - mean) / (len(samples) - 1) ** 0.5, mode="r").R
+        return cls(mean, factor)
+
+
+def frechet_distance(a: Array | Gaussian, b: Array | Gaussian) -> float:
+    """The squared Fréchet (2-Wasserstein) distance of the Gaussians fitted to features [N, D] and [M, D].
+
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) (Dowson and Landau 1982; on images Heusel et al. 2017, eq. 6).
+    With A = F^T F and B = G^T G the trace of the root is the sum of the singular values of F G^T: no matrix root, no
+    complex numbers, and exact for N < D. Pass a fitted `Gaussian` for a side that is used many times.
+
+    The value for N samples is above the value of their distribution by about a constant / N: compare at equal N.
+    Raises DisaError where the shapes do not fit, there are fewer than 2 samples, or values are not finite.
+    """
+    a, b = (side if isinstance(side, Gaussian) else Gaussian.fit(side) for side in (a, b))
+    if a.mean.shape != b.mean.shape:
+        raise DisaError(f"a Fréchet distance needs equal features, found {len(a.mean)} and {len(b.mean)} per sample.")
+    means = (a.mean - b.mean).square().sum()
+    covariances = a.factor.square().sum() + b.factor.square().sum()
+    overlap = torch.linalg.svdvals(a.factor @ b.factor.T).sum()
+    return max((means + covariances - 2 * overlap).item(), 0.0)
+
+
+def precision_recall(real: Array, generated: Array, k: int = 3) -> tuple[float, float]:
+    """Improved precision and recall of features real [M, D] and generated [N, D] (Kynkäänniemi et al. 2019, eq. 1-2).
+
+    Each set's manifold is the union of balls around its samples that reach their k-th nearest neighbour. Precision is
+    the share of generated samples on the real manifold (quality), recall the share of real samples on the generated
+    one (variety). Both depend on N, M and k. Raises DisaError where the shapes do not fit or a set has only k samples.
+    """
+    if k < 1:
+        raise DisaError(f"precision_recall() needs k of at least 1, found {k}.")
+    real, generated = _samples(real, at_least=k + 1), _samples(generated, at_least=k + 1)
+    if real.shape[1] != generated.shape[1]:
+        raise DisaError(
+            f"real samples have {real.shape[1]} features, generated ones {generated.shape[1]}: must be equal."
+        )
+    return _share_inside(generated, real, k), _share_inside(real, generated, k)
+
+
+def _share_inside(samples: Tensor, manifold: Tensor, k: int) -> float:
+    # The nearest neighbour of a sample within its own set is itself, hence k + 1.
+    radii = torch.cat([torch.cdist(c, manifold).kthvalue(k + 1).values for c in manifold.split(_DISTANCE_CHUNK)])
+    inside = [(torch.cdist(c, manifold) <= radii).any(dim=1) for c in samples.split(_DISTANCE_CHUNK)]
+    return torch.cat(inside).double().mean().item()
+
+
+def class_accuracy(predictions: Array, labels: Array) -> float:
+    """The share of correct classes, in [0, 1], of predicted classes [N] or logits [N, classes] against labels [N]."""
+    predictions, labels = torch.as_tensor(predictions), torch.as_tensor(labels)
+    if predictions.ndim == 2:
+        predictions = predictions.argmax(dim=1)
+    if labels.ndim != 1 or predictions.shape != labels.shape or len(labels) == 0:
+        found = f"{list(predictions.shape)} and {list(labels.shape)}"
+        raise DisaError(
+            f"class_accuracy() needs one prediction for each label of a non-empty list, found shapes {found}."
+        )
+    return (predictions == labels).double().mean().item()
+
+
+def _samples(features: Array, at_least: int) -> Tensor:
+    samples = torch.as_tensor(features).detach().cpu().double()
+    if samples.ndim != 2 or len(samples) < at_least or samples.shape[1] == 0:
+        raise DisaError(f"features must be [samples, D] with at least {at_least} samples, found {list(samples.shape)}.")
+    if not samples.isfinite().all():
+        raise DisaError("features must be finite numbers, found NaN or infinity.")
+    return samples
+
+
+# --- how sure: the bootstrap --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A statistic and its bootstrap: `low` to `high` is where its expected value at this N lies (95 % by default).
+
+    `std` is the standard deviation over resamples. `bias` estimates how far the statistic at N samples lies above that
+    of the whole distribution on average, so `value - bias` is the corrected estimate; it is 0 for a mean.
+    """
+
+    value: float
+    low: float
+    high: float
+    std: float
+    bias: float = 0.0
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def bootstrap(
+    statistic: Callable[..., float],
+    *arrays: Array,
+    strata: Array | None = None,
+    num_resamples: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Spread:
+    """The spread of `statistic(*arrays)` when the samples (first dimension, N in every array) are drawn again.
+
+    Arrays are resampled together: index i means the same image in all of them. What must stay fixed, such as the
+    reference of a Fréchet distance, is bound inside `statistic`. `strata` [N], usually the labels that were asked for,
+    keeps the number of samples per label: labels that a request fixed do not vary when its seeds do, and without
+    strata their chance fluctuations, the largest there are in class-conditional features, widen the spread severalfold.
+
+    The interval is the percentile interval (Efron and Tibshirani 1993, ch. 13) moved by minus the bootstrap's bias.
+    A resample has only about 63 % distinct samples, so a Fréchet distance, which finite N already lifts, is lifted a
+    second time in every resample, and a plain percentile interval can lie wholly above the value it is about. Moved,
+    it covers the expected value of the statistic *at this N*, the number that FID-like protocols report and compare.
+    Near distance 0 it is too wide rather than too narrow, and may begin below 0.
+
+    Resamples are balanced (Davison, Hinkley and Schechtman 1986): each sample is used equally often over all of them,
+    which makes the bias exactly 0 for a mean and leaves less noise in it for everything else.
+
+    Not for statistics of nearest neighbours (precision and recall): a resample repeats samples, at distance 0.
+    Raises DisaError for empty arrays or different N, a stratum of fewer than 10 samples (it would hide its own spread),
+    fewer than 20 resamples, or a level outside (0, 1).
+    """
+    tensors = [torch.as_tensor(array) for array in arrays]
+    num_samples = _equal_length([*tensors, *([] if strata is None else [torch.as_tensor(strata)])])
+    if num_resamples < 20 or not 0 < level < 1:
+        raise DisaError(
+            f"a bootstrap needs at least 20 resamples and a level in (0, 1), found {num_resamples} and {level}."
+        )
+    value = float(statistic(*tensors))
+    resampled = [
+        float(statistic(*(tensor[chosen.to(tensor.device)] for tensor in tensors)))
+        for chosen in _balanced_resamples(_members(num_samples, strata), num_resamples, seed)
+    ]
+    bias = float(np.mean(resampled)) - value
+    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]) - bias
+    return Spread(value, float(low), float(high), float(np.std(resampled, ddof=1)), bias)
+
+
+def bootstrap_difference(
+    statistic: Callable[..., float],
+    a: Array | Sequence[Array],
+    b: Array | Sequence[Array],
+    strata: Array | None = None,
+    num_resamples: int = 200,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Spread:
+    """The spread of `statistic(*a) - statistic(*b)` for two policies on the same seeds: is the difference real?
+
+    `a` and `b` are an array or a sequence of arrays, all with N samples, where index i is the same seed in both. Both
+    are resampled with the same indices: what the seeds have in common cancels, so the interval is narrower than that of
+    two separate bootstraps, and so does most of what finite N adds to a Fréchet distance. There is no sign of a
+    difference when `0 in spread`; this says only that N samples do not show one, `low` and `high` how large it may be.
+
+    Raises DisaError as `bootstrap` does.
+    """
+    first, second = _as_list(a), _as_list(b)
+
+    def difference(*tensors: Tensor) -> float:
+        return statistic(*tensors[: len(first)]) - statistic(*tensors[len(first) :])
+
+    return bootstrap(difference, *first, *second, strata=strata, num_resamples=num_resamples, seed=seed, level=level)
+
+
+def _as_list(arrays: Array | Sequence[Array]) -> list[Array]:
+    return [arrays] if isinstance(arrays, (Tensor, np.ndarray)) else list(arrays)
+
+
+def _equal_length(tensors: list[Tensor]) -> int:
+    lengths = {len(tensor) if tensor.ndim else 0 for tensor in tensors}
+    if len(lengths) != 1 or 0 in lengths:
+        shapes = [list(tensor.shape) for tensor in tensors]
+        raise DisaError(f"a bootstrap needs arrays with the same number of samples, found the shapes {shapes}.")
+    return lengths.pop()
+
+
+def _members(num_samples: int, strata: Array | None) -> list[Tensor]:
+    """The indices of each stratum."""
+    if strata is None:
+        return [torch.arange(num_samples)]
+    labels = torch.as_tensor(strata).cpu()
+    members = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    smallest = min(len(indices) for indices in members)
+    if smallest < SMALLEST_STRATUM:
+        raise DisaError(f"each stratum of a bootstrap needs {SMALLEST_STRATUM} samples, found one with {smallest}.")
+    return members
+
+
+def _balanced_resamples(members: list[Tensor], num_resamples: int, seed: int) -> Tensor:
+    """Indices [resamples, N]: each row has every stratum's size, each sample occurs `num_resamples` times in all."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(len(indices) * num_resamples, generator=generator) for indices in members]
+    resamples = [indices[order % len(indices)] for indices, order in zip(members, orders, strict=True)]
+    return torch.cat([indices.reshape(num_resamples, -1) for indices in resamples], dim=1)

@@ -1,0 +1,1 @@
+"""The models. Each only poses denoising problems and takes in their solutions."""

@@ -1,0 +1,153 @@
+"""Leaves that the models share: linear layers with packed CPU weights, attention, the ViT block, time embedding.
+
+Shapes: B images, L tokens, D width, H heads, n times.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MIN_ROWS = 12
+"""Below this number of rows CPU libraries choose kernels that sum in another order, so that a token's value would
+depend on how many tokens are computed beside it. Fewer rows are padded; see `benchmarks/invariance.py`."""
+
+_ACTIVATIONS = {None: lambda x: x, "gelu": F.gelu, "swish": F.silu}
+
+
+class Linear(nn.Linear):
+    """A linear layer, optionally followed by `gelu` or `swish`, whose rows do not depend on each other's number."""
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        return _ACTIVATIONS[activation](_padded(lambda rows: F.linear(rows, self.weight, self.bias), x))
+
+
+class PackedLinear(nn.Module):
+    """A `Linear` whose weight is laid out for oneDNN and whose activation is fused: inference on a CPU only.
+
+    PyTorch's own fp32 path reaches less than half of this on AVX-512 machines that are not Intel's.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach()
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+        name = activation or "none"
+
+        def apply(rows: Tensor) -> Tensor:
+            return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, name, [], "none")
+
+        return _padded(apply, x)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = self.packed.to_dense()
+
+
+def can_pack() -> bool:
+    """Whether this build of PyTorch has the oneDNN kernels that `pack` needs."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def pack(model: nn.Module) -> nn.Module:
+    """Replace every `Linear` of an inference model on the CPU by its packed form, one at a time to save memory."""
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is Linear:
+                setattr(module, name, PackedLinear(child))
+    return model
+
+
+def _padded(apply: Any, x: Tensor) -> Tensor:
+    num_rows = x.numel() // x.shape[-1]
+    if not 0 < num_rows < MIN_ROWS or x.device.type != "cpu" or torch.is_grad_enabled():
+        return apply(x)
+    rows = F.pad(x.reshape(num_rows, -1), (0, 0, 0, MIN_ROWS - num_rows))
+    return apply(rows)[:num_rows].reshape(*x.shape[:-1], -1)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one projection for queries, keys and values, all with bias."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(width, 3 * width)
+        self.proj = Linear(width, width)
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """x: [B, L, D] -> [B, L, D], or [B, W, D] for the token indices `wanted` [B, W] only."""
+        batch, length, width = x.shape
+        query, key, value = (
+            self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        )
+        if wanted is not None:
+            query = query.gather(2, wanted[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[-1]))
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(batch, -1, width))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(width, hidden)
+        self.fc2 = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.fc1(x, activation="gelu"))
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block (ViT)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.attn = Attention(width, num_heads)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = MLP(width, int(width * mlp_ratio))
+
+    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
+        """x: [B, L, D]; with `wanted` [B, W] only those tokens are computed beyond their keys and values."""
+        attended = self.attn(self.norm1(x), wanted)
+        x = (x if wanted is None else take(x, wanted)) + attended
+        return x + self.mlp(self.norm2(x))
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, L, D] at token indices [B, N] -> [B, N, D]."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def sinusoids(times: Tensor, size: int, longest: float = 10_000) -> Tensor:
+    """times [n] -> [n, size]: cosines first, then sines, of geometrically spaced frequencies."""
+    half = size // 2
+    frequencies = torch.exp(-math.log(longest) * torch.arange(half, dtype=torch.float32, device=times.device) / half)
+    angles = times.float()[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def initialise(model: nn.Module, seed: int) -> None:
+    """Weights to train from: Xavier for linear layers, 0.02 normal for tables, zero for modulations and the output."""
+    random = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if ".modulation." in name or ".output." in name:
+            nn.init.zeros_(parameter)
+        elif "norm" in name:
+            nn.init.constant_(parameter, float(name.endswith("weight")))
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.dim() == 2 and "class" not in name:
+            nn.init.xavier_uniform_(parameter, generator=random)
+        else:
+            nn.init.normal_(parameter, std=0.02, generator=random)

@@ -1,0 +1,53 @@
+"""Official parameter names on the outside, ours on the inside: a bijection on state dicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from disa.errors import DisaError
+
+
+@dataclass(frozen=True)
+class Part:
+    """An official tensor that is all of one of ours (rows is None), or so many of its rows."""
+
+    name: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class NameMap:
+    """Our name -> the official tensors that it is made of, stacked along the first dimension."""
+
+    parts: Mapping[str, list[Part]]
+
+    def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Every official tensor, and no other, must be there."""
+        expected = {part.name for parts in self.parts.values() for part in parts}
+        check_names(expected, set(state))
+        return {
+            name: state[parts[0].name] if len(parts) == 1 else torch.cat([state[part.name] for part in parts])
+            for name, parts in self.parts.items()
+        }
+
+    def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The reverse of `from_official`."""
+        check_names(set(self.parts), set(state))
+        official: dict[str, Tensor] = {}
+        for name, parts in self.parts.items():
+            pieces = [state[name]] if len(parts) == 1 else state[name].split([part.rows or 0 for part in parts])
+            official |= {part.name: piece for part, piece in zip(parts, pieces, strict=True)}
+        return official
+
+
+def check_names(expected: set[str], found: set[str]) -> None:
+    """One line that says what is missing and what does not belong."""
+    missing, extra = sorted(expected - found), sorted(found - expected)
+    if missing or extra:
+        parts = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                 for word, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
+        raise DisaError(f"the checkpoint does not fit this model: of its tensors {' and '.join(parts)}.")

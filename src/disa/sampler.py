@@ -1,0 +1,404 @@
+"""`Sampler.load(...).sample(...)`: images from a model by name, whatever it is made of.
+
+Shapes: N images of a call, B of a batch, L tokens per image, C latent channels, H x W latents, K AR steps.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa import checkpoints, steps
+from disa.errors import DisaError
+from disa.generate import generate_steps
+from disa.models import layers
+from disa.models.mar import MAR, check_ar_steps
+from disa.noise import SeededNoise
+from disa.presets import PRESETS, Preset, find_preset
+from disa.problem import ARStep, Guidance, Request
+from disa.solvers import Solver, make_solver
+from disa.steps import StepPolicy
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+OUTPUT_TYPES = ("pt", "np", "pil", "latent")
+
+
+class Codec(Protocol):
+    """Images to latents and back. images: [N, channels, height, width] in [-1, 1]."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class PixelCodec:
+    """For models whose tokens are patches of pixels."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """One AR step, over all batches. tokens: rows drawn; steps: asked per row, mean; evaluations: made."""
+
+    ar_step: int
+    tokens: int
+    steps: float
+    evaluations: int
+    seconds_backbone: float
+    seconds_head: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What `sample` returns.
+
+    images: [N, channels, height, width] in [0, 1] (`pt`), [N, height, width, channels] (`np`), a list (`pil`), or None
+    (`latent`). latents: [N, C, H, W]. evaluations: of the denoising network on one row, counted at the network.
+    seconds: wall time of drawing and decoding.
+    """
+
+    images: Any
+    latents: Tensor
+    labels: list[int] | None
+    seeds: list[int]
+    evaluations: int
+    evaluations_per_token: float
+    seconds: float
+    seconds_backbone: float
+    seconds_head: float
+    seconds_decode: float
+    trace: list[TraceStep]
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """Everything but tensors, for JSON."""
+        numbers = {name: getattr(self, name) for name in (
+            "evaluations", "evaluations_per_token", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
+        )}  # fmt: skip
+        return {
+            "settings": self.settings, "labels": self.labels, "seeds": self.seeds,
+            **numbers, "trace": [asdict(step) for step in self.trace],
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw; `Sampler.settings` fills in the preset's choices."""
+
+    policy: StepPolicy
+    solver: Solver
+    guidance: Guidance
+    num_ar_steps: int
+    batch_size: int
+
+
+class Sampler:
+    """A model with its autoencoder, ready to draw."""
+
+    def __init__(
+        self, preset: Preset, model: MAR, codec: Codec | Path | None = None,
+        device: str | torch.device | None = None, dtype: str = "fp32",
+    ) -> None:  # fmt: skip
+        if dtype not in DTYPES:
+            raise DisaError(f"unknown dtype {dtype!r}: expected {' or '.join(DTYPES)}.")
+        self.preset, self.dtype, self.device = preset, dtype, pick_device(device)
+        self._codec = codec
+        model = model.to(self.device, DTYPES[dtype]).requires_grad_(False).eval()
+        if self.device.type == "cpu" and layers.can_pack():
+            layers.pack(model)
+        self.model = model
+
+    @classmethod
+    def load(
+        cls, name: str, checkpoint: str | Path | None = None, vae: str | Path | None = None,
+        device: str | torch.device | None = None, dtype: str = "fp32",
+    ) -> Sampler:  # fmt: skip
+        """Load a preset by name, a folder that disa wrote, or a hub repository in that layout.
+
+        checkpoint: a file with weights for the preset (official or ours); without one, embedded weights or the hub's.
+        vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
+        there is if None. dtype: `fp32` or `bf16`. Raises DisaError.
+        """
+        vae_path = None if vae is None else Path(vae)
+        if name in PRESETS:
+            preset = PRESETS[name]
+            model = checkpoints.load_mar(preset, None if checkpoint is None else Path(checkpoint))
+            return cls(preset, model, vae_path, device, dtype)
+        folder = Path(name)
+        if not folder.is_dir():
+            if name.count("/") != 1 or checkpoint is not None or name.startswith((".", "/")):
+                find_preset(name)
+            folder = checkpoints.download_folder(name)
+        preset, model, codec = checkpoints.load_folder(folder)
+        return cls(preset, model, vae_path or codec, device, dtype)
+
+    from_pretrained = load
+
+    @classmethod
+    def untrained(cls, name: str, seed: int = 0, device: str | None = None, dtype: str = "fp32") -> Sampler:
+        """The preset's architecture with random weights: for measuring speed without a checkpoint."""
+        preset = find_preset(name)
+        model = MAR(preset.architecture)
+        layers.initialise(model, seed)
+        return cls(preset, model, PixelCodec(), device, dtype)
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write `config.json` and `model.safetensors`, and the autoencoder beside them if it is in use."""
+        path = checkpoints.save_model(
+            Path(folder), self.preset.name, self.preset.architecture, self.model.state_dict()
+        )  # fmt: skip
+        if isinstance(self._codec, checkpoints.LatentCodec):
+            checkpoints.save_codec(path / checkpoints.CODEC, self._codec)
+        return path
+
+    @property
+    def codec(self) -> Codec:
+        """The autoencoder, read at first use: drawing latents does not need it."""
+        if self.preset.codec is None:
+            self._codec = self._codec or PixelCodec()
+        elif self._codec is None or isinstance(self._codec, Path):
+            codec = checkpoints.load_codec(self.preset, self._codec)
+            self._codec = codec.to(self.device, DTYPES[self.dtype])
+        assert self._codec is not None
+        assert not isinstance(self._codec, Path)
+        return self._codec
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        config, codec = self.model.config, self.preset.codec
+        channels, stride = (config.latent_channels, 1) if codec is None else (codec.in_channels, codec.stride)
+        return channels, config.latent_size[0] * stride, config.latent_size[1] * stride
+
+    def settings(
+        self, policy: str | StepPolicy | None = None, solver: str | None = None, grid: str | None = None,
+        guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
+        num_ar_steps: int | None = None, batch_size: int | None = None,
+    ) -> Settings:  # fmt: skip
+        """The preset's choices, except for those that are given; everything that can be wrong is found here."""
+        preset = self.preset
+        policy = preset.steps if policy is None else policy
+        policy = steps.parse(policy) if isinstance(policy, str) else policy
+        name = solver or preset.solver
+        chosen = make_solver(
+            name,
+            grid or (preset.grid if name == preset.solver else None),
+            temperature if temperature is not None else preset.temperature if name == "ddpm" else 1.0,
+        )
+        if chosen.takes != self.model.process.predicts:
+            raise DisaError(f"{preset.name} predicts {self.model.process.predicts}; {name} needs {chosen.takes}.")
+        size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
+        check_ar_steps(size, self.model.config.num_tokens)
+        if batch_size is not None and batch_size < 1:
+            raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
+        scale = preset.guidance.scale if guidance is None else guidance
+        chosen_guidance = Guidance(scale, ramp or preset.guidance.ramp)
+        settings = Settings(policy, chosen, chosen_guidance, size, batch_size or preset.batch_size)
+        return self.with_policy(settings, policy)
+
+    def with_policy(self, settings: Settings, policy: str | StepPolicy) -> Settings:
+        """The same settings with another step policy; every count of a schedule must fit the grid."""
+        chosen = steps.parse(policy) if isinstance(policy, str) else policy
+        if isinstance(chosen, steps.Schedule):
+            for count in set(chosen.counts(settings.num_ar_steps)):
+                self.model.process.grid(settings.solver.grid, count)
+        return replace(settings, policy=chosen)
+
+    def sample(
+        self, labels: int | Sequence[int] | None = None, seeds: int | Sequence[int] = 0, *,
+        steps: str | StepPolicy | None = None, solver: str | None = None, grid: str | None = None,
+        guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
+        num_ar_steps: int | None = None, batch_size: int | None = None,
+        known: Tensor | None = None, mask: Tensor | None = None, output_type: str = "pt",
+    ) -> Samples:  # fmt: skip
+        """Draw images; labels and seeds are paired one to one, a single one is repeated.
+
+        labels: class indices, or None for unconditional images. steps: a policy or its text (`linear:50-5`). known:
+        latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
+        inpainting and editing (`encode` makes latents). output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
+        """
+        settings = self.settings(steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
+        run = self.start(labels, seeds, settings, known=known, mask=mask)
+        for _ in run:
+            pass
+        return run.result(output_type)
+
+    def start(
+        self, labels: int | Sequence[int] | None, seeds: int | Sequence[int], settings: Settings,
+        known: Tensor | None = None, mask: Tensor | None = None,
+    ) -> Run:  # fmt: skip
+        """The same as an iterator: every turn is one `ARStep` of one batch; then `run.result()`."""
+        return Run(self, *pair(labels, seeds), settings, known, mask)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W]."""
+        return self.codec.encode(images.to(self.device) * 2 - 1)
+
+    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """latents [N, C, H, W] -> images [N, channels, height, width] in [0, 1]."""
+        parts = [self.codec.decode(part) for part in latents.split(batch_size)]
+        return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
+
+
+class Run:
+    """One call of `sample` under way: an iterator over AR steps, batch after batch."""
+
+    def __init__(
+        self, sampler: Sampler, labels: list[int] | None, seeds: list[int], settings: Settings,
+        known: Tensor | None, mask: Tensor | None,
+    ) -> None:  # fmt: skip
+        self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
+        self.known, self.mask = _per_image(sampler.model, known, mask, len(seeds))
+        self.batches = self._plan()
+        self.latents = torch.empty(0)
+        self.seconds = 0.0
+        self.trace = [TraceStep(k, 0, 0.0, 0, 0.0, 0.0) for k in range(settings.num_ar_steps)]
+
+    @property
+    def num_turns(self) -> int:
+        return len(self.batches) * self.settings.num_ar_steps
+
+    def __iter__(self) -> Iterator[ARStep]:
+        for batch in self.batches:
+            yield from self._batch(batch)
+
+    def _plan(self) -> list[list[int]]:
+        """Image indices of each batch: images of one batch must have equally many tokens to draw."""
+        groups: dict[int, list[int]] = {}
+        for i in range(len(self.seeds)):
+            groups.setdefault(-1 if self.mask is None else int(self.mask[i].sum()), []).append(i)
+        for count in groups:
+            check_ar_steps(self.settings.num_ar_steps, self.sampler.model.config.num_tokens if count < 0 else count)
+        size = self.settings.batch_size
+        return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+    def _batch(self, batch: list[int]) -> Iterator[ARStep]:
+        sampler, settings = self.sampler, self.settings
+        labels = None if self.labels is None else torch.tensor([self.labels[i] for i in batch])
+        known, mask = (None if value is None else value[batch] for value in (self.known, self.mask))
+        request = Request(len(batch), settings.num_ar_steps, labels, settings.guidance, known, mask)
+        noise = SeededNoise([self.seeds[i] for i in batch], sampler.device)
+        turns = generate_steps(sampler.model, request, settings.policy, settings.solver, noise)
+        started = time.perf_counter()
+        for step in turns:
+            self.seconds += time.perf_counter() - started
+            self._record(step)
+            yield step
+            started = time.perf_counter()
+            state = step.state
+        latents = sampler.model.finish(state)
+        self.seconds += time.perf_counter() - started
+        if not torch.isfinite(latents).all():
+            raise DisaError("the model drew values that are not finite numbers: are these the right weights?")
+        if not len(self.latents):
+            self.latents = torch.empty(len(self.seeds), *latents.shape[1:])
+        self.latents[batch] = latents.float().cpu()
+
+    def _record(self, step: ARStep) -> None:
+        old, rows = self.trace[step.ar_step], step.problem.num_rows
+        asked = float(step.steps) if isinstance(step.steps, int) else step.steps.double().mean().item()
+        self.trace[step.ar_step] = replace(
+            old,
+            tokens=old.tokens + rows,
+            steps=(old.steps * old.tokens + asked * rows) / (old.tokens + rows),
+            evaluations=old.evaluations + step.evaluations,
+            seconds_backbone=old.seconds_backbone + step.seconds_backbone,
+            seconds_head=old.seconds_head + step.seconds_head,
+        )
+
+    def result(self, output_type: str = "pt") -> Samples:
+        """Decode what was drawn."""
+        if output_type not in OUTPUT_TYPES:
+            raise DisaError(f"unknown output type {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}.")
+        started = time.perf_counter()
+        images = None if output_type == "latent" else self.sampler.decode(self.latents).cpu()
+        decode = time.perf_counter() - started
+        evaluations, tokens = (sum(getattr(s, name) for s in self.trace) for name in ("evaluations", "tokens"))
+        return Samples(
+            images=_convert(images, output_type), latents=self.latents, labels=self.labels, seeds=self.seeds,
+            evaluations=evaluations, evaluations_per_token=evaluations / tokens,
+            seconds=self.seconds + decode,
+            seconds_backbone=sum(s.seconds_backbone for s in self.trace),
+            seconds_head=sum(s.seconds_head for s in self.trace),
+            seconds_decode=decode, trace=self.trace, settings=self._about(),
+        )  # fmt: skip
+
+    def _about(self) -> dict[str, Any]:
+        sampler, settings = self.sampler, self.settings
+        return {
+            "model": sampler.preset.name, "steps": str(settings.policy), "solver": str(settings.solver),
+            "guidance": settings.guidance.scale, "ramp": settings.guidance.ramp,
+            "num_ar_steps": settings.num_ar_steps, "batch_size": settings.batch_size,
+            "device": str(sampler.device), "dtype": sampler.dtype, "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }  # fmt: skip
+
+
+def pair(labels: int | Sequence[int] | None, seeds: int | Sequence[int]) -> tuple[list[int] | None, list[int]]:
+    """Labels and seeds of equal length; a single one of either is repeated."""
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if labels is None:
+        if not seeds:
+            raise DisaError("nothing to draw: give at least one seed.")
+        return None, seeds
+    labels = [labels] if isinstance(labels, int) else list(labels)
+    if not labels or not seeds:
+        raise DisaError("nothing to draw: give at least one label and one seed.")
+    count = max(len(labels), len(seeds))
+    if {len(labels), len(seeds)} - {1, count}:
+        raise DisaError(f"labels and seeds are paired one to one, but there are {len(labels)} and {len(seeds)}.")
+    return labels * (count // len(labels)), seeds * (count // len(seeds))
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """The device that is asked for, if it is there; else CUDA, MPS or the CPU."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DisaError(f"the device {device!r} cannot be used here. Leave it out to take the best one.") from error
+    return torch.device(device)
+
+
+def _per_image(
+    model: MAR, known: Tensor | None, mask: Tensor | None, count: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """Known latents and masks, one per image."""
+    if (known is None) != (mask is None):
+        raise DisaError("known latents and a mask of tokens to draw go together: give both or neither.")
+    if known is None or mask is None:
+        return None, None
+    config = model.config
+    wanted = {"known": (config.latent_channels, *config.latent_size), "mask": config.grid}
+    for (name, shape), value in zip(wanted.items(), (known, mask), strict=True):
+        if len(value) not in (1, count) or tuple(value.shape[1:]) != tuple(shape):
+            raise DisaError(f"{name} must be ({count} or 1, {', '.join(map(str, shape))}), found {tuple(value.shape)}.")
+    return known.expand(count, *known.shape[1:]), mask.bool().expand(count, *mask.shape[1:])
+
+
+def _convert(images: Tensor | None, output_type: str) -> Any:
+    if images is None or output_type == "pt":
+        return images
+    array = images.permute(0, 2, 3, 1).numpy()
+    return array if output_type == "np" else to_pil(array)
+
+
+def to_pil(array: np.ndarray) -> list[Any]:
+    """[N, height, width, channels] in [0, 1] -> PIL images."""
+    from PIL import Image
+
+    pixels = (array * 255).round().astype(np.uint8)
+    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]

@@ -1,0 +1,196 @@
+"""How many denoising steps each AR step gets: the annealing schedules of DiSA (arXiv 2505.20297) and their text form.
+
+A step policy is called with a `DenoisingProblem` and returns one count, or one per row ([R]). A schedule is the policy
+that looks at k and K only, so it also works in a loop of your own: `disa.linear(50, 5).at(k, K)`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from disa.errors import DisaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from disa.problem import DenoisingProblem
+
+
+class StepPolicy(Protocol):
+    """Denoising steps for a problem: one int for all rows, or an int64 tensor [R]."""
+
+    def __call__(self, problem: DenoisingProblem) -> int | Tensor: ...
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A policy that depends on k and K alone. Subclasses define `at`; `str()` gives the text that `parse` reads."""
+
+    def at(self, ar_step: int, num_ar_steps: int) -> int:
+        """Denoising steps of AR step k = 0..K-1."""
+        raise NotImplementedError
+
+    def counts(self, num_ar_steps: int) -> list[int]:
+        """[K] denoising steps of every AR step."""
+        return [self.at(k, num_ar_steps) for k in range(num_ar_steps)]
+
+    def __call__(self, problem: DenoisingProblem) -> int:
+        return self.at(problem.ar_step, problem.num_ar_steps)
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """`num_steps` everywhere."""
+
+    num_steps: int
+
+    def __post_init__(self) -> None:
+        _check_counts([self.num_steps])
+
+    def at(self, ar_step: int, num_ar_steps: int) -> int:
+        return self.num_steps
+
+    def __str__(self) -> str:
+        return f"constant:{self.num_steps}"
+
+
+@dataclass(frozen=True)
+class Annealed(Schedule):
+    """From `early` to `late` steps; early < late is legal and is the reversed schedule.
+
+    A count is late + int(share * (early - late)), in double precision and truncated, as the official code rounds. With
+    one AR step linear and cosine give `early`, two-stage gives `late`, which is what its official formula gives.
+    """
+
+    early: int
+    late: int
+    name = "annealed"
+
+    def __post_init__(self) -> None:
+        _check_counts([self.early, self.late])
+
+    def share(self, ar_step: int, last: int) -> float:
+        """1 at the first AR step, 0 at the last."""
+        raise NotImplementedError
+
+    def at(self, ar_step: int, num_ar_steps: int) -> int:
+        return self.late + int(self.share(ar_step, num_ar_steps - 1) * (self.early - self.late))
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.early}-{self.late}"
+
+
+class Linear(Annealed):
+    """A straight line from early to late: the paper's default."""
+
+    name = "linear"
+
+    def share(self, ar_step: int, last: int) -> float:
+        return (last - ar_step) / last if last else 1.0
+
+
+class Cosine(Annealed):
+    """Half a cosine from early to late."""
+
+    name = "cosine"
+
+    def share(self, ar_step: int, last: int) -> float:
+        return (math.cos(math.pi * ar_step / last) + 1) / 2 if last else 1.0
+
+
+class TwoStage(Annealed):
+    """Early steps in the first half of the AR steps, late steps after."""
+
+    name = "two-stage"
+
+    def share(self, ar_step: int, last: int) -> float:
+        return 1.0 if ar_step < last / 2 else 0.0
+
+
+@dataclass(frozen=True)
+class Table(Schedule):
+    """One count per AR step. With another number of AR steps the table is resampled at equal shares of the run."""
+
+    values: tuple[int, ...]
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise DisaError(f"the table {self.source} holds no counts: expected one per AR step.")
+        _check_counts(list(self.values))
+
+    def at(self, ar_step: int, num_ar_steps: int) -> int:
+        if num_ar_steps == len(self.values):
+            return self.values[ar_step]
+        if ar_step == 0:
+            warnings.warn(f"{self} has {len(self.values)} counts and is resampled to {num_ar_steps}", stacklevel=2)
+        place = ar_step / max(1, num_ar_steps - 1) * (len(self.values) - 1)
+        below = min(int(place), len(self.values) - 1)
+        above = min(below + 1, len(self.values) - 1)
+        return round(self.values[below] + (place - below) * (self.values[above] - self.values[below]))
+
+    def __str__(self) -> str:
+        return f"table:{self.source}" if self.source else f"table of {len(self.values)}"
+
+
+def constant(num_steps: int) -> Constant:
+    """The same number of denoising steps in every AR step."""
+    return Constant(num_steps)
+
+
+def linear(early: int, late: int) -> Linear:
+    """DiSA's default: a straight line from `early` to `late`."""
+    return Linear(early, late)
+
+
+def cosine(early: int, late: int) -> Cosine:
+    """Half a cosine from `early` to `late`."""
+    return Cosine(early, late)
+
+
+def two_stage(early: int, late: int) -> TwoStage:
+    """`early` in the first half of the AR steps, `late` after."""
+    return TwoStage(early, late)
+
+
+def table(path: str | Path) -> Table:
+    """Read counts from JSON: a list, or an object with a list under `counts`."""
+    try:
+        content = json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise DisaError(f"cannot read the table {path}: {error}. Expected JSON with one count per AR step.") from error
+    values = content.get("counts") if isinstance(content, dict) else content
+    if not isinstance(values, list) or not all(type(value) is int for value in values):
+        raise DisaError(f'the table {path} must be a list of whole numbers or {{"counts": [...]}}.')
+    return Table(tuple(values), str(path))
+
+
+_ANNEALED: dict[str, Callable[[int, int], Annealed]] = {"two-stage": TwoStage, "linear": Linear, "cosine": Cosine}
+FORMS = "constant:N, two-stage:50-5, linear:50-5, cosine:50-5 or table:FILE"
+
+
+def parse(text: str) -> Schedule:
+    """The policy that `text` names, such as `linear:50-5`."""
+    name, _, rest = text.partition(":")
+    if name == "table" and rest:
+        return table(rest)
+    try:
+        numbers = [int(number) for number in rest.split("-")]
+        if name == "constant":
+            (num_steps,) = numbers
+            return Constant(num_steps)
+        early, late = numbers
+        return _ANNEALED[name](early, late)
+    except (ValueError, KeyError) as error:
+        raise DisaError(f"unknown step policy {text!r}: expected {FORMS}.") from error
+
+
+def _check_counts(counts: list[int]) -> None:
+    if min(counts) < 1:
+        raise DisaError(f"a row needs at least 1 denoising step, found {min(counts)}.")

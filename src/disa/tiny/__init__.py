@@ -1,0 +1,1 @@
+"""Real small data, the training of the embedded models, and their weights."""

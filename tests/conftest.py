@@ -1,0 +1,15 @@
+"""What several test modules share."""
+
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """The folder of inputs and outputs of the official code; it lies beside the checkout, not in it."""
+    if not (GOLDEN / "schedules.json").is_file():
+        pytest.skip(f"no golden files: expected schedules.json and <case>.safetensors in {GOLDEN}")
+    return GOLDEN

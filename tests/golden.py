@@ -1,0 +1,269 @@
+"""Replay a folder of recorded runs of the official code: `python tests/golden.py DIR`.
+
+Prints a line per case (name, largest relative difference, ok / FAIL / not supported) and exits 1 on any FAIL. A case is
+`<case>.json` (arguments) beside `<case>.safetensors` (weights, inputs, noise, expected values); `schedules.json` holds
+step counts and time grids. The relative difference of a tensor is max|found - expected| / max|expected|.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from disa import steps as policies
+from disa.diffusion import CosineDiffusion, TrainingLoss
+from disa.errors import DisaError
+from disa.generate import generate_steps
+from disa.models.mar import MAR, MARConfig, official_names
+from disa.models.vae import LatentCodec, VAEConfig, build, from_official, split_moments
+from disa.problem import DenoisingProblem, Guidance, Request
+from disa.solvers import make_solver
+
+TOLERANCE = 2e-5
+
+Found = Iterator[tuple[str, Any, Any]]
+"""Name, found value, expected value."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One recorded run."""
+
+    about: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: Path) -> Case:
+        return cls(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
+
+
+class RecordedNoise:
+    """The noise of a recorded run, in place of `SeededNoise`."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+
+    def orders(self, num_tokens: int) -> Tensor:
+        return self.case.tensors["inputs/orders"]
+
+    def initial(self, problem: DenoisingProblem) -> Tensor:
+        return self.case.tensors[f"noise/init/{problem.ar_step:03d}"]
+
+    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        return self.case.tensors[f"noise/steps/{problem.ar_step:03d}"][:num_steps]
+
+
+# -- MAR -----------------------------------------------------------------------------------------------------------
+
+SAMPLERS = {
+    "DiSA": ("ddpm", "clipped-950"),
+    "default": ("ddpm", "full"),
+    "DDIM": ("ddim", "ddim-980"),
+    "DPM_Solver": ("dpm-solver", "dpm-950"),
+    "DPM_Solver++": ("dpm-solver++", "dpm-950"),
+}
+
+
+def load_mar(case: Case) -> MAR:
+    config = MARConfig.from_official(case.about["config"])
+    model = MAR(config)
+    model.load_state_dict(official_names(config).from_official(case.part("weights/")))
+    return model.eval()
+
+
+def mar_policy(config: dict[str, Any]) -> policies.Schedule:
+    early, late = config["diff_upper_steps"], config["diff_lower_steps"]
+    if config["diff_sampler"] == "default":
+        return policies.constant(early)
+    if config["diff_annealing_strategy"] == "constant":
+        return policies.constant(late)
+    return policies.parse(f"{config['diff_annealing_strategy']}:{early}-{late}")
+
+
+def replay_mar(case: Case) -> Found:
+    config, sampling = case.about["config"], case.about["sampling"]
+    model = load_mar(case)
+    name, grid = SAMPLERS[config["diff_sampler"]]
+    temperature = sampling["temperature"] if name == "ddpm" else 1.0
+    solver = make_solver(name, grid, temperature)
+    ignored = name.startswith("dpm")  # the official DPM-Solver takes no guidance
+    request = Request(
+        sampling["bsz"],
+        sampling["num_iter"],
+        case.tensors.get("inputs/labels"),
+        Guidance(1.0 if ignored else sampling["cfg"], sampling["cfg_schedule"]),
+    )
+    step = None
+    for step in generate_steps(model, request, mar_policy(config), solver, RecordedNoise(case)):
+        k, problem, about = step.ar_step, step.problem, case.about["steps"][step.ar_step]
+        assert problem.condition is not None
+        z = case.tensors[f"expected/z/{k:03d}"][: problem.num_rows]
+        yield f"z/{k}", problem.condition, z
+        yield f"sampled/{k}", step.tokens, case.tensors[f"expected/sampled/{k:03d}"]
+        index = torch.stack([problem.image, problem.position], 1)
+        yield f"index/{k}", index, case.tensors[f"expected/pred_index/{k:03d}"]
+        times = problem.process.grid(solver.grid, int(step.steps)).network_times
+        yield f"times/{k}", times, about["timesteps"]
+        halves = 2 if request.guidance.active and request.labels is not None else 1
+        yield f"evaluations/{k}", step.evaluations, halves * problem.num_rows * about["effective_steps"]
+        if not ignored:
+            yield f"guidance/{k}", problem.guidance, about["cfg"]
+    assert step is not None
+    yield "tokens", model.finish(step.state), case.tensors["expected/tokens"]
+
+
+def replay_mar_loss(case: Case) -> Found:
+    model, tensors = load_mar(case), case.tensors
+    length, mask = model.config.num_tokens, tensors["inputs/mask"].bool()
+    # Stable sorts of a boolean put the visible positions first, both parts in raster order.
+    in_order = mask.long().argsort(dim=1, stable=True)
+    masked = case.about["masked_tokens_per_image"]
+    visible, wanted = in_order[:, : length - masked], in_order[:, length - masked :]
+    everything = torch.arange(length).expand(len(mask), -1)
+    dropped = tensors["noise/label_drop"] < case.about["config"]["label_drop_prob"]
+    objective = TrainingLoss(model.process)
+    yield "target", model.patchify(tensors["inputs/imgs"]), tensors["expected/target"]
+    embedding = model.embed(tensors["inputs/labels"], dropped)
+    with torch.no_grad():
+        yield (
+            "z",
+            model.condition(model.patchify(tensors["inputs/imgs"]), embedding, visible, everything),
+            tensors["expected/z"],
+        )
+        terms = model.loss(objective, tensors["inputs/imgs"], embedding, visible, everything,
+                           tensors["noise/t"], tensors["noise/eps"])  # fmt: skip
+    yield "terms/mse", terms.mse, tensors["expected/terms/mse"]
+    yield "terms/vb", terms.variational, tensors["expected/terms/vb"]
+    yield "terms/loss", terms.loss, tensors["expected/terms/loss"]
+
+    copies = len(tensors["noise/t"]) // mask.numel()
+    rows = mask.flatten().repeat(copies)
+    loss = model.loss(objective, tensors["inputs/imgs"], embedding, visible, wanted,
+                      tensors["noise/t"][rows], tensors["noise/eps"][rows]).loss.mean()  # fmt: skip
+    yield "loss", loss.detach(), tensors["expected/loss"]
+    loss.backward()
+    zero = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    for name, gradient in official_names(model.config).to_official(zero).items():
+        expected = case.about["grad_norm"].get(name)
+        yield f"gradient/{name}", gradient.norm(), expected or 0.0
+
+
+# -- autoencoder ---------------------------------------------------------------------------------------------------
+
+
+def replay_vae(case: Case) -> Found:
+    config = VAEConfig.from_official(case.about["config"])
+    network = build(config)
+    network.load_state_dict(from_official(case.part("weights/"), config))
+    codec, expected = LatentCodec(network.eval()), case.part("expected/")
+    with torch.no_grad():
+        moments = codec.moments(case.tensors["inputs/image"])
+        yield "moments", moments, expected["moments"]
+        mean, log_variance = split_moments(moments)
+        yield "mean", mean, expected["mean"]
+        yield "logvar", log_variance, expected["logvar"]
+        sample = codec.encode(case.tensors["inputs/image"], case.tensors["noise/sample"]) / config.scale
+        yield "sample", sample, expected["sample"]
+        yield "decoded", codec.decode(case.tensors["inputs/latent"] * config.scale), expected["decoded"]
+
+
+# -- schedules -----------------------------------------------------------------------------------------------------
+
+
+def replay_schedules(content: dict[str, Any]) -> Found:
+    process = CosineDiffusion()
+    for name, entry in content["strategies"].items():
+        if name.startswith("mar/"):
+            yield name, *_strategy(process, name, entry)
+    base = content["strategies"]["base_alphas_cumprod_1000"]
+    yield "alpha_bar", process.alpha_bar, base if isinstance(base, list) else next(iter(base.values()))
+    for name, entry in content["spaced"].items():
+        kind, count, clip = name.split("/")
+        grid_name = {"clip950": "clipped-950", "clip1001": "full", "clip980": "ddim-980"}[clip]
+        if (kind == "ddim" and grid_name != "ddim-980") or int(count) < 2:
+            continue
+        grid = process.grid(grid_name, int(count))
+        yield f"{name}/timesteps", grid.network_times[::-1].copy(), entry["timesteps"]
+        if "alphas_cumprod" in entry:
+            yield f"{name}/levels", grid.levels[-2::-1].copy(), entry["alphas_cumprod"]
+
+
+def _strategy(process: CosineDiffusion, name: str, entry: dict[str, Any]) -> tuple[Any, Any]:
+    _, num_ar_steps, bounds, strategy = name.split("/")
+    early, late = map(int, bounds.split("to"))
+    policy = policies.constant(late) if strategy == "constant" else policies.parse(f"{strategy}:{early}-{late}")
+    nominal = policy.counts(int(num_ar_steps[1:]))
+    made = [process.grid("clipped-950", count).num_evaluations for count in nominal]
+    return nominal + made, entry["nominal"] + entry["effective"]
+
+
+# -- the report ----------------------------------------------------------------------------------------------------
+
+REPLAYS: dict[tuple[str, str], Callable[[Case], Found]] = {
+    ("MAR", "sampling"): replay_mar,
+    ("MAR", "training loss"): replay_mar_loss,
+    ("AutoencoderKL", "sampling"): replay_vae,
+}
+
+
+def difference(found: Any, expected: Any) -> float:
+    """Largest difference relative to the largest expected magnitude; infinite where shapes differ or on NaN."""
+    a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in (found, expected))
+    if a.size != b.size or (a.ndim and b.ndim and a.shape != b.shape):
+        return float("inf")
+    gap, size = np.abs(a - b).max(initial=0), np.abs(b).max(initial=0)
+    return float("inf") if not np.isfinite(a).all() else 0.0 if gap == 0 else float(gap / max(size, 1e-30))
+
+
+def replay(path: Path) -> Iterator[tuple[str, float]] | None:
+    """Name and relative difference of every tensor of a case, or None where the case is not supported."""
+    if path.name == "schedules.json":
+        found = replay_schedules(json.loads(path.read_text()))
+    else:
+        case = Case.read(path)
+        run = REPLAYS.get((case.about["model"], case.about.get("kind", "sampling")))
+        if run is None:
+            return None
+        found = run(case)
+    return ((name, difference(value, expected)) for name, value, expected in found)
+
+
+def report(path: Path) -> tuple[str, bool]:
+    """The line of one case, and whether it may pass."""
+    try:
+        differences = replay(path)
+        if differences is None:
+            return f"{path.stem:32} {'-':>10}  not supported", True
+        worst, gap = max(differences, key=lambda pair: pair[1])
+    except (DisaError, KeyError, ValueError, RuntimeError) as error:
+        return f"{path.stem:32} {'-':>10}  FAIL ({type(error).__name__}: {error})", False
+    good = gap <= TOLERANCE
+    return f"{path.stem:32} {gap:10.2e}  {'ok' if good else f'FAIL ({worst})'}", good
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1 or not (folder := Path(arguments[0])).is_dir():
+        print("usage: python tests/golden.py DIR (a folder of recorded cases)", file=sys.stderr)
+        return 2
+    results = [report(path) for path in sorted(folder.glob("*.json"))]
+    for line, _ in results:
+        print(line)
+    if not results:
+        print(f"no cases in {folder}", file=sys.stderr)
+    return 0 if results and all(good for _, good in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
