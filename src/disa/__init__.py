@@ -34,7 +34,19 @@ _HOMES = {
     "steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "PRESETS",
+    "DisaError",
+    "Sampler",
+    "Samples",
+    "__version__",
+    "constant",
+    "cosine",
+    "linear",
+    "parse",
+    "table",
+    "two_stage",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -180,13 +180,14 @@ class Multistep:
             euler_at_final=True,
         )
         scheduler.set_timesteps(timesteps=grid.network_times.astype(int).tolist())
+        scheduler.sigmas[-1] = 0 if self.algorithm == "dpmsolver++" else 1e-9  # 0 itself is inf - inf in the other one
         return scheduler
 
 
 @lru_cache(maxsize=1)
 def _diffusers_scheduler() -> Any:
     try:
-        from diffusers import DPMSolverMultistepScheduler  # heavy, and an extra
+        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler  # heavy
     except ImportError as error:
         raise DisaError('this solver needs diffusers: pip install "disa[diffusers]".') from error
     return DPMSolverMultistepScheduler

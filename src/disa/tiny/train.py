@@ -103,7 +103,7 @@ class Trainer:
 
     def step(self) -> float:
         """One iteration; returns the loss."""
-        batch = self._batch(self.seed * 1_000_003 + self.iteration)
+        batch = self.batch(self.seed * 1_000_003 + self.iteration)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
@@ -135,7 +135,8 @@ class Trainer:
         ]
         return sum(losses) / num_batches
 
-    def _batch(self, seed: int) -> Batch:
+    def batch(self, seed: int) -> Batch:
+        """A training batch as a function of the seed."""
         return draw_batch(
             self.config, self.recipe, self.images, self.labels, self.objective.num_timesteps, seed
         )  # fmt: skip
@@ -150,9 +151,9 @@ class Trainer:
     def _update_average(self) -> None:
         # Young averages follow the model, so that its start is forgotten.
         decay = min(self.recipe.ema, (1 + self.iteration) / (10 + self.iteration))
-        averages, parameters = list(self.average.parameters()), list(self.model.parameters())
         with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - decay)
+            for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.lerp_(parameter, 1 - decay)
 
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""

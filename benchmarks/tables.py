@@ -1,0 +1,71 @@
+"""Write the README's tables from the committed result files: `python benchmarks/tables.py` (`--check` only compares).
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; NAME is a result file under benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def table(headers: list[str], rows: list[list[str]]) -> str:
+    lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def spread(value: dict[str, float]) -> str:
+    return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
+
+
+def digits(result: dict[str, Any]) -> str:
+    """The result of `disa compare`."""
+    rows = [
+        [
+            f"`{p['steps']}`",
+            f"{p['evaluations_per_token']:.1f}",
+            f"{p['seconds']:.0f}",
+            f"{p['speedup']:.2f}x",
+            spread(p["quality"]["frechet"]),
+            spread(p["difference"]) if p["difference"] else "",
+            f"{p['quality']['accuracy']['value']:.1%}",
+        ]
+        for p in result["policies"]
+    ]
+    headers = ["steps", "evaluations per token", "seconds", "speed-up", "Fréchet distance", "difference", "labels read"]
+    return table(headers, rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"digits": digits}
+
+
+def filled(text: str) -> str:
+    """The text with every table made anew."""
+    for name, render in TABLES.items():
+        path = RESULTS / f"{name}.json"
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if path.exists() and pattern.search(text):
+            content = render(json.loads(path.read_text()))
+            text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    new = filled(text)
+    if arguments == ["--check"]:
+        return 0 if new == text else 1
+    readme.write_text(new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,168 @@
+"""The one loop, with a model of 20 lines."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from disa.diffusion import CosineDiffusion
+from disa.errors import DisaError
+from disa.generate import generate_steps
+from disa.noise import SeededNoise
+from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, Request
+from disa.solvers import make_solver
+from disa.steps import StepPolicy, constant, linear
+
+PROCESS = CosineDiffusion()
+
+
+@dataclass
+class StubState:
+    request: Request
+    counter: Counter = field(default_factory=Counter)
+    ar_step: int = 0
+    accepted: list[Tensor] = field(default_factory=list)
+
+
+@dataclass
+class StubField(Field):
+    """Predicts no noise at all, twice, as if guided."""
+
+    counter: Counter
+    num_rows: int
+
+    def on(self, network_times: np.ndarray) -> Evaluate:
+        def evaluate(x: Tensor, denoise_step: int) -> Prediction:
+            self.counter.evaluations += 2 * len(x)
+            return Prediction(torch.zeros_like(x), None)
+
+        return evaluate
+
+    def select(self, rows: Tensor) -> Field:
+        return StubField(self.counter, len(rows))
+
+
+class StubModel:
+    """AR step k draws k + 1 tokens of 3 channels in every image. calls: what the loop did, in order."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.grad_enabled: set[bool] = set()
+
+    def begin(self, request: Request, noise: Noise) -> StubState:
+        self.calls.append("begin")
+        return StubState(request)
+
+    def pose(self, state: StubState) -> DenoisingProblem:
+        self.calls.append(f"pose {state.ar_step}")
+        self.grad_enabled.add(torch.is_grad_enabled())
+        count, batch = state.ar_step + 1, state.request.batch_size
+        image = torch.arange(batch).repeat_interleave(count)
+        stub = StubField(state.counter, len(image))
+        position = torch.arange(count).repeat(batch)
+        return DenoisingProblem(stub, PROCESS, (3,), image, position, state.ar_step, state.request.num_ar_steps)
+
+    def accept(self, state: StubState, tokens: Tensor) -> None:
+        self.calls.append(f"accept {state.ar_step}")
+        state.accepted.append(tokens)
+        state.ar_step += 1
+
+    def finish(self, state: StubState) -> Tensor:
+        return torch.cat(state.accepted)
+
+
+def generate(model: StubModel, policy: StepPolicy, num_ar_steps: int = 4, solver: str = "ddim"):
+    request = Request(batch_size=2, num_ar_steps=num_ar_steps)
+    return generate_steps(model, request, policy, make_solver(solver, "uniform"), SeededNoise([1, 2]))
+
+
+def test_the_model_is_called_in_turn_and_every_turn_is_yielded():
+    model, seen = StubModel(), []
+    for step in generate(model, constant(3)):
+        seen.append(step.ar_step)
+        assert model.calls[-1] == f"accept {step.ar_step}"
+    assert seen == [0, 1, 2, 3]
+    turns = [f"{call} {k}" for k in range(4) for call in ("pose", "accept")]
+    assert model.calls == ["begin", *turns]
+
+
+def test_nothing_is_done_before_it_is_asked_for():
+    model = StubModel()
+    steps = generate(model, constant(3))
+    assert model.calls == []
+    next(steps)
+    assert model.calls == ["begin", "pose 0", "accept 0"]
+
+
+def test_a_turn_says_what_was_asked_drawn_and_evaluated():
+    model, policy = StubModel(), linear(9, 2)
+    turns = list(generate(model, policy))
+    state = turns[-1].state
+    for k, step in enumerate(turns):
+        rows = 2 * (k + 1)
+        assert step.steps == policy.at(k, 4) == [9, 6, 4, 2][k]
+        assert step.evaluations == 2 * rows * step.steps
+        assert step.tokens.shape == (rows, 3)
+        assert torch.equal(step.tokens, state.accepted[k])
+        assert (step.problem.ar_step, step.problem.num_ar_steps) == (k, 4)
+        assert step.seconds_backbone >= 0
+        assert step.seconds_head > 0
+    assert sum(step.evaluations for step in turns) == state.counter.evaluations
+    assert len(model.finish(state)) == 2 * (1 + 2 + 3 + 4)
+
+
+def test_the_tokens_are_what_the_solver_makes_of_the_noise():
+    """With no predicted noise DDIM only rescales, so a token is its initial noise over sqrt(abar)."""
+    for step in generate(StubModel(), constant(5)):
+        expected = SeededNoise([1, 2]).initial(step.problem) / PROCESS.alpha_bar[950] ** 0.5
+        torch.testing.assert_close(step.tokens, expected)
+
+
+def test_an_adaptive_policy_gives_each_row_its_count():
+    seen = []
+
+    def more_for_the_second_image(problem: DenoisingProblem) -> Tensor:
+        seen.append(problem.ar_step)
+        return torch.where(problem.image == 1, 7, 2)
+
+    turns = list(generate(StubModel(), more_for_the_second_image))
+    assert seen == [0, 1, 2, 3]
+    for k, step in enumerate(turns):
+        assert isinstance(step.steps, Tensor)
+        assert step.steps.tolist() == [2] * (k + 1) + [7] * (k + 1)
+        assert step.evaluations == 2 * (k + 1) * (2 + 7)
+
+
+def test_evaluations_of_a_probing_policy_count():
+    def probe(problem: DenoisingProblem) -> int:
+        problem.field.on(np.array([500.0]))(torch.zeros(problem.num_rows, 3), 0)
+        return 4
+
+    for k, step in enumerate(generate(StubModel(), probe)):
+        assert step.evaluations == 2 * 2 * (k + 1) * (4 + 1)
+
+
+def test_two_generations_on_one_model_do_not_mix():
+    alone = [step.tokens for step in generate(StubModel(), constant(4))]
+    model = StubModel()
+    pairs = list(zip(generate(model, constant(4)), generate(model, linear(9, 2)), strict=True))
+    assert all(torch.equal(first.tokens, tokens) for (first, _), tokens in zip(pairs, alone, strict=True))
+    assert [second.evaluations for _, second in pairs] == [2 * 2 * (k + 1) * n for k, n in enumerate([9, 6, 4, 2])]
+
+
+def test_gradients_are_off_inside_and_untouched_outside():
+    model = StubModel()
+    for _ in generate(model, constant(2)):
+        assert torch.is_grad_enabled()
+    assert model.grad_enabled == {False}
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("counts", [0, torch.tensor([2]), torch.tensor([2, 0])])
+def test_a_policy_that_gives_no_steps_or_too_few_counts_is_refused(counts: int | Tensor):
+    model = StubModel()
+    with pytest.raises(DisaError):
+        next(generate(model, lambda problem: counts))
+    assert model.calls == ["begin", "pose 0"]

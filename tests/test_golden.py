@@ -1,0 +1,133 @@
+"""The official numbers: every recorded case through the public code, and the checker notices damage."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import GOLDEN
+from golden import main, report
+from safetensors.torch import load_file, save_file
+
+CASES = sorted(path.stem for path in GOLDEN.glob("*.json")) or ["(none)"]
+REQUIRED = ("mar_", "vae_", "schedules")
+SMALL = "mar_patch2"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_case(golden: Path, case: str):
+    line, good = report(golden / f"{case}.json")
+    assert good, line
+    if case.startswith(REQUIRED):
+        assert line.endswith("  ok"), line
+
+
+def test_no_case_is_missing(golden: Path):
+    assert sum(case.startswith("mar_") for case in CASES) >= 12
+    assert sum(case.startswith("vae_") for case in CASES) >= 2
+    assert "schedules" in CASES
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def copy(golden: Path, folder: Path, case: str) -> Path:
+    for path in golden.glob(f"{case}.*"):
+        shutil.copyfile(path, folder / path.name)
+    return folder / f"{case}.safetensors"
+
+
+def test_an_undamaged_copy_passes(golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    copy(golden, tmp_path, SMALL)
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [
+        (SMALL, "expected/z/000"),
+        (SMALL, "expected/sampled/001"),
+        (SMALL, "expected/tokens"),
+        (SMALL, "weights/diffloss.net.res_blocks.0.mlp.0.weight"),
+        ("mar_loss", "expected/loss"),
+        ("vae_kl16", "expected/decoded"),
+    ],
+)
+def test_a_change_of_a_thousandth_fails(golden: Path, tmp_path: Path, case: str, name: str):
+    path = copy(golden, tmp_path, case)
+    tensors = load_file(path)
+    flat = tensors[name].view(-1)
+    flat[flat.abs().argmax()] *= 1.001
+    save_file(tensors, path)
+    line, good = report(path.with_suffix(".json"))
+    assert not good
+    assert "FAIL" in line
+    assert main([str(tmp_path)]) == 1
+
+
+def test_one_failure_among_good_cases_fails_the_folder(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    copy(golden, tmp_path, SMALL)
+    path = copy(golden, tmp_path, "mar_loss")
+    about = json.loads(path.with_suffix(".json").read_text())
+    name = max(about["grad_norm"], key=lambda name: about["grad_norm"][name] or 0)
+    about["grad_norm"][name] *= 1.001
+    path.with_suffix(".json").write_text(json.dumps(about))
+    assert main([str(tmp_path)]) == 1
+    failed, passed = capsys.readouterr().out.splitlines()
+    assert f"FAIL (gradient/{name})" in failed
+    assert passed.endswith("ok")
+
+
+@pytest.mark.parametrize("key", ["mar/K16/50to5/linear", "mar/K16/50to5/two-stage"])
+def test_a_wrong_step_count_fails(golden: Path, tmp_path: Path, key: str):
+    content = json.loads((golden / "schedules.json").read_text())
+    content["strategies"][key]["nominal"][3] += 1
+    (tmp_path / "schedules.json").write_text(json.dumps(content))
+    line, good = report(tmp_path / "schedules.json")
+    assert not good
+    assert f"FAIL ({key})" in line
+
+
+def test_a_missing_tensor_fails(golden: Path, tmp_path: Path):
+    path = copy(golden, tmp_path, SMALL)
+    tensors = load_file(path)
+    del tensors["weights/mask_token"]
+    save_file(tensors, path)
+    line, good = report(path.with_suffix(".json"))
+    assert not good
+    assert "mask_token" in line
+
+
+def test_an_unknown_model_is_not_supported_and_does_not_fail(golden: Path, tmp_path: Path):
+    path = copy(golden, tmp_path, SMALL)
+    about = json.loads(path.with_suffix(".json").read_text()) | {"model": "another"}
+    path.with_suffix(".json").write_text(json.dumps(about))
+    line, good = report(path.with_suffix(".json"))
+    assert good
+    assert "not supported" in line
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    script = Path(__file__).with_name("golden.py")
+    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_an_empty_folder_is_a_failure(tmp_path: Path):
+    result = run(str(tmp_path))
+    assert result.returncode == 1
+    assert "no cases" in result.stderr
+
+
+def test_what_is_no_folder_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "file").touch()
+    for arguments in ([], [str(tmp_path / "absent")], [str(tmp_path / "file")], [str(tmp_path), str(tmp_path)]):
+        assert main(arguments) == 2
+        assert "usage" in capsys.readouterr().err

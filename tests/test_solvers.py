@@ -1,0 +1,468 @@
+"""Solvers against closed forms: data that are Gaussian have an exact network, an exact ODE and an exact chain.
+
+For data ~ N(m, s^2) the state at level abar is N(sqrt(abar) m, v) with v = abar s^2 + 1 - abar, the noise to predict is
+sqrt(1 - abar) (x - sqrt(abar) m) / v, and the probability-flow ODE keeps (x - sqrt(abar) m) / sqrt(v) constant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from disa import solvers
+from disa.diffusion import CosineDiffusion
+from disa.errors import DisaError
+from disa.models import heads
+from disa.models.heads import DiffusionHead, HeadField
+from disa.noise import SeededNoise
+from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
+from disa.solvers import SOLVERS, Multistep, Solver, make_solver, solve
+
+# Of diffusers, about its own code.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*algorithm_types dpmsolver.*:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+MEAN = torch.tensor([0.5, -1.0, 0.2, 2.0], dtype=torch.float64)
+DEVIATION = torch.tensor([0.3, 1.0, 0.7, 1.7], dtype=torch.float64)
+SHAPE = tuple(MEAN.shape)
+PROCESS = CosineDiffusion()
+MULTISTEP = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2", "dpm-solver++-3")
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def spread(abar: float) -> Tensor:
+    """Standard deviation of the state at a level."""
+    return (abar * DEVIATION**2 + 1 - abar).sqrt()
+
+
+def state_at(abar: float, unit: Tensor) -> Tensor:
+    """Where the exact ODE takes the point that stands at `unit` standard deviations."""
+    return math.sqrt(abar) * MEAN + spread(abar) * unit
+
+
+def exact_noise(x: Tensor, abar: float) -> Tensor:
+    return math.sqrt(1 - abar) * (x - math.sqrt(abar) * MEAN) / spread(abar) ** 2
+
+
+def levels_at(process: CosineDiffusion, network_times: np.ndarray) -> np.ndarray:
+    """abar at what the network is fed: whole timesteps, or the continuous time of the dpm-950 grid."""
+    if (network_times % 1 == 0).all():
+        return process.alpha_bar[network_times.astype(int)]
+    knots = 0.95 * np.arange(1, 952) / 951
+    return np.exp(np.interp(network_times / 1000, knots, np.log(process.alpha_bar[:951])))
+
+
+@dataclass
+class GaussianField(Field):
+    """The exact network. variance: its variance output, if it has one. states: what it was called with."""
+
+    process: CosineDiffusion = PROCESS
+    variance: float | None = None
+    counter: Counter = field(default_factory=Counter)
+    states: list[Tensor] = field(default_factory=list)
+
+    def on(self, network_times: np.ndarray) -> Evaluate:
+        levels = levels_at(self.process, network_times)
+
+        def evaluate(x: Tensor, denoise_step: int) -> Prediction:
+            self.counter.evaluations += len(x)
+            self.states.append(x.clone())
+            value = exact_noise(x.double(), float(levels[denoise_step])).to(x.dtype)
+            return Prediction(value, None if self.variance is None else torch.full_like(x, self.variance))
+
+        return evaluate
+
+    def select(self, rows: Tensor) -> GaussianField:
+        return self
+
+
+def problem_of(field: Field, num_rows: int, ar_step: int = 0) -> DenoisingProblem:
+    rows = torch.arange(num_rows)
+    return DenoisingProblem(field, PROCESS, SHAPE, torch.zeros_like(rows), rows, ar_step, ar_step + 1)
+
+
+def run(
+    solver: Solver, grid: TimeGrid, unit: Tensor, noise: Tensor | None = None, field: GaussianField | None = None
+) -> Tensor:
+    """The end of the solver's path from `unit` standard deviations off the mean."""
+    field = field or GaussianField()
+    problem = replace(problem_of(field, len(unit)), process=field.process)
+    noise = torch.empty(0) if noise is None else noise
+    return solver.run(field.on(grid.network_times), problem, grid, state_at(float(grid.levels[0]), unit), noise)
+
+
+def root_mean_square(x: Tensor) -> float:
+    return x.square().mean().sqrt().item()
+
+
+def orders(errors: list[float]) -> np.ndarray:
+    """Measured order of convergence where the number of steps doubles from one error to the next."""
+    return np.log2(np.array(errors[:-1]) / np.array(errors[1:]))
+
+
+# --- deterministic solvers: order of convergence ----------------------------------------------------------------------
+
+UNIT = normal(64, 4)
+
+
+def errors_at_the_end(solver: Solver, counts: list[int], process: CosineDiffusion = PROCESS) -> list[float]:
+    errors = []
+    for num_steps in counts:
+        grid = process.grid(solver.grid, num_steps)
+        end = run(solver, grid, UNIT, field=GaussianField(process))
+        errors.append(root_mean_square(end - state_at(float(grid.levels[-1]), UNIT)))
+    return errors
+
+
+@pytest.mark.parametrize("grid", ["uniform", "logsnr"])
+def test_ddim_is_of_order_1(grid: str):
+    errors = errors_at_the_end(make_solver("ddim", grid), [10, 20, 40, 80, 160], CosineDiffusion(20_000))
+    np.testing.assert_allclose(orders(errors), 1, atol=0.06)
+
+
+@pytest.mark.parametrize("name", ["dpm-solver", "dpm-solver++", "ddim"])
+def test_the_official_dpm_solvers_are_of_order_1_on_their_own_grid(name: str):
+    errors = errors_at_the_end(make_solver(name, "dpm-950"), [10, 20, 40, 80, 160])
+    np.testing.assert_allclose(orders(errors), 1, atol=0.06)
+
+
+def test_ddim_goes_to_the_ode():
+    errors = errors_at_the_end(make_solver("ddim", "uniform"), [50, 400, 3000, 19_000], CosineDiffusion(20_000))
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-4
+
+
+@pytest.mark.parametrize("name", ["dpm-solver-2", "dpm-solver++-2"])
+def test_multistep_solvers_of_order_2(name: str):
+    errors = errors_at_the_end(make_solver(name, "logsnr"), [20, 40, 80, 160])
+    np.testing.assert_allclose(orders(errors), 2, atol=0.15)
+
+
+def smooth_start(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """Equal steps in log SNR between the shares 0.95 and 0.2 of the time, after small ones that grow to their size.
+
+    A multistep solver begins with a step of order 1, whose error h^2 would hide order 3.
+    """
+    log_snr = np.log(process.alpha_bar / (1 - process.alpha_bar))
+    first, last = log_snr[int(0.95 * process.num_timesteps)], log_snr[int(0.2 * process.num_timesteps)]
+    places, step = [0.0], num_steps**-1.5
+    while step < 1 / num_steps:
+        places.append(places[-1] + step)
+        step *= 1.5
+    places += np.linspace(places[-1], 1, num_steps + 1)[1:].tolist()
+    wanted = first + np.array(places) * (last - first)
+    times = np.interp(wanted, log_snr[::-1], np.arange(process.num_timesteps)[::-1]).round()
+    return TimeGrid(times, np.append(process.alpha_bar[times.astype(int)], 1.0))
+
+
+def errors_at_the_last_evaluation(solver: Solver, counts: list[int]) -> list[float]:
+    """Of the state that the last evaluation sees: before the last step, which falls to order 1."""
+    process, errors = CosineDiffusion(20_000), []
+    for num_steps in counts:
+        grid, field = smooth_start(process, num_steps), GaussianField(process)
+        run(solver, grid, UNIT, field=field)
+        errors.append(root_mean_square(field.states[-1] - state_at(float(grid.levels[-2]), UNIT)))
+    return errors
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver", "dpmsolver++"])
+def test_order_3_is_more_accurate_than_order_2_and_converges_as_fast(algorithm: str):
+    """diffusers' update of order 3 halves the second derivative (as the reference code does), so its measured order is
+    2, with a smaller constant; with the factor restored the same measurement gives 2.8 to 3.1."""
+    second, third = (
+        errors_at_the_last_evaluation(Multistep(algorithm, order), [20, 40, 80, 160]) for order in (2, 3)
+    )
+    np.testing.assert_allclose(orders(second), 2, atol=0.2)
+    assert orders(third).min() > 1.8
+    assert all(b < 0.65 * a for a, b in zip(second, third, strict=True))
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("grid", ["uniform", "logsnr"])
+def test_multistep_solvers_beat_order_1_at_equal_evaluations(name: str, grid: str):
+    (multistep,), (first,) = (errors_at_the_end(make_solver(solver, grid), [50]) for solver in (name, "ddim"))
+    assert multistep < 0.4 * first
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 14, 15, 16, 200])
+def test_multistep_solvers_are_finite_at_every_count(name: str, num_steps: int):
+    solver = make_solver(name)
+    end = run(solver, PROCESS.grid(solver.grid, num_steps), UNIT)
+    assert end.isfinite().all()
+    assert root_mean_square(end - state_at(1.0, UNIT)) < 4 / num_steps
+
+
+@pytest.mark.parametrize("name", [name for name in SOLVERS if not make_solver(name).stochastic])
+def test_one_step_jumps_to_the_expected_clean_value(name: str):
+    grid = PROCESS.grid("uniform", 1)
+    abar = float(grid.levels[0])
+    end = run(make_solver(name, "uniform"), grid, UNIT)
+    expected = MEAN + math.sqrt(abar) * DEVIATION**2 / spread(abar) * UNIT
+    # diffusers computes in float32, and the start is scaled up 13 times.
+    torch.testing.assert_close(end, expected, rtol=0, atol=1e-4 if name in MULTISTEP else 1e-10)
+
+
+# --- stochastic solvers: mean and covariance --------------------------------------------------------------------------
+
+
+def textbook_chain(grid: TimeGrid, variance: float, temperature: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the ancestral chain's end, step by step (Ho et al. 2020, eq. 11; Nichol and Dhariwal, 15).
+
+    The network is linear in x, so every state of the chain is Gaussian.
+    """
+    levels = grid.levels.tolist()
+    mean, square = math.sqrt(levels[0]) * MEAN, spread(levels[0]) ** 2
+    for now, then in zip(levels[:-1], levels[1:], strict=True):
+        alpha = now / then
+        beta, centre = 1 - alpha, math.sqrt(now) * MEAN
+        slope = 1 - beta / spread(now) ** 2
+        mean = (mean - beta * (mean - centre) / spread(now) ** 2) / math.sqrt(alpha)
+        square = (slope / math.sqrt(alpha)) ** 2 * square
+        if then < 1:
+            share, lower = (variance + 1) / 2, beta * (1 - then) / (1 - now)
+            square = square + temperature**2 * beta**share * lower ** (1 - share)
+    return mean, square
+
+
+def check_moments(samples: Tensor, mean: Tensor, square: Tensor) -> None:
+    """Mean, variance and correlation within 4.5 standard errors."""
+    n = len(samples)
+    assert ((samples.mean(0) - mean).abs() < 4.5 * (square / n).sqrt()).all()
+    assert ((samples.var(0) / square - 1).abs() < 4.5 * math.sqrt(2 / n)).all()
+    correlation = torch.corrcoef(samples.T) - torch.eye(samples.shape[1])
+    assert correlation.abs().max() < 4.5 / math.sqrt(n)
+
+
+@pytest.mark.parametrize("num_steps", [2, 4, 15])
+@pytest.mark.parametrize(("variance", "temperature"), [(-1.0, 1.0), (1.0, 1.0), (0.3, 1.0), (-1.0, 0.6), (0.3, 1.5)])
+def test_ddpm_makes_the_gaussian_of_the_textbook_chain(num_steps: int, variance: float, temperature: float):
+    rows, grid = 20_000, PROCESS.grid("uniform", num_steps)
+    solver, noise = make_solver("ddpm", "uniform", temperature), normal(num_steps, rows, 4, seed=2)
+    samples = run(solver, grid, normal(rows, 4, seed=1), noise, GaussianField(variance=variance))
+    check_moments(samples, *textbook_chain(grid, variance, temperature))
+
+
+@pytest.mark.parametrize(("name", "eta"), [("ddpm", None), ("ddim", 1.0), ("ddim", 0.5)])
+def test_with_many_steps_the_samples_are_the_data(name: str, eta: float | None):
+    rows, grid = 5000, PROCESS.grid("uniform", 951)
+    noise = normal(grid.num_evaluations, rows, 4, seed=4)
+    samples = run(make_solver(name, "uniform", eta=eta), grid, normal(rows, 4, seed=3), noise, GaussianField())
+    check_moments(samples, MEAN, DEVIATION**2)
+
+
+def test_ddim_with_eta_1_is_ddpm_at_the_lower_variance():
+    grid, noise = PROCESS.grid("uniform", 12), normal(12, 64, 4, seed=5)
+    ddim = run(make_solver("ddim", eta=1.0), grid, UNIT, noise)
+    for variance in (None, -1.0):
+        ddpm = run(make_solver("ddpm"), grid, UNIT, noise, GaussianField(variance=variance))
+        torch.testing.assert_close(ddpm, ddim, rtol=1e-9, atol=1e-9)
+    assert (ddim - run(make_solver("ddim"), grid, UNIT)).abs().max() > 0.1
+
+
+def test_temperature_0_is_deterministic_and_temperature_scales_the_added_noise():
+    grid, noise = PROCESS.grid("uniform", 12), normal(12, 64, 4, seed=6)
+    quiet = run(make_solver("ddpm", temperature=0.0), grid, UNIT, noise)
+    assert torch.equal(quiet, run(make_solver("ddpm", temperature=0.0), grid, UNIT, -3 * noise))
+    warm = run(make_solver("ddpm", temperature=0.5), grid, UNIT, noise)
+    torch.testing.assert_close(warm, run(make_solver("ddpm"), grid, UNIT, 0.5 * noise))
+    assert (warm - quiet).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("eta", [None, 1.0])
+def test_no_noise_is_added_at_the_last_step(eta: float | None):
+    solver = make_solver("ddim", eta=eta) if eta else make_solver("ddpm")
+    grid, noise = PROCESS.grid("uniform", 6), normal(6, 64, 4, seed=7)
+    changed = noise.clone()
+    changed[-1] += 1
+    assert torch.equal(run(solver, grid, UNIT, noise), run(solver, grid, UNIT, changed))
+    changed[-2] += 1
+    assert not torch.equal(run(solver, grid, UNIT, noise), run(solver, grid, UNIT, changed))
+
+
+# --- solve ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("num_steps", [1, 2, 5, 50])
+def test_every_solver_evaluates_each_row_once_per_time_of_its_grid(name: str, num_steps: int):
+    field, solver = GaussianField(), make_solver(name)
+    tokens = solve(problem_of(field, 7), solver, num_steps, SeededNoise([3]))
+    assert field.counter.evaluations == 7 * PROCESS.grid(solver.grid, num_steps).num_evaluations
+    assert tokens.shape == (7, 4)
+    assert tokens.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim"])
+def test_the_official_clip_makes_fewer_evaluations_than_asked(name: str):
+    field = GaussianField()
+    solve(problem_of(field, 3), make_solver(name, "clipped-950"), 50, SeededNoise([3]))
+    assert field.counter.evaluations == 3 * 48
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_rows_with_their_own_counts_equal_rows_solved_alone(name: str):
+    counts, solver, noise = torch.tensor([5, 2, 9, 2, 5, 1, 1]), make_solver(name), SeededNoise([11])
+    field = GaussianField()
+    problem = problem_of(field, len(counts), ar_step=2)
+    together = solve(problem, solver, counts, noise)
+    assert field.counter.evaluations == sum(PROCESS.grid(solver.grid, n).num_evaluations for n in counts.tolist())
+    for row, count in enumerate(counts.tolist()):
+        alone = solve(problem.select(torch.tensor([row])), solver, count, noise)
+        assert torch.equal(together[row], alone[0])
+    assert not torch.equal(together[0], solve(problem, solver, 9, noise)[0])
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_count_for_all_rows_and_one_for_each_row_are_the_same(name: str):
+    problem, noise = problem_of(GaussianField(), 6), SeededNoise([5])
+    each = solve(problem, make_solver(name), torch.full((6,), 4), noise)
+    assert torch.equal(each, solve(problem, make_solver(name), 4, noise))
+
+
+def test_solving_leaves_the_noise_as_it_was():
+    problem, kept = problem_of(GaussianField(), 3), normal(3, 4, dtype=torch.float32)
+
+    class Kept(SeededNoise):
+        def initial(self, problem: DenoisingProblem) -> Tensor:
+            return kept
+
+    before = kept.clone()
+    for name in SOLVERS:
+        solve(problem, make_solver(name), 3, Kept([0]))
+        assert torch.equal(kept, before), name
+
+
+def test_counts_that_do_not_fit_the_rows_are_refused():
+    with pytest.raises(DisaError, match="2 counts for 3 rows"):
+        solve(problem_of(GaussianField(), 3), make_solver("ddpm"), torch.tensor([4, 4]), SeededNoise([0]))
+
+
+@pytest.mark.parametrize("steps", [0, -2, torch.tensor([3, 0])])
+def test_rows_without_steps_are_refused(steps: int | Tensor):
+    with pytest.raises(DisaError, match="at least 1"):
+        solve(problem_of(GaussianField(), 2), make_solver("ddpm"), steps, SeededNoise([0]))
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A process of another kind."""
+
+    predicts = "velocity"
+
+    def grid(self, name: str, num_steps: int) -> TimeGrid:
+        raise AssertionError("no work may be done before the mismatch is found")
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_refuses_a_process_that_predicts_something_else(name: str):
+    field = GaussianField()
+    problem = replace(problem_of(field, 2), process=Flow())
+    solver = make_solver(name)
+    with pytest.raises(DisaError, match=r"predicts noise.*predicts velocity"):
+        solvers.check(problem, solver)
+    with pytest.raises(DisaError, match=r"predicts noise.*predicts velocity"):
+        solve(problem, solver, 4, SeededNoise([0]))
+    assert field.counter.evaluations == 0
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_refuses_a_grid_of_fractional_times(name: str):
+    field = GaussianField()
+    with pytest.raises(DisaError, match="whole timesteps"):
+        solve(problem_of(field, 2), make_solver(name, "dpm-950"), 7, SeededNoise([0]))
+    assert field.counter.evaluations == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "euler"}, "unknown solver 'euler'"),
+        ({"name": ""}, "unknown solver ''"),
+        ({"name": "ddpm", "temperature": -0.1}, "temperature must be 0 or more"),
+        ({"name": "ddpm", "temperature": math.nan}, "temperature must be 0 or more"),
+        ({"name": "ddim", "temperature": 0.9}, "ddim adds none"),
+        ({"name": "dpm-solver++-2", "temperature": 0.9}, "adds none"),
+        ({"name": "ddpm", "eta": 0.5}, "eta belongs to ddim"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(DisaError, match=message):
+        make_solver(**arguments)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_solver_goes_along_the_grid_that_is_named(name: str):
+    assert make_solver(name, "logsnr").grid == "logsnr"
+    assert make_solver(name, "logsnr") != make_solver(name)
+
+
+# --- guidance ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def head() -> DiffusionHead:
+    """A tiny head with random weights whose noise prediction is small enough to keep paths bounded."""
+    head = DiffusionHead(channels=4, condition_width=6, width=16, depth=2).requires_grad_(False)
+    for seed, parameter in enumerate(head.parameters()):
+        parameter.copy_(0.3 * normal(*parameter.shape, seed=seed, dtype=torch.float32))
+    return head
+
+
+CONDITION, OTHER = normal(5, 6, seed=1, dtype=torch.float32), normal(5, 6, seed=2, dtype=torch.float32)
+
+
+def draw(
+    head: DiffusionHead, solver: Solver, condition: Tensor, unconditional: Tensor | None = None, scale: float = 1.0
+) -> Tensor:
+    counter = Counter()
+    field = HeadField.of(head, condition, unconditional, scale, counter)
+    tokens = solve(problem_of(field, len(condition)), solver, 6, SeededNoise([1]))
+    halves = 1 if unconditional is None else 2
+    assert counter.evaluations == halves * len(condition) * PROCESS.grid(solver.grid, 6).num_evaluations
+    return tokens
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_guidance_works_with_every_solver(head: DiffusionHead, name: str):
+    solver = make_solver(name)
+    plain, other = draw(head, solver, CONDITION), draw(head, solver, OTHER)
+    close = {"rtol": 0, "atol": 1e-5 * float(plain.abs().max())}
+    # Scale 1 is the condition alone, and so is any scale between two equal conditions.
+    torch.testing.assert_close(draw(head, solver, CONDITION, OTHER, 1.0), plain, **close)
+    torch.testing.assert_close(draw(head, solver, CONDITION, CONDITION, 3.0), plain, **close)
+    # Scale 0 is the other condition's noise, but the variance is never the other's.
+    zero = draw(head, solver, CONDITION, OTHER, 0.0)
+    assert torch.allclose(zero, other, **close) == (not solver.stochastic)
+    assert (draw(head, solver, CONDITION, OTHER, 3.0) - plain).abs().max() > 0.05 * plain.abs().max()
+
+
+def test_the_guided_field_is_the_formula(head: DiffusionHead):
+    times, x = np.array([950.0, 20.5, 0.0]), normal(5, 4, dtype=torch.float32)
+    evaluate = HeadField.of(head, CONDITION, OTHER, 2.5, Counter()).on(times)
+    for i, time in enumerate(times):
+        t = torch.full((5,), float(time))
+        yes, no = head(x, t, CONDITION), head(x, t, OTHER)
+        found = evaluate(x, i)
+        torch.testing.assert_close(found.value, no.value + 2.5 * (yes.value - no.value), rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.variance, yes.variance, rtol=0, atol=1e-5)
+        assert (yes.value - no.value).abs().max() > 0.05
+
+
+def test_looking_ahead_changes_no_bit(head: DiffusionHead, monkeypatch: pytest.MonkeyPatch):
+    """Modulations of many denoising steps are computed at once; how many may depend on the number of rows."""
+    solver = make_solver("ddpm")
+    far = draw(head, solver, CONDITION, OTHER, 2.0)
+    monkeypatch.setattr(heads, "LOOKAHEAD_VALUES", 1)
+    assert torch.equal(draw(head, solver, CONDITION, OTHER, 2.0), far)

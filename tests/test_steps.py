@@ -1,0 +1,195 @@
+"""Step policies: the official rounding to the digit, their text form, and tables."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from disa import steps
+from disa.errors import DisaError
+from disa.problem import DenoisingProblem
+
+ANNEALED = {"linear": steps.linear, "cosine": steps.cosine, "two-stage": steps.two_stage}
+
+# Worked out by hand: late + trunc(share * (early - late)).
+BY_HAND = [
+    ("linear:10-2", [10, 8, 6, 4, 2]),
+    ("linear:12-3", [12, 10, 9, 8, 6, 5, 4, 3]),
+    ("linear:50-5", [50, 27, 5]),
+    ("cosine:10-2", [10, 8, 6, 3, 2]),
+    ("cosine:50-5", [50, 27, 5]),
+    ("two-stage:10-2", [10, 10, 10, 2, 2, 2, 2]),
+    ("two-stage:10-2", [10, 10, 10, 2, 2, 2]),
+    ("two-stage:10-2", [10, 2]),
+    ("constant:7", [7, 7, 7]),
+    # Rising: trunc goes towards zero, so 50 - 22.5 is 28 and not 27.
+    ("linear:5-50", [5, 28, 50]),
+    ("cosine:5-50", [5, 28, 50]),
+    ("two-stage:5-50", [5, 5, 50, 50]),
+]
+
+
+@pytest.mark.parametrize(("text", "counts"), BY_HAND)
+def test_counts_worked_out_by_hand(text: str, counts: list[int]):
+    assert steps.parse(text).counts(len(counts)) == counts
+
+
+def test_the_share_is_divided_before_it_is_multiplied():
+    # 1 / 49 * 49 is just below 1 in double precision, so the official code gives 1 step here and not 2.
+    assert steps.linear(50, 1).at(48, 50) == 1
+
+
+def test_every_official_schedule_to_the_digit(golden: Path):
+    recorded = json.loads((golden / "schedules.json").read_text())["strategies"]
+    checked = 0
+    for name, entry in recorded.items():
+        if not name.startswith("mar/"):
+            continue
+        _, num_ar_steps, bounds, strategy = name.split("/")
+        early, late = map(int, bounds.split("to"))
+        policy = steps.constant(late) if strategy == "constant" else ANNEALED[strategy](early, late)
+        assert policy.counts(int(num_ar_steps[1:])) == entry["nominal"], name
+        checked += 1
+    assert checked >= 20
+
+
+@pytest.mark.parametrize("name", ANNEALED)
+@pytest.mark.parametrize(("early", "late"), [(50, 5), (100, 1), (7, 7), (5, 50)])
+def test_a_schedule_runs_from_early_to_late_without_turning_back(name: str, early: int, late: int):
+    for num_ar_steps in (2, 3, 5, 16, 64, 256):
+        counts = ANNEALED[name](early, late).counts(num_ar_steps)
+        assert (counts[0], counts[-1], len(counts)) == (early, late, num_ar_steps)
+        assert counts == sorted(counts, reverse=early > late)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"), [("linear:50-5", 50), ("cosine:50-5", 50), ("two-stage:50-5", 5), ("constant:9", 9)]
+)
+def test_one_ar_step(text: str, count: int):
+    assert steps.parse(text).counts(1) == [count]
+
+
+def test_linear_and_cosine_differ_between_their_ends():
+    linear, cosine = steps.linear(50, 5).counts(64), steps.cosine(50, 5).counts(64)
+    assert all(a <= b for a, b in zip(linear[:32], cosine[:32], strict=True))
+    assert all(a >= b for a, b in zip(linear[32:], cosine[32:], strict=True))
+    assert sum(a != b for a, b in zip(linear, cosine, strict=True)) > 40
+
+
+@pytest.mark.parametrize("policy", [steps.constant(4), steps.linear(9, 3), steps.cosine(9, 3), steps.two_stage(9, 3)])
+def test_as_a_policy_it_looks_only_at_the_ar_step(policy: steps.Schedule):
+    rows = torch.zeros(2, dtype=torch.long)
+    for k in range(5):
+        problem = DenoisingProblem(cast(Any, None), cast(Any, None), (1,), rows, rows, ar_step=k, num_ar_steps=5)
+        assert policy(problem) == policy.at(k, 5)
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["constant:20", "two-stage:50-5", "linear:50-5", "cosine:25-5", "linear:5-50"])
+def test_the_text_of_a_policy_names_it(text: str):
+    assert str(steps.parse(text)) == text
+    assert steps.parse(str(steps.parse(text))) == steps.parse(text)
+
+
+def test_policies_of_different_kinds_are_not_equal():
+    assert len({steps.linear(9, 3), steps.cosine(9, 3), steps.two_stage(9, 3), steps.linear(3, 9)}) == 4
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", ":", "linear", "linear:", "linear:50", "linear:50-", "linear:-5", "linear:50-5-1", "linear:5.5-1",
+        "Linear:50-5", "foo:1", "foo:5-1", "annealed:5-1", "50-5", "constant", "constant:",
+        "constant:-3", "constant:x", "constant:5-1", "table", "table:", "table:/no/such/file.json",
+        f"constant:{'9' * 5000}",
+    ],
+)  # fmt: skip
+def test_malformed_text_is_one_clear_error(text: str):
+    with pytest.raises(DisaError) as caught:
+        steps.parse(text)
+    assert "expected" in str(caught.value).lower()
+
+
+@pytest.mark.parametrize("text", ["constant:0", "linear:0-5", "cosine:5-0", "two-stage:0-0"])
+def test_text_that_asks_for_no_steps_is_one_clear_error(text: str):
+    with pytest.raises(DisaError, match="at least 1 denoising step, found 0"):
+        steps.parse(text)
+
+
+@pytest.mark.parametrize("bounds", [(0, 5), (5, 0), (-1, 5)])
+@pytest.mark.parametrize("name", ANNEALED)
+def test_counts_below_one_are_refused(name: str, bounds: tuple[int, int]):
+    with pytest.raises(DisaError, match="at least 1"):
+        ANNEALED[name](*bounds)
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, content: str) -> Path:
+    path = folder / "table.json"
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize("content", ["[9, 4, 6, 1]", '{"counts": [9, 4, 6, 1], "made by": "calibrate"}'])
+def test_a_table_gives_its_counts_without_a_warning(tmp_path: Path, content: str):
+    path = write(tmp_path, content)
+    policy = steps.parse(f"table:{path}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert policy.counts(4) == [9, 4, 6, 1]
+    assert str(policy) == f"table:{path}"
+    assert steps.parse(str(policy)) == policy
+
+
+@pytest.mark.parametrize(
+    ("num_ar_steps", "counts"),
+    [(5, [9, 7, 5, 3, 1]), (2, [9, 1]), (1, [9]), (9, [9, 8, 7, 6, 5, 4, 3, 2, 1])],
+)
+def test_a_table_is_resampled_with_one_warning(tmp_path: Path, num_ar_steps: int, counts: list[int]):
+    policy = steps.table(write(tmp_path, "[9, 5, 1]"))
+    with pytest.warns(UserWarning, match="3 counts") as caught:
+        assert policy.counts(num_ar_steps) == counts
+    assert len(caught) == 1
+    assert str(num_ar_steps) in str(caught[0].message)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_resampling_keeps_both_ends_and_stays_between_them(tmp_path: Path):
+    values = [31, 8, 17, 17, 2, 5]
+    policy = steps.table(write(tmp_path, json.dumps(values)))
+    for num_ar_steps in range(2, 70):
+        counts = policy.counts(num_ar_steps)
+        assert (counts[0], counts[-1]) == (31, 5)
+        assert min(values) <= min(counts) <= max(counts) <= max(values)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_table_of_one_count_is_constant(tmp_path: Path):
+    assert steps.table(write(tmp_path, "[6]")).counts(4) == [6, 6, 6, 6]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "", "not JSON", "[]", "[5, 0]", "[5, -1]", "[5, 2.0]", "[5, true]", '["5"]', "[[5]]", "5", "null", "{}",
+        '{"counts": 5}', '{"counts": []}', '{"steps": [5]}', "[5, NaN]", "[5, 3",
+    ],
+)  # fmt: skip
+def test_a_malformed_table_is_one_clear_error(tmp_path: Path, content: str):
+    path = write(tmp_path, content)
+    with pytest.raises(DisaError):
+        steps.parse(f"table:{path}")
+
+
+def test_a_table_that_is_no_text_or_no_file_is_one_clear_error(tmp_path: Path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00[5]")
+    for path in (tmp_path / "bytes", tmp_path, tmp_path / "absent"):
+        with pytest.raises(DisaError, match="cannot read the table"):
+            steps.table(path)
