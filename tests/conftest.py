@@ -13,3 +13,11 @@ def golden() -> Path:
     if not (GOLDEN / "schedules.json").is_file():
         pytest.skip(f"no golden files: expected schedules.json and <case>.safetensors in {GOLDEN}")
     return GOLDEN
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where hashes are recorded during a test: not in the home of whoever runs it."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DISA_CACHE", str(folder))
+    return folder

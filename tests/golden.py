@@ -196,7 +196,7 @@ def replay_schedules(content: dict[str, Any]) -> Found:
             continue
         grid = process.grid(grid_name, int(count))
         yield f"{name}/timesteps", grid.network_times[::-1].copy(), entry["timesteps"]
-        if "alphas_cumprod" in entry:
+        if entry.get("alphas_cumprod") is not None:
             yield f"{name}/levels", grid.levels[-2::-1].copy(), entry["alphas_cumprod"]
 
 

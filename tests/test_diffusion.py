@@ -79,11 +79,12 @@ def test_the_official_clip_merges_timesteps(asked: int, made: int):
     assert (grid.network_times[0], len(np.unique(grid.network_times))) == (950, made)
 
 
-# Worked out by hand: strides of 249.75 rounded half to even; strides of 250 and of 500; equal intervals of time.
+# Worked out by hand: strides of 249.75 and 166.5 rounded half to even, of 250 and 500; equal intervals of time.
 @pytest.mark.parametrize(
     ("name", "times"),
     [
         ("clipped-950", [950, 749, 500, 250, 0]),
+        ("clipped-950", [950, 832, 666, 500, 333, 166, 0]),
         ("full", [999, 749, 500, 250, 0]),
         ("ddim-980", [750, 500, 250, 0]),
         ("ddim-980", [500, 0]),
@@ -141,7 +142,7 @@ def test_less_than_one_step_is_refused(name: str, num_steps: int):
 
 
 def test_an_unknown_grid_is_refused():
-    with pytest.raises(DisaError, match="unknown grid 'clipped'.*uniform"):
+    with pytest.raises(DisaError, match=r"unknown grid 'clipped'.*uniform"):
         PROCESS.grid("clipped", 5)
 
 

@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
+
 from conftest import GOLDEN
 from golden import main, report
-from safetensors.torch import load_file, save_file
 
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json")) or ["(none)"]
 REQUIRED = ("mar_", "vae_", "schedules")
@@ -103,6 +104,36 @@ def test_a_missing_tensor_fails(golden: Path, tmp_path: Path):
     assert "mask_token" in line
 
 
+@pytest.mark.parametrize("name", ["expected/z/001", "expected/tokens"])
+def test_a_recorded_value_that_is_not_a_number_fails(golden: Path, tmp_path: Path, name: str):
+    path = copy(golden, tmp_path, SMALL)
+    tensors = load_file(path)
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, path)
+    line, good = report(path.with_suffix(".json"))
+    assert not good
+    assert "FAIL" in line
+
+
+@pytest.mark.parametrize("damage", ["truncated", "absent", "json"])
+def test_an_unreadable_case_fails_and_the_others_are_still_run(
+    golden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+):
+    path = copy(golden, tmp_path, "mar_loss")
+    copy(golden, tmp_path, SMALL)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:2000])
+    elif damage == "absent":
+        path.unlink()
+    else:
+        path.with_suffix(".json").write_text("{")
+    assert main([str(tmp_path)]) == 1
+    failed, passed = capsys.readouterr().out.splitlines()
+    assert failed.startswith("mar_loss")
+    assert "FAIL" in failed
+    assert passed.endswith("ok")
+
+
 def test_an_unknown_model_is_not_supported_and_does_not_fail(golden: Path, tmp_path: Path):
     path = copy(golden, tmp_path, SMALL)
     about = json.loads(path.with_suffix(".json").read_text()) | {"model": "another"}
@@ -115,13 +146,9 @@ def test_an_unknown_model_is_not_supported_and_does_not_fail(golden: Path, tmp_p
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    script = Path(__file__).with_name("golden.py")
-    return subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True, check=False)
-
-
 def test_an_empty_folder_is_a_failure(tmp_path: Path):
-    result = run(str(tmp_path))
+    script = Path(__file__).with_name("golden.py")
+    result = subprocess.run([sys.executable, script, str(tmp_path)], capture_output=True, text=True, check=False)
     assert result.returncode == 1
     assert "no cases" in result.stderr
 

@@ -14,16 +14,17 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 # Lowest first. A place is a module or a package right under disa; the package's own __init__ is "disa".
 # A place may import the places of its own line and of the lines above it here.
 LAYERS = (
-    "errors files",
+    "errors files pictures",
     "problem",
     "steps noise diffusion",
     "solvers",
     "generate",
     "models",
     "presets checkpoints",
-    "sampler",
+    "sampler editing",
     "metrics adaptive evidence calibration",
     "tiny",
+    "compare",
     "disa",
     "bulk cli studio",
     "__main__",

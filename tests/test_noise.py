@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.noise import SeededNoise, philox
+from disa.noise import SeededNoise, _box_muller, philox
 from disa.problem import DenoisingProblem
 
 # The known answers that the Random123 distribution ships for philox4x32-10: counter, key, result.
 KNOWN = [
     ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bdc7c 6d5451fd"),
+    ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
     ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
 ]
 
@@ -62,7 +62,7 @@ def test_draws_are_standard_normal(draw: str):
     values = noise.initial(problem) if draw == "initial" else noise.steps(problem, 4)
     x = values.double().flatten()
     n = len(x)
-    assert x.dtype == torch.float64 and values.dtype == torch.float32
+    assert values.dtype == torch.float32
     assert x.isfinite().all()
     assert abs(x.mean()) < 4 / math.sqrt(n)
     assert abs(x.var() - 1) < 4 * math.sqrt(2 / n)
@@ -82,6 +82,13 @@ def test_channels_of_a_token_are_independent():
     for values in (x, x.square()):
         correlation = torch.corrcoef(values.T) - torch.eye(16)
         assert correlation.abs().max() < 4.5 / math.sqrt(n)
+
+
+def test_the_ends_of_the_words_give_finite_normals():
+    ends = torch.tensor([0, 1, (1 << 32) - 1])
+    for normals in _box_muller(ends[:, None], ends[None, :]):
+        assert normals.isfinite().all()
+        assert normals.abs().max() < 7
 
 
 @pytest.mark.parametrize("shape", [(1,), (3,), (4,), (6,), (2, 3, 5)])
@@ -200,12 +207,12 @@ def test_every_token_is_equally_likely_at_every_place():
 
 
 def test_orders_and_noise_do_not_share_numbers():
-    """The words that sort the tokens are not the words that make the noise of any AR step."""
-    order = SeededNoise([9]).orders(256)[0].argsort().double()
-    for ar_step in (0, 1, 2):
-        ranks = SeededNoise([9]).initial(all_rows(1, 256, ar_step)).argsort(0).argsort(0).double()
-        for channel in ranks.T:
-            assert abs(torch.corrcoef(torch.stack([order, channel]))[0, 1]) < 4.5 / 16
+    """The word that sorts token j must not be the word that makes the length of the j-th pair of normals."""
+    tokens = 256
+    rank = SeededNoise([9]).orders(tokens)[0].argsort().double()
+    values = SeededNoise([9]).initial(problem_of([0], [0], shape=(4 * tokens,)))[0].double()
+    length = values[:tokens].square() + values[tokens : 2 * tokens].square()
+    assert abs(torch.corrcoef(torch.stack([rank, length]))[0, 1]) < 4.5 / math.sqrt(tokens)
 
 
 # --- seeds ------------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
@@ -31,6 +32,11 @@ from disa.presets import PRESETS, HubFile, Preset, find_preset
 
 WEIGHTS, CONFIG, CODEC = "model.safetensors", "config.json", "vae"
 CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
+DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+LONGEST_NAME = 200
+
+Layout = Mapping[str, tuple[int, ...]]
+"""The name and shape of every tensor."""
 
 # -- reading files -------------------------------------------------------------------------------------------------
 
@@ -40,17 +46,32 @@ def read_tensors(path: Path, average: bool = True) -> dict[str, Tensor]:
 
     average: prefer the moving average, as official evaluations do. PyTorch files are read with `weights_only`.
     """
+    if path.is_dir():
+        raise DisaError(f"{path} is a folder: expected a file. A folder that disa wrote is given as the model itself.")
     if not path.is_file():
         raise DisaError(f"no checkpoint at {path}: expected a .safetensors, .pth or .ckpt file.")
-    check_hash(str(path.resolve()), path)
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     order = ("model_ema", "model", "state_dict") if average else ("model", "model_ema", "state_dict")
     state = next((content[key] for key in order if isinstance(content.get(key), Mapping)), content)
-    strange = [name for name, value in state.items() if not isinstance(value, Tensor)]
-    if strange or not state:
-        what = f"{strange[0]!r} is {type(state[strange[0]]).__name__}" if strange else "it is empty"
-        raise DisaError(f"{path} is not a checkpoint of tensors: {what}.")
+    if not state:
+        raise DisaError(f"{path} is not a checkpoint: it is empty.")
+    for name, value in state.items():
+        if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
+            raise DisaError(f"{path} is not a checkpoint of named tensors: one is called {name!r:.40}.")
+        if not _is_plain(value):
+            kind = "unusual tensor" if isinstance(value, Tensor) else type(value).__name__
+            raise DisaError(f"{path} is not a checkpoint of plain tensors: {name!r} is of type {kind}.")
     return dict(state)
+
+
+def _is_plain(value: object) -> bool:
+    """Whether it is a dense tensor with values: not sparse, nested, quantised or on the meta device."""
+    return (
+        isinstance(value, Tensor)
+        and not (value.is_nested or value.is_quantized)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+    )
 
 
 def _read_safetensors(path: Path) -> Mapping[str, Any]:
@@ -63,13 +84,15 @@ def _read_safetensors(path: Path) -> Mapping[str, Any]:
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
         # Official training checkpoints carry their command line, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = "it holds code, not only tensors" if "Unsupported" in str(error) else _first_line(error)
+        # PyTorch's own message advises to load the file unsafely.
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds code ({code[1]}), not only tensors" if code else "it is damaged or of another kind"
         raise DisaError(f"{path} was refused: {reason}. Expected a whole PyTorch checkpoint of tensors.") from error
     if not isinstance(content, Mapping):
-        raise DisaError(f"{path} is not a checkpoint of tensors: it holds a {type(content).__name__}.")
+        raise DisaError(f"{path} is not a checkpoint of named tensors: it holds a {type(content).__name__}.")
     return content
 
 
@@ -79,8 +102,11 @@ def _first_line(error: Exception) -> str:
 
 def hash_file(path: Path) -> str:
     """SHA-256 in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DisaError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def hash_record() -> Path:
@@ -90,43 +116,69 @@ def hash_record() -> Path:
 
 
 def check_hash(key: str, path: Path) -> None:
-    """Record the file's hash under `key`, or compare it with the one on record; equal size and time skip the work."""
-    record = hash_record()
-    try:
-        seen = json.loads(record.read_text()) if record.exists() else {}
-    except (OSError, ValueError):
-        seen = {}
-    stat = path.stat()
-    entry = seen.get(key)
-    if entry and (entry["bytes"], entry["modified"]) == (stat.st_size, stat.st_mtime_ns):
+    """Record the file's hash under `key`, or compare it with the one on record; equal size and time skip the work.
+
+    It is for files that have proven to be good: a broken download that is got again must not count as changed.
+    """
+    record, stat = hash_record(), path.stat()
+    seen = _read_record(record)
+    entry = seen.get(key, {})
+    if (entry.get("bytes"), entry.get("modified")) == (stat.st_size, stat.st_mtime_ns):
         return
-    found = hash_file(path)
-    if entry and entry["sha256"] != found:
+    found, before = hash_file(path), entry.get("sha256")
+    if before not in (None, found):
         raise DisaError(
             f"{path} is not the file that was first seen here: its SHA-256 is {found[:12]}..., it was "
-            f"{entry['sha256'][:12]}.... If you replaced it on purpose, remove its entry from {record}."
+            f"{before[:12]}.... If you replaced it on purpose, remove its entry from {record}."
         )
-    seen[key] = {"sha256": found, "bytes": stat.st_size, "modified": stat.st_mtime_ns}
+    _write_record(seen | {key: {"sha256": found, "bytes": stat.st_size, "modified": stat.st_mtime_ns}})
+
+
+def _forget(path: Path) -> None:
+    """A file that we have written ourselves is new."""
+    seen = _read_record(hash_record())
+    if seen.pop(_key(path), None):
+        _write_record(seen)
+
+
+def _key(path: Path) -> str:
+    return str(path.resolve())
+
+
+def _write_record(seen: Mapping[str, Any]) -> None:
+    record = hash_record()
     try:
         make_folder(record.parent)
         write_text(record, json.dumps(seen, indent=1) + "\n")
     except DisaError as error:
-        warnings.warn(f"the hash of {path} could not be recorded: {error}", stacklevel=2)
+        warnings.warn(f"hashes of checkpoints could not be recorded: {error}", stacklevel=2)
 
 
-def download(file: HubFile, page: str) -> Path:
-    """A hub file, from the local cache if it is there."""
+def _read_record(record: Path) -> dict[str, dict[str, Any]]:
+    """Hashes by key; what is no record any more counts as not seen."""
+    try:
+        content = json.loads(record.read_text())
+    except (OSError, ValueError):
+        return {}
+    entries = content.items() if isinstance(content, dict) else ()
+    return {key: entry for key, entry in entries if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)}
+
+
+def _locate(path: Path | None, hub: HubFile | None, page: str, missing: str) -> tuple[str, Path]:
+    """The key of a file's hash, and the file: the given one, or the hub's, from the local cache if it is there."""
+    if path is not None:
+        return _key(path), path
+    if hub is None:
+        raise DisaError(missing)
     from huggingface_hub import hf_hub_download
 
     try:
-        path = Path(hf_hub_download(file.repo, file.name))
+        return f"hub:{hub.repo}/{hub.name}", Path(hf_hub_download(hub.repo, hub.name))
     except Exception as error:
         raise DisaError(
-            f"could not get {file.name} from the hub repository {file.repo} ({_first_line(error)}). "
+            f"could not get {hub.name} from the hub repository {hub.repo} ({_first_line(error)}). "
             f"Give a local file instead; upstream's download links are on {page}."
         ) from error
-    check_hash(f"hub:{file.repo}/{file.name}", path)
-    return path
 
 
 # -- building models -----------------------------------------------------------------------------------------------
@@ -134,86 +186,91 @@ def download(file: HubFile, page: str) -> Path:
 
 def build_mar(config: MARConfig, state: Mapping[str, Tensor], source: str) -> MAR:
     """A model from a state dict under our names or the official ones; built on the meta device, nothing is copied."""
-    state = dict(state) if "token_in.weight" in state else _translated(state, config)
     with torch.device("meta"):
         model = MAR(config)
-    _check_tensors(state, model, source)
-    model.load_state_dict(state, assign=True)
+    official = "token_in.weight" not in state
+    try:
+        _check_layout(state, _layout(config, official), source)
+    except DisaError as error:
+        raise DisaError(f"{error}{_size_hint(state, official)}") from error
+    _check_values(state, source)
+    model.load_state_dict(official_names(config).from_official(state) if official else state, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def _translated(state: Mapping[str, Tensor], config: MARConfig) -> dict[str, Tensor]:
-    """From official names; where they do not fit, say which preset they would fit."""
-    try:
-        return official_names(config).from_official(state)
-    except DisaError as error:
-        raise DisaError(f"{error}{_size_hint(state)}") from error
+def _layout(config: MARConfig, official: bool) -> Layout:
+    """What a checkpoint of this architecture holds, under official names or ours."""
+    with torch.device("meta"):
+        state = MAR(config).state_dict()
+    return _shapes(official_names(config).to_official(state) if official else state)
 
 
-def _size_hint(state: Mapping[str, Tensor]) -> str:
+def _shapes(state: Mapping[str, Tensor]) -> Layout:
+    return {name: tuple(value.shape) for name, value in state.items()}
+
+
+def _size_hint(state: Mapping[str, Tensor], official: bool) -> str:
     """If the tensors fit another preset, say which."""
-    sizes = {name: tuple(value.shape) for name, value in state.items()}
-    for preset in PRESETS.values():
-        with torch.device("meta"):
-            shapes = official_names(preset.architecture).to_official(MAR(preset.architecture).state_dict())
-        if sizes == {name: tuple(value.shape) for name, value in shapes.items()}:
-            return f" It is a checkpoint of {preset.name}."
-    return ""
+    fitting = [name for name, preset in PRESETS.items() if _shapes(state) == _layout(preset.architecture, official)]
+    return f" It is a checkpoint of {fitting[0]}: load it as that." if fitting else ""
 
 
-def _check_tensors(state: Mapping[str, Tensor], model: nn.Module, source: str) -> None:
-    """Names, shapes and finiteness, before anything is loaded."""
-    expected = model.state_dict()
-    check_names(set(expected), set(state))
-    wrong = [name for name, value in expected.items() if value.shape != state[name].shape]
-    if wrong:
-        name, official = wrong[0], _as_official(state, model)
-        raise DisaError(
-            f"{source} does not fit this model: {len(wrong)} tensors have another shape; {name} should be "
-            f"{tuple(expected[name].shape)}, found {tuple(state[name].shape)}.{_size_hint(official)}"
-        )
-    for name, value in state.items():
-        if not value.is_floating_point() or not torch.isfinite(value).all():
-            raise DisaError(f"{source} is damaged: {name} holds values that are not finite numbers.")
-
-
-def _as_official(state: Mapping[str, Tensor], model: nn.Module) -> Mapping[str, Tensor]:
+def _check_layout(state: Mapping[str, Tensor], expected: Layout, source: str) -> None:
+    """Names and shapes, before any tensor is looked at."""
     try:
-        return official_names(model.config).to_official(state) if isinstance(model, MAR) else {}
-    except (DisaError, RuntimeError):
-        return {}
+        check_names(set(expected), set(state))
+    except DisaError as error:
+        raise DisaError(f"{source}: {error}") from error
+    found = _shapes(state)
+    wrong = [name for name, shape in expected.items() if found[name] != shape]
+    if wrong:
+        raise DisaError(
+            f"{source} does not fit this model: {len(wrong)} of its tensors {'have' if len(wrong) > 1 else 'has'} "
+            f"another shape; {wrong[0]} should be {expected[wrong[0]]}, found {found[wrong[0]]}."
+        )
 
 
-def load_mar(preset: Preset, checkpoint: Path | None = None) -> MAR:
+def _check_values(state: Mapping[str, Tensor], source: str) -> None:
+    for name, value in state.items():
+        if value.dtype not in DTYPES:
+            raise DisaError(f"{source}: expected floating-point tensors, but {name} is {str(value.dtype)[6:]}.")
+        if not torch.isfinite(value).all():
+            raise DisaError(f"{source} is damaged: {name} holds values that are not finite numbers. Get it again.")
+
+
+def load_mar(preset: Preset, checkpoint: Path | None = None, average: bool = True) -> MAR:
     """The preset's model from a file, from the package, or from the hub."""
     if checkpoint is None and preset.embedded:
         with resources.as_file(resources.files("disa.tiny") / "weights" / f"{preset.name}.safetensors") as path:
             return build_mar(preset.architecture, _read_safetensors(path), f"the embedded {preset.name}")
-    path = checkpoint or download(_hub_file(preset), preset.page)
-    return build_mar(preset.architecture, read_tensors(path), str(path))
-
-
-def _hub_file(preset: Preset) -> HubFile:
-    if preset.weights is None:
-        raise DisaError(f"{preset.name} has no weights on the hub: give a checkpoint.")
-    return preset.weights
+    missing = f"{preset.name} has no weights on the hub: give a checkpoint."
+    key, path = _locate(checkpoint, preset.weights, preset.page, missing)
+    model = build_mar(preset.architecture, read_tensors(path, average), str(path))
+    check_hash(key, path)
+    return model
 
 
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
     """The KL-16 autoencoder from `kl16.ckpt`, its safetensors form, or a diffusers folder; else from the hub."""
     if preset.codec is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
-    if path is None:
-        if preset.codec_weights is None:
-            raise DisaError("this model needs an autoencoder: give one with vae=FILE (kl16.ckpt).")
-        path = download(preset.codec_weights, preset.page)
-    path = path / CODEC_WEIGHTS if path.is_dir() else path
+    path = path / CODEC_WEIGHTS if path is not None and path.is_dir() else path
+    missing = "this model needs an autoencoder: give one with vae=FILE (kl16.ckpt)."
+    key, path = _locate(path, preset.codec_weights, preset.page, missing)
     state = read_tensors(path)
-    with torch.device("meta"):
-        network = vae.build(preset.codec)
+    try:
+        with torch.device("meta"):
+            network = vae.build(preset.codec)
+    except ImportError as error:
+        raise DisaError('the autoencoder needs diffusers: pip install "disa[diffusers]".') from error
     if not set(state) <= set(network.state_dict()):
-        state = vae.from_official(state, preset.codec)
-    _check_tensors(state, network, str(path))
+        try:
+            state = vae.from_official(state, preset.codec)
+        except DisaError as error:
+            raise DisaError(f"{path}: {error}") from error
+    _check_layout(state, _shapes(network.state_dict()), str(path))
+    _check_values(state, str(path))
+    check_hash(key, path)
     network.load_state_dict(state, assign=True)
     return LatentCodec(network.requires_grad_(False).eval())
 
@@ -236,6 +293,7 @@ def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> str:
     """Write a whole .safetensors file and return its SHA-256."""
     content = save({key: value.contiguous() for key, value in state.items()}, {"format": "pt"})
     write_whole(path, lambda file: file.write(content))
+    _forget(path)
     return hashlib.sha256(content).hexdigest()
 
 
@@ -251,9 +309,8 @@ def load_folder(folder: Path) -> tuple[Preset, MAR, Path | None]:
     """A folder that `save_model` wrote: its preset (with the folder's architecture), model, and autoencoder folder."""
     try:
         about = json.loads((folder / CONFIG).read_text())
-        architecture = about["architecture"]
-        config = MARConfig(**architecture | {"latent_size": tuple(architecture["latent_size"])})
-        name, sha256 = about["preset"], about["sha256"]
+        config = _read_architecture(about["architecture"])
+        name, sha256 = str(about["preset"]), about["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DisaError(
             f"{folder} is not a model folder of disa ({_first_line(error)}): expected {WEIGHTS} and {CONFIG}."
@@ -266,6 +323,18 @@ def load_folder(folder: Path) -> tuple[Preset, MAR, Path | None]:
     return preset, build_mar(config, _read_safetensors(path), str(path)), codec
 
 
+def _read_architecture(fields: dict[str, Any]) -> MARConfig:
+    """Raises ValueError, KeyError or TypeError where the fields are not those of an architecture."""
+    arguments: dict[str, Any] = fields | {"latent_size": tuple(fields["latent_size"])}
+    config = MARConfig(**arguments)
+    rows, columns = config.latent_size
+    for name, number in (asdict(config) | {"latent_size": rows, "latent_size[1]": columns}).items():
+        kinds = (int, float) if name in ("mlp_ratio", "norm_eps") else (int,)
+        if type(number) not in kinds or number <= 0:
+            raise ValueError(f"{name} is {number!r}")
+    return config
+
+
 def download_folder(repo: str) -> Path:
     """A hub repository in our layout."""
     from huggingface_hub import snapshot_download
@@ -273,23 +342,35 @@ def download_folder(repo: str) -> Path:
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
-        raise DisaError(f"could not get the hub repository {repo} ({_first_line(error)}).") from error
+        raise DisaError(
+            f"there is no folder {repo}, and no hub repository of that name could be got ({_first_line(error)})."
+        ) from error
 
 
 def convert(
     checkpoint: Path, model: str, out: Path, codec: Path | None = None, average: bool = True, official: bool = False
 ) -> dict[str, int]:
-    """Read, check and write weights as our folder, or under official names; returns the files and their bytes."""
+    """Read, check and write weights as our folder, or under official names; returns the files and their bytes.
+
+    checkpoint: a file, or a folder that `save_model` wrote, with its autoencoder if it has one.
+    """
     preset = find_preset(model)
-    source = checkpoint / WEIGHTS if checkpoint.is_dir() else checkpoint
-    state = build_mar(preset.architecture, read_tensors(source, average), str(source)).state_dict()
+    if checkpoint.is_dir():
+        found, network, inside = load_folder(checkpoint)
+        if found.name != model:
+            raise DisaError(f"{checkpoint} is a folder of {found.name}, not of {model}.")
+        codec = codec or inside
+    else:
+        network = load_mar(preset, checkpoint, average)
     loaded = None if codec is None else load_codec(preset, codec)
     if official:
-        renamed = official_names(preset.architecture).to_official(state)
+        files = [f"{model}.safetensors"]
         make_folder(out)
-        _write_tensors(out / f"{model}.safetensors", renamed)
+        _write_tensors(out / files[0], official_names(network.config).to_official(network.state_dict()))
     else:
-        save_model(out, model, preset.architecture, state)
+        files = [WEIGHTS, CONFIG]
+        save_model(out, model, network.config, network.state_dict())
     if loaded is not None:
+        files += [f"{CODEC}/{CODEC_WEIGHTS}", f"{CODEC}/{CONFIG}"]
         save_codec(out / CODEC, loaded)
-    return {str(path.relative_to(out)): path.stat().st_size for path in sorted(out.rglob("*")) if path.is_file()}
+    return {name: (out / name).stat().st_size for name in files}

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from disa.sampler import Run, Sampler, Settings
+
+MOST_NUMBERS = 1_000_000
+WIDEST_TABLE = 200
+INTERRUPTED = 130
 
 app = typer.Typer(
     help="Diffusion step annealing: the same images from MAR and its kin in fewer denoising steps.",
@@ -71,6 +73,7 @@ def sample(
     settings = sampler.settings(steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
     known, mask = _kept(sampler, keep, box)
     run = sampler.start(chosen_labels, chosen_seeds, settings, known, mask)
+    sampler.prepare()
     make_folder(out)
     _drain(run, as_json)
     result = run.result()
@@ -86,12 +89,12 @@ def sample(
     if as_json:
         print(json.dumps(report | {"out": str(out)}))
         return
-    _console().print(
+    print(
         f"{len(names)} images in {result.seconds:.2f} s ({result.evaluations} evaluations, "
         f"{result.evaluations_per_token:.1f} per token; head {_percent(result.seconds_head, result.seconds)}, "
         f"backbone {_percent(result.seconds_backbone, result.seconds)} of the time)"
     )
-    _console().print(f"pictures, grid.png and trace.json are in [bold]{out}[/bold]")
+    print(f"pictures, grid.png and trace.json are in {out}")
 
 
 Policies = Annotated[list[str] | None, typer.Option("--steps", help="A step policy; give it several times.")]
@@ -109,13 +112,10 @@ def compare(
 
     Labels are repeated until there are as many as seeds.
     """
-    from disa.files import make_folder
-
     chosen_labels, chosen_seeds = parse_labels(labels), parse_numbers(seeds, "seeds")
     sampler = _load(model, checkpoint, vae, device, dtype)
     policies = steps or [sampler.preset.original, sampler.preset.steps]
     settings = sampler.settings(None, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
-    make_folder(out)
     _compare(sampler, policies, _repeated(chosen_labels, len(chosen_seeds)), chosen_seeds, settings, out, as_json)
 
 
@@ -125,11 +125,8 @@ def demo(
     out: Out = Path("demo"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Digits with the original 100 denoising steps, with DiSA, and with DiSA reversed: time, evaluations, quality."""
-    from disa.files import make_folder
-
     sampler = _load("mar-digits", None, None, "cpu", "fp32")
     policies = [sampler.preset.original, sampler.preset.steps, "linear:5-50"]
-    make_folder(out)
     labels = _repeated(list(range(10)), images)
     _compare(sampler, policies, labels, list(range(images)), sampler.settings(), out, as_json)
 
@@ -150,6 +147,8 @@ def bench(
     from disa.compare import bench as run_bench
     from disa.sampler import Sampler
 
+    if untrained and (checkpoint or vae):
+        raise DisaError("--untrained takes random weights: leave --checkpoint and --vae out.")
     loaded = Sampler.untrained(model, device=device, dtype=dtype) if untrained else None
     sampler = loaded or _load(model, checkpoint, vae, device, dtype)
     policies, sizes = steps or [sampler.preset.original, sampler.preset.steps], batch_size or [1, 8]
@@ -190,7 +189,7 @@ def presets(as_json: AsJSON = False) -> None:
         for name, p in PRESETS.items()
     ]  # fmt: skip
     _table("presets", ["name", "model", "K", "steps", "guidance", "weights"], rows)
-    _console().print("K: AR steps. Originals use constant:100. Upstream's download links: see --json.")
+    print("K: AR steps. Originals use constant:100. Upstream's download links: see --json.")
 
 
 @app.command(epilog="Example: disa convert checkpoint-last.pth --model mar-base --vae kl16.ckpt --out mar-base")
@@ -209,9 +208,9 @@ def convert(
     if as_json:
         print(json.dumps({"out": str(out), "files": files}))
     else:
-        _console().print("\n".join(f"{name}  {size / 1e6:.1f} MB" for name, size in files.items()))
+        print("\n".join(f"{name}  {size / 1e6:.1f} MB" for name, size in files.items()))
         if not official:
-            _console().print(f"load it with: disa sample --model {out}")
+            print(f"load it with: disa sample --model {out}")
 
 
 @app.command(epilog="Example: disa train mar-digits --out runs/mar-digits")
@@ -247,14 +246,17 @@ def train(
 def parse_numbers(text: str, what: str) -> list[int]:
     """`3`, `0-7` and `1,5,8-9` -> whole numbers."""
     numbers: list[int] = []
-    try:
-        for part in text.split(","):
-            first, _, last = part.partition("-")
-            numbers += range(int(first), int(last or first) + 1)
-    except ValueError as error:
-        raise DisaError(f"{what} must be whole numbers like 3, 0-7 or 1,5,9; found {text!r}.") from error
-    if not numbers:
-        raise DisaError(f"{what} {text!r} is an empty range: write the smaller number first.")
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        try:
+            span = range(int(first), int(last if dash else first) + 1)
+        except ValueError as error:
+            raise DisaError(f"{what} must be whole numbers like 3, 0-7 or 1,5,9; found {text!r}.") from error
+        if not span:
+            raise DisaError(f"{what} {part!r} is an empty range: write the smaller number first.")
+        if span[-1] - span[0] >= MOST_NUMBERS:
+            raise DisaError(f"{what} {part!r} is too long a range: draw at most {MOST_NUMBERS} at a time.")
+        numbers += span
     return numbers
 
 
@@ -281,7 +283,10 @@ def _kept(sampler: Sampler, keep: Path | None, box: str | None) -> tuple[Any, An
         raise DisaError("--keep and --box go together: the picture, and the tokens of it to draw again.")
     from disa.editing import box_mask, read_picture
 
-    edges = [parse_numbers(part, "box")[0] for part in box.split(",")]
+    try:
+        edges = [int(edge) for edge in box.split(",")]
+    except ValueError as error:
+        raise DisaError(f"--box must be four whole numbers, top,left,bottom,right; found {box!r}.") from error
     return sampler.encode(read_picture(keep, sampler.image_shape)), box_mask(edges, sampler.model.config.grid)
 
 
@@ -295,10 +300,13 @@ def _compare(
     sampler: Sampler, policies: list[str], labels: list[int] | None, seeds: list[int], settings: Settings,
     out: Path, as_json: bool,
 ) -> None:  # fmt: skip
+    from disa.compare import check
     from disa.compare import compare as run_compare
-    from disa.files import write_text, write_whole
+    from disa.files import make_folder, write_text, write_whole
     from disa.pictures import png, side_by_side, steps_plot
 
+    check(sampler, policies, labels, seeds, settings)
+    make_folder(out)
     turns = len(policies) * settings.num_ar_steps * -(-len(seeds) // settings.batch_size)
     with _progress("drawing", turns, as_json) as advance:
         result = run_compare(sampler, policies, labels, seeds, settings, lambda policy: advance(note=policy))
@@ -338,11 +346,11 @@ def _print_comparison(result: Any, out: Path) -> None:
     )  # fmt: skip
     if measured:
         real = result.yardsticks
-        _console().print(
+        print(
             f"Fréchet distance on the features of {result.policies[0].quality.features}, 95 % bootstrap spread; "
             f"two halves of the real digits score {real.frechet:.2f} (std {real.frechet_std:.2f})."
         )
-    _console().print(f"compare.png, steps.png and compare.json are in [bold]{out}[/bold]")
+    print(f"compare.png, steps.png and compare.json are in {out}")
 
 
 def _train_classifier(out: Path, seed: int, iterations: int | None, as_json: bool) -> None:
@@ -364,16 +372,10 @@ def _print_summary(summary: dict[str, Any], out: Path, as_json: bool) -> None:
         print(json.dumps(summary | {"out": str(out)}))
         return
     _table(summary["name"], ["", ""], [[name.replace("_", " "), f"{value}"] for name, value in summary.items()])
-    _console().print(f"the results are in [bold]{out}[/bold]")
+    print(f"the results are in {out}")
 
 
 # -- printing ------------------------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    return Console(highlight=False)
 
 
 def _percent(part: float, whole: float) -> str:
@@ -381,6 +383,7 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _table(title: str, headers: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left")
@@ -388,7 +391,9 @@ def _table(title: str, headers: list[str], rows: list[list[str]]) -> None:
         table.add_column(header, justify="left" if i == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    _console().print(table)
+    # What is given is text, not markup; a file or a pipe has no width that rows must be cut to.
+    width = None if sys.stdout.isatty() else WIDEST_TABLE
+    Console(highlight=False, markup=False, emoji=False, width=width).print(table)
 
 
 @contextlib.contextmanager
@@ -413,20 +418,34 @@ def _progress(title: str, total: int, quiet: bool) -> Iterator[Callable[..., Non
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2; Ctrl-C exits with 130."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+    warnings.simplefilter("once", UserWarning)
+    warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
     except DisaError as error:
-        print(f"disa: {error}", file=sys.stderr)
-        sys.exit(2)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        print("disa: stopped; only whole files were written.", file=sys.stderr)
-        sys.exit(130)
+        code = _say(f"disa: {error}", 2)
+    except typer.TyperException as error:
+        message = error.format_message().rstrip(".")
+        # Without a command the help is printed instead, and nothing is left to say.
+        code = _say(f"disa: {message}. See --help.", 2) if message else 2
     except BrokenPipeError:
-        sys.stderr.close()
+        # Python flushes standard output again at its end; nobody listens, so it goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _say(f"disa: {error}", 2)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    if code == INTERRUPTED:
+        _say("disa: stopped; only whole files were written.")
+    sys.exit(code)
+
+
+def _say(text: str, code: int = 0) -> int:
+    """One line on standard error, whatever a file or a library put into it."""
+    print(" ".join(text.split()), file=sys.stderr)
+    return code
 
 
 if __name__ == "__main__":

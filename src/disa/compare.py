@@ -15,6 +15,7 @@ from torch import Tensor
 
 from disa.errors import DisaError
 from disa.sampler import Sampler, Samples, Settings, pair
+from disa.steps import constant
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,9 @@ def compare(
     on_turn: Callable[[str], None] = lambda policy: None,
 ) -> Comparison:
     """Draw labels and seeds under every policy; `settings` says everything else. on_turn is called per AR step."""
-    if len(step_policies) < 2:
-        raise DisaError("a comparison needs at least two step policies: give --steps more than once.")
+    variants = check(sampler, step_policies, labels, seeds, settings)
     wanted_labels, wanted_seeds = pair(labels, seeds)
-    variants = {text: sampler.with_policy(settings, text) for text in step_policies}
-    if len(variants) != len(step_policies):
-        raise DisaError(f"each step policy can be compared once, found {', '.join(step_policies)}.")
-    _warm_up(sampler, variants, wanted_labels)
+    _warm_up(sampler, settings, wanted_labels)
     parts: dict[str, list[Samples]] = {text: [] for text in step_policies}
     for start in range(0, len(wanted_seeds), settings.batch_size):
         chosen = slice(start, start + settings.batch_size)
@@ -93,11 +90,27 @@ def compare(
     return Comparison(rows, images, wanted_labels, wanted_seeds, about, real)
 
 
-def _warm_up(sampler: Sampler, variants: dict[str, Settings], labels: list[int] | None) -> None:
+def check(
+    sampler: Sampler, step_policies: Sequence[str], labels: int | Sequence[int] | None, seeds: int | Sequence[int],
+    settings: Settings,
+) -> dict[str, Settings]:  # fmt: skip
+    """Find what is wrong before any work is done; the settings of every policy."""
+    if len(step_policies) < 2:
+        raise DisaError("a comparison needs at least two step policies: give --steps more than once.")
+    if len(set(step_policies)) != len(step_policies):
+        raise DisaError(f"each step policy can be compared once, found {', '.join(step_policies)}.")
+    sampler.start(labels, seeds, settings)
+    sampler.prepare()
+    return {text: sampler.with_policy(settings, text) for text in step_policies}
+
+
+def _warm_up(sampler: Sampler, settings: Settings, labels: list[int] | None) -> None:
     """The first calls pay for memory and kernel set-up."""
-    variant = replace(next(iter(variants.values())), num_ar_steps=2)
-    for _ in sampler.start(labels and labels[0], list(range(variant.batch_size)), variant):
+    few = replace(settings, num_ar_steps=min(2, settings.num_ar_steps), policy=constant(5))
+    run = sampler.start(labels and labels[0], list(range(settings.batch_size)), few)
+    for _ in run:
         pass
+    run.result()
 
 
 def _policy(text: str, parts: list[Samples], first: float, quality: Any, difference: Any) -> Policy:
@@ -147,14 +160,16 @@ def bench(
         for size in batch_sizes
         for text in step_policies
     ]
+    sampler.prepare()
     results: dict[tuple[str, int], list[Samples]] = {}
     for repeat in range(repeats + 1):
         for text, size, variant in cells:
             run = sampler.start(0, list(range(size)), variant)
             for _ in run:
                 pass
+            result = run.result()
             if repeat:
-                results.setdefault((text, size), []).append(run.result())
+                results.setdefault((text, size), []).append(result)
             on_run()
     return [_timing(text, size, samples) for (text, size), samples in results.items()]
 

@@ -108,6 +108,8 @@ def _ddim(process: CosineDiffusion, num_steps: int) -> TimeGrid:
 
 def _dpm(process: CosineDiffusion, num_steps: int) -> TimeGrid:
     """n equal intervals of continuous time from 0.95 down to 1/951, float32, as the official DPM-Solver visits them."""
+    if num_steps > process.num_timesteps:
+        raise DisaError(f"at most {process.num_timesteps} denoising steps fit the dpm-950 grid, found {num_steps}.")
     table = 0.5 * np.log(process.alpha_bar[: LAST_TRAINED + 1])
     first, last = LAST_TRAINED / 1000, 1 / (LAST_TRAINED + 1)
     times = np.linspace(first, last, num_steps + 1)

@@ -20,8 +20,8 @@ def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
         with Image.open(path) as image:
             image.load()
             picture = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BICUBIC)
-    except (OSError, ValueError, Image.DecompressionBombError) as error:
-        raise DisaError(f"{path} cannot be read as a picture: {error}.") from error
+    except Exception as error:  # a damaged file raises whatever its decoder stumbles over
+        raise DisaError(f"{path} cannot be read as a picture: {error}. Expected a PNG, JPEG or the like.") from error
     pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
     return pixels.reshape(1, height, width, channels).permute(0, 3, 1, 2)
 

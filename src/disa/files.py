@@ -31,8 +31,12 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
-    except OSError as error:
-        raise DisaError(f"could not write {path}: {error.strerror or error}. Nothing was changed.") from error
+    except (OSError, RuntimeError) as error:
+        # torch.save turns what the disk says into an error of its own.
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise DisaError(f"could not write {path}: {reason.strerror or reason}. Nothing was changed.") from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)

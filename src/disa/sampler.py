@@ -5,6 +5,8 @@ Shapes: N images of a call, B of a batch, L tokens per image, C latent channels,
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -23,7 +25,7 @@ from disa.models.mar import MAR, check_ar_steps
 from disa.noise import SeededNoise
 from disa.presets import PRESETS, Preset, find_preset
 from disa.problem import ARStep, Guidance, Request
-from disa.solvers import Solver, make_solver
+from disa.solvers import Solver, grid_for, make_solver
 from disa.steps import StepPolicy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -111,18 +113,18 @@ class Sampler:
         self, preset: Preset, model: MAR, codec: Codec | Path | None = None,
         device: str | torch.device | None = None, dtype: str = "fp32",
     ) -> None:  # fmt: skip
-        if dtype not in DTYPES:
-            raise DisaError(f"unknown dtype {dtype!r}: expected {' or '.join(DTYPES)}.")
         self.preset, self.dtype, self.device = preset, dtype, pick_device(device)
+        if preset.codec is None and isinstance(codec, Path):
+            raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
         self._codec = codec
-        model = model.to(self.device, DTYPES[dtype]).requires_grad_(False).eval()
+        model = model.to(self.device, pick_dtype(dtype)).requires_grad_(False).eval()
         if self.device.type == "cpu" and layers.can_pack():
             layers.pack(model)
         self.model = model
 
     @classmethod
     def load(
-        cls, name: str, checkpoint: str | Path | None = None, vae: str | Path | None = None,
+        cls, name: str | Path, checkpoint: str | Path | None = None, vae: str | Path | None = None,
         device: str | torch.device | None = None, dtype: str = "fp32",
     ) -> Sampler:  # fmt: skip
         """Load a preset by name, a folder that disa wrote, or a hub repository in that layout.
@@ -131,14 +133,19 @@ class Sampler:
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
         there is if None. dtype: `fp32` or `bf16`. Raises DisaError.
         """
-        vae_path = None if vae is None else Path(vae)
+        name, vae_path = str(name), None if vae is None else Path(vae)
+        # Weights can be large: what is quick to find comes first.
+        pick_device(device)
+        pick_dtype(dtype)
         if name in PRESETS:
             preset = PRESETS[name]
             model = checkpoints.load_mar(preset, None if checkpoint is None else Path(checkpoint))
             return cls(preset, model, vae_path, device, dtype)
+        if checkpoint is not None:
+            raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
         folder = Path(name)
         if not folder.is_dir():
-            if name.count("/") != 1 or checkpoint is not None or name.startswith((".", "/")):
+            if name.count("/") != 1 or name.startswith((".", "/", "~")):
                 find_preset(name)
             folder = checkpoints.download_folder(name)
         preset, model, codec = checkpoints.load_folder(folder)
@@ -150,17 +157,20 @@ class Sampler:
     def untrained(cls, name: str, seed: int = 0, device: str | None = None, dtype: str = "fp32") -> Sampler:
         """The preset's architecture with random weights: for measuring speed without a checkpoint."""
         preset = find_preset(name)
+        pick_device(device)
+        pick_dtype(dtype)
         model = MAR(preset.architecture)
         layers.initialise(model, seed)
         return cls(preset, model, PixelCodec(), device, dtype)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` and `model.safetensors`, and the autoencoder beside them if it is in use."""
+        """Write `config.json` and `model.safetensors`, and the autoencoder beside them if one was given or used."""
         path = checkpoints.save_model(
             Path(folder), self.preset.name, self.preset.architecture, self.model.state_dict()
         )  # fmt: skip
-        if isinstance(self._codec, checkpoints.LatentCodec):
-            checkpoints.save_codec(path / checkpoints.CODEC, self._codec)
+        codec = self.codec if isinstance(self._codec, Path) else self._codec
+        if isinstance(codec, checkpoints.LatentCodec):
+            checkpoints.save_codec(path / checkpoints.CODEC, codec)
         return path
 
     @property
@@ -170,10 +180,14 @@ class Sampler:
             self._codec = self._codec or PixelCodec()
         elif self._codec is None or isinstance(self._codec, Path):
             codec = checkpoints.load_codec(self.preset, self._codec)
-            self._codec = codec.to(self.device, DTYPES[self.dtype])
+            self._codec = codec.to(self.device, pick_dtype(self.dtype))
         assert self._codec is not None
         assert not isinstance(self._codec, Path)
         return self._codec
+
+    def prepare(self) -> None:
+        """Read the autoencoder now, so that a missing one is found before drawing."""
+        _ = self.codec
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -191,29 +205,27 @@ class Sampler:
         preset = self.preset
         policy = preset.steps if policy is None else policy
         policy = steps.parse(policy) if isinstance(policy, str) else policy
-        name = solver or preset.solver
+        name = preset.solver if solver is None else solver
         chosen = make_solver(
             name,
-            grid or (preset.grid if name == preset.solver else None),
+            preset.grid if grid is None and name == preset.solver else grid,
             temperature if temperature is not None else preset.temperature if name == "ddpm" else 1.0,
         )
-        if chosen.takes != self.model.process.predicts:
-            raise DisaError(f"{preset.name} predicts {self.model.process.predicts}; {name} needs {chosen.takes}.")
         size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
         check_ar_steps(size, self.model.config.num_tokens)
         if batch_size is not None and batch_size < 1:
             raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
         scale = preset.guidance.scale if guidance is None else guidance
-        chosen_guidance = Guidance(scale, ramp or preset.guidance.ramp)
+        chosen_guidance = Guidance(scale, preset.guidance.ramp if ramp is None else ramp)
         settings = Settings(policy, chosen, chosen_guidance, size, batch_size or preset.batch_size)
         return self.with_policy(settings, policy)
 
     def with_policy(self, settings: Settings, policy: str | StepPolicy) -> Settings:
         """The same settings with another step policy; every count of a schedule must fit the grid."""
         chosen = steps.parse(policy) if isinstance(policy, str) else policy
-        if isinstance(chosen, steps.Schedule):
-            for count in set(chosen.counts(settings.num_ar_steps)):
-                self.model.process.grid(settings.solver.grid, count)
+        counts = chosen.counts(settings.num_ar_steps) if isinstance(chosen, steps.Schedule) else [1]
+        for count in set(counts):
+            grid_for(settings.solver, self.model.process, count)
         return replace(settings, policy=chosen)
 
     def sample(
@@ -229,8 +241,11 @@ class Sampler:
         latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
         inpainting and editing (`encode` makes latents). output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
+        _check_output_type(output_type)
         settings = self.settings(steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
         run = self.start(labels, seeds, settings, known=known, mask=mask)
+        if output_type != "latent":
+            self.prepare()
         for _ in run:
             pass
         return run.result(output_type)
@@ -253,26 +268,36 @@ class Sampler:
 
 
 class Run:
-    """One call of `sample` under way: an iterator over AR steps, batch after batch."""
+    """One call of `sample` under way: an iterator over AR steps, batch after batch. Mistakes are found at its start."""
 
     def __init__(
         self, sampler: Sampler, labels: list[int] | None, seeds: list[int], settings: Settings,
         known: Tensor | None, mask: Tensor | None,
     ) -> None:  # fmt: skip
+        _check_labels(labels, sampler.model.config.num_classes)
+        SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
         self.known, self.mask = _per_image(sampler.model, known, mask, len(seeds))
         self.batches = self._plan()
+        self.turns_made = 0
         self.latents = torch.empty(0)
         self.seconds = 0.0
         self.trace = [TraceStep(k, 0, 0.0, 0, 0.0, 0.0) for k in range(settings.num_ar_steps)]
+        self._turns = (step for batch in self.batches for step in self._batch(batch))
 
     @property
     def num_turns(self) -> int:
         return len(self.batches) * self.settings.num_ar_steps
 
     def __iter__(self) -> Iterator[ARStep]:
-        for batch in self.batches:
-            yield from self._batch(batch)
+        return self
+
+    def __next__(self) -> ARStep:
+        started = time.perf_counter()
+        step = next(self._turns)
+        self.seconds += time.perf_counter() - started
+        self.turns_made += 1
+        return step
 
     def _plan(self) -> list[list[int]]:
         """Image indices of each batch: images of one batch must have equally many tokens to draw."""
@@ -280,6 +305,8 @@ class Run:
         for i in range(len(self.seeds)):
             groups.setdefault(-1 if self.mask is None else int(self.mask[i].sum()), []).append(i)
         for count in groups:
+            if count == 0:
+                raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
             check_ar_steps(self.settings.num_ar_steps, self.sampler.model.config.num_tokens if count < 0 else count)
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
@@ -290,16 +317,13 @@ class Run:
         known, mask = (None if value is None else value[batch] for value in (self.known, self.mask))
         request = Request(len(batch), settings.num_ar_steps, labels, settings.guidance, known, mask)
         noise = SeededNoise([self.seeds[i] for i in batch], sampler.device)
-        turns = generate_steps(sampler.model, request, settings.policy, settings.solver, noise)
-        started = time.perf_counter()
-        for step in turns:
-            self.seconds += time.perf_counter() - started
+        for step in generate_steps(sampler.model, request, settings.policy, settings.solver, noise):
             self._record(step)
+            if step.ar_step == settings.num_ar_steps - 1:
+                self._keep(batch, sampler.model.finish(step.state))
             yield step
-            started = time.perf_counter()
-            state = step.state
-        latents = sampler.model.finish(state)
-        self.seconds += time.perf_counter() - started
+
+    def _keep(self, batch: list[int], latents: Tensor) -> None:
         if not torch.isfinite(latents).all():
             raise DisaError("the model drew values that are not finite numbers: are these the right weights?")
         if not len(self.latents):
@@ -319,9 +343,10 @@ class Run:
         )
 
     def result(self, output_type: str = "pt") -> Samples:
-        """Decode what was drawn."""
-        if output_type not in OUTPUT_TYPES:
-            raise DisaError(f"unknown output type {output_type!r}: expected one of {', '.join(OUTPUT_TYPES)}.")
+        """Decode what was drawn, once every turn is made."""
+        _check_output_type(output_type)
+        if self.turns_made < self.num_turns:
+            raise DisaError(f"only {self.turns_made} of {self.num_turns} turns are made: iterate to the end first.")
         started = time.perf_counter()
         images = None if output_type == "latent" else self.sampler.decode(self.latents).cpu()
         decode = time.perf_counter() - started
@@ -348,18 +373,31 @@ class Run:
 
 def pair(labels: int | Sequence[int] | None, seeds: int | Sequence[int]) -> tuple[list[int] | None, list[int]]:
     """Labels and seeds of equal length; a single one of either is repeated."""
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    many_seeds = _whole_numbers(seeds, "seeds")
     if labels is None:
-        if not seeds:
+        if not many_seeds:
             raise DisaError("nothing to draw: give at least one seed.")
-        return None, seeds
-    labels = [labels] if isinstance(labels, int) else list(labels)
-    if not labels or not seeds:
+        return None, many_seeds
+    many_labels = _whole_numbers(labels, "labels")
+    if not many_labels or not many_seeds:
         raise DisaError("nothing to draw: give at least one label and one seed.")
-    count = max(len(labels), len(seeds))
-    if {len(labels), len(seeds)} - {1, count}:
-        raise DisaError(f"labels and seeds are paired one to one, but there are {len(labels)} and {len(seeds)}.")
-    return labels * (count // len(labels)), seeds * (count // len(seeds))
+    count = max(len(many_labels), len(many_seeds))
+    if {len(many_labels), len(many_seeds)} - {1, count}:
+        raise DisaError(
+            f"labels and seeds are paired one to one, but there are {len(many_labels)} and {len(many_seeds)}: "
+            "give as many of both, or a single one of either."
+        )
+    return many_labels * (count // len(many_labels)), many_seeds * (count // len(many_seeds))
+
+
+def _whole_numbers(values: Any, what: str) -> list[int]:
+    """One or many, of Python, NumPy or PyTorch."""
+    with contextlib.suppress(TypeError):
+        return [operator.index(values)]
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise DisaError(f"{what} must be whole numbers, found {values!r}.") from error
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:
@@ -367,10 +405,28 @@ def pick_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        torch.empty(1, device=device)
+        torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         raise DisaError(f"the device {device!r} cannot be used here. Leave it out to take the best one.") from error
     return torch.device(device)
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The type of weights and activations by its name."""
+    if name not in DTYPES:
+        raise DisaError(f"unknown dtype {name!r}: expected {' or '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def _check_output_type(name: str) -> None:
+    if name not in OUTPUT_TYPES:
+        raise DisaError(f"unknown output type {name!r}: expected one of {', '.join(OUTPUT_TYPES)}.")
+
+
+def _check_labels(labels: list[int] | None, num_classes: int) -> None:
+    wrong = [label for label in labels or () if not 0 <= label < num_classes]
+    if wrong:
+        raise DisaError(f"labels must be 0 to {num_classes - 1}, found {wrong[0]}.")
 
 
 def _per_image(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
-from disa.problem import DenoisingProblem, Evaluate, Noise, TimeGrid
+from disa.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
 
 
 class Solver(Protocol):
@@ -35,7 +35,6 @@ class Solver(Protocol):
 
 def solve(problem: DenoisingProblem, solver: Solver, steps: int | Tensor, noise: Noise) -> Tensor:
     """Tokens [R, *shape]. Rows with equal step counts are solved together, which changes no row."""
-    check(problem, solver)
     if isinstance(steps, int):
         return _solve_rows(problem, solver, steps, noise)
     if len(steps) != problem.num_rows:
@@ -47,15 +46,19 @@ def solve(problem: DenoisingProblem, solver: Solver, steps: int | Tensor, noise:
     return tokens
 
 
-def check(problem: DenoisingProblem, solver: Solver) -> None:
-    """One clear error where solver and process do not go together."""
-    if solver.takes != problem.process.predicts:
+def grid_for(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
+    """The grid that the solver goes along, or one clear error where solver, process and grid do not go together."""
+    if solver.takes != process.predicts:
         raise DisaError(f"the solver {solver} needs a model that predicts {solver.takes}; "
-                        f"this one predicts {problem.process.predicts}.")  # fmt: skip
+                        f"this one predicts {process.predicts}.")  # fmt: skip
+    grid = process.grid(solver.grid, num_steps)
+    if isinstance(solver, Multistep):
+        solver.check(process, grid)
+    return grid
 
 
 def _solve_rows(problem: DenoisingProblem, solver: Solver, num_steps: int, noise: Noise) -> Tensor:
-    grid = problem.process.grid(solver.grid, num_steps)
+    grid = grid_for(solver, problem.process, num_steps)
     draws = noise.steps(problem, grid.num_evaluations) if solver.stochastic else torch.empty(0)
     return solver.run(problem.field.on(grid.network_times), problem, grid, noise.initial(problem).clone(), draws)
 
@@ -165,10 +168,14 @@ class Multistep:
             x = scheduler.step(evaluate(x, i).value, timestep, x, return_dict=False)[0]
         return x
 
-    def _scheduler(self, process: Any, grid: TimeGrid) -> Any:
+    def check(self, process: Process, grid: TimeGrid) -> None:
+        """diffusers must be there, and the grid one of whole timesteps."""
+        _diffusers_scheduler()
         if not isinstance(process, CosineDiffusion) or not np.array_equal(grid.network_times, grid.network_times // 1):
             raise DisaError(f"{self.algorithm} of order {self.order} needs a grid of whole timesteps, "
                             f"such as uniform or logsnr; {self.grid} is not one.")  # fmt: skip
+
+    def _scheduler(self, process: Any, grid: TimeGrid) -> Any:
         scheduler = _diffusers_scheduler()(
             num_train_timesteps=process.num_timesteps,
             trained_betas=process.betas,
@@ -219,5 +226,7 @@ def make_solver(name: str, grid: str | None = None, temperature: float = 1.0, et
     if eta is not None:
         if name != "ddim":
             raise DisaError(f"eta belongs to ddim, not to {name}.")
+        if not 0 <= eta <= 1:
+            raise DisaError(f"eta must be 0 to 1, found {eta}.")
         options["eta"] = eta
     return SOLVERS[name](**options)

@@ -163,7 +163,7 @@ def table(path: str | Path) -> Table:
     """Read counts from JSON: a list, or an object with a list under `counts`."""
     try:
         content = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DisaError(f"cannot read the table {path}: {error}. Expected JSON with one count per AR step.") from error
     values = content.get("counts") if isinstance(content, dict) else content
     if not isinstance(values, list) or not all(type(value) is int for value in values):

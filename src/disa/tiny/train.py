@@ -221,7 +221,7 @@ def _read_state(path: Path, name: str) -> dict[str, Any]:
         state = torch.load(path, weights_only=True)
         found = state["name"]
     except Exception as error:
-        raise DisaError(f"{path} is not the state of a training run: {error}. Remove it to start again.") from error
+        raise DisaError(f"{path} is not the state of a training run. Remove it to start again.") from error
     if found != name:
         raise DisaError(f"{path} belongs to a run of {found}, not of {name}. Choose another folder.")
     return state

@@ -1,0 +1,51 @@
+"""A MAR so small that every test can afford it: 16 tokens of 2x2 pixels, ten classes, random weights."""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from disa.checkpoints import build_mar, save_model
+from disa.models.mar import MAR, MARConfig, official_names
+from disa.models.vae import VAEConfig
+from disa.presets import Preset
+from disa.problem import Guidance
+from disa.sampler import Sampler
+
+CONFIG = MARConfig(
+    latent_size=(8, 8), latent_channels=1, patch_size=2, encoder_width=32, encoder_depth=1, encoder_heads=4,
+    decoder_width=32, decoder_depth=2, decoder_heads=4, num_classes=10, buffer_size=4, head_width=32, head_depth=2,
+)  # fmt: skip
+PRESET = Preset(
+    name="small", architecture=CONFIG, num_ar_steps=4, guidance=Guidance(2.0), about="16 tokens",
+    steps="linear:4-2", original="constant:6", grid="uniform", page="https://example.org/small", batch_size=4,
+)  # fmt: skip
+
+CODEC = VAEConfig(
+    latent_channels=1, block_widths=(8, 8), layers_per_block=1, norm_groups=4, encoder_attention_levels=()
+)
+
+
+def weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:
+    """Random everywhere, also where training starts at zero, so that everything that is drawn depends on them."""
+    random = torch.Generator().manual_seed(seed)
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in MAR(config).state_dict().items()}
+    values = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
+    scaled = {name: value / math.sqrt(value.shape[-1]) for name, value in values.items() if value.dim() > 1}
+    return {name: scaled.get(name, float("norm" in name and "weight" in name) + 0.1 * values[name]) for name in values}
+
+
+def official_weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:
+    """The same under official names."""
+    return official_names(config).to_official(weights(config, seed))
+
+
+def sampler(dtype: str = "fp32", seed: int = 0) -> Sampler:
+    return Sampler(PRESET, build_mar(CONFIG, weights(seed=seed), "the small model"), device="cpu", dtype=dtype)
+
+
+def folder(path: Path, seed: int = 0) -> Path:
+    """A folder that `disa sample --model` takes; it says that it is mar-digits, of another architecture."""
+    return save_model(path, "mar-digits", CONFIG, weights(seed=seed))

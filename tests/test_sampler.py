@@ -1,0 +1,378 @@
+"""`Sampler.sample` and `Run`: pairing, what may not change an image, editing, counts, and weights there and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import disa
+import small
+from disa.checkpoints import CODEC, load_folder, save_codec
+from disa.errors import DisaError
+from disa.models import vae
+from disa.problem import DenoisingProblem
+from disa.sampler import Sampler, pair
+
+LABELS, SEEDS = [3, 9, 0, 3, 7], [5, 6, 1 << 40, 8, 900]
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return small.sampler()
+
+
+# -- labels and seeds ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "expected"),
+    [
+        (3, 7, ([3], [7])),
+        ([3, 4], [7, 8], ([3, 4], [7, 8])),
+        (3, [7, 8, 9], ([3, 3, 3], [7, 8, 9])),
+        ([3, 4], 7, ([3, 4], [7, 7])),
+        ([3], [7, 8], ([3, 3], [7, 8])),
+        (range(2), [7], ([0, 1], [7, 7])),
+        (None, [7, 8], (None, [7, 8])),
+        (None, 7, (None, [7])),
+        (np.array([3, 4]), torch.tensor([7, 8]), ([3, 4], [7, 8])),
+        (np.int64(3), torch.tensor(7), ([3], [7])),
+    ],
+)
+def test_labels_and_seeds_are_paired_and_a_single_one_is_repeated(labels: Any, seeds: Any, expected: Any) -> None:
+    assert pair(labels, seeds) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "message"),
+    [
+        ([1, 2], [1, 2, 3], "there are 2 and 3: give as many"),
+        ([1, 2, 3, 4], [1, 2], "there are 4 and 2"),
+        ([], [1], "nothing to draw"),
+        ([1], [], "nothing to draw"),
+        (None, [], "at least one seed"),
+        ("three", [1], "labels must be whole numbers, found 'three'"),
+        ([1], [0.5], r"seeds must be whole numbers, found \[0.5\]"),
+        ([None], [1], "labels must be whole numbers"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(labels: Any, seeds: Any, message: str) -> None:
+    with pytest.raises(DisaError, match=message):
+        pair(labels, seeds)
+
+
+# -- what may not change an image ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", ["linear:5-2", "constant:3"])
+def test_an_image_does_not_depend_on_the_batch_or_its_order(sampler: Sampler, steps: str) -> None:
+    together = sampler.sample(LABELS, SEEDS, steps=steps, batch_size=5).latents
+    assert len(set(together.flatten(1).sum(1).tolist())) == 5
+    for batch_size in (1, 2, 3):
+        assert torch.equal(sampler.sample(LABELS, SEEDS, steps=steps, batch_size=batch_size).latents, together)
+    backwards = sampler.sample(LABELS[::-1], SEEDS[::-1], steps=steps, batch_size=2).latents
+    assert torch.equal(backwards.flip(0), together)
+    assert torch.equal(sampler.sample(LABELS[1], SEEDS[1], steps=steps).latents[0], together[1])
+
+
+def test_an_image_depends_on_its_seed_its_label_and_the_guidance(sampler: Sampler) -> None:
+    image = sampler.sample(3, 5).images
+    for other in (
+        sampler.sample(4, 5),
+        sampler.sample(3, 6),
+        sampler.sample(None, 5),
+        sampler.sample(3, 5, guidance=1),
+    ):
+        assert not torch.equal(other.images, image)
+
+
+def test_runs_may_be_interleaved_and_stopped(sampler: Sampler) -> None:
+    settings = sampler.settings("linear:5-2", batch_size=2)
+    alone = [sampler.sample(label, SEEDS[:3], steps="linear:5-2", batch_size=2).latents for label in (1, 2)]
+    first, second, stopped = (sampler.start(label, SEEDS[:3], settings) for label in (1, 2, 3))
+    next(stopped)
+    # zip asks the second run for nothing after its last turn: it must be complete by then.
+    assert len(list(zip(first, second, strict=False))) == first.num_turns == 2 * 4
+    assert alone[0].shape == (3, 1, 8, 8)
+    assert torch.equal(first.result("latent").latents, alone[0])
+    assert torch.equal(second.result("latent").latents, alone[1])
+
+
+def test_a_run_yields_every_turn_once(sampler: Sampler) -> None:
+    run = sampler.start(LABELS, SEEDS, sampler.settings(num_ar_steps=3, batch_size=2))
+    with pytest.raises(DisaError, match="only 0 of 9 turns are made"):
+        run.result()
+    turns = [step.ar_step for step in run]
+    assert turns == [0, 1, 2] * 3
+    assert run.num_turns == len(turns)
+    assert list(run) == []
+    assert run.result().images.shape == (5, 1, 8, 8)
+
+
+# -- counts --------------------------------------------------------------------------------------------------------
+
+
+def test_the_trace_sums_to_the_totals(sampler: Sampler) -> None:
+    result = sampler.sample(LABELS, SEEDS, steps="linear:5-2", batch_size=2)
+    assert [step.ar_step for step in result.trace] == [0, 1, 2, 3]
+    assert [step.steps for step in result.trace] == [5, 4, 3, 2]
+    assert sum(step.tokens for step in result.trace) == 5 * 16
+    # The uniform grid makes as many evaluations as it is asked for, guidance counts two.
+    assert [step.evaluations for step in result.trace] == [2 * step.tokens * step.steps for step in result.trace]
+    assert result.evaluations == sum(step.evaluations for step in result.trace)
+    assert result.evaluations_per_token == result.evaluations / 80
+    assert result.seconds_head == sum(step.seconds_head for step in result.trace)
+    assert result.seconds_backbone == sum(step.seconds_backbone for step in result.trace)
+    assert result.seconds_head + result.seconds_backbone + result.seconds_decode <= result.seconds
+
+
+def test_evaluations_are_those_that_are_made(sampler: Sampler) -> None:
+    made = {
+        (grid, guidance): sampler.sample(3, 0, steps="constant:50", grid=grid, guidance=guidance, num_ar_steps=1)
+        for grid in ("clipped-950", "uniform")
+        for guidance in (1.0, 2.0)
+    }
+    counts = {key: result.evaluations_per_token for key, result in made.items()}
+    assert counts == {
+        ("clipped-950", 1.0): 48, ("clipped-950", 2.0): 96, ("uniform", 1.0): 50, ("uniform", 2.0): 100,
+    }  # fmt: skip
+
+
+# -- policies of one's own -----------------------------------------------------------------------------------------
+
+
+def test_a_policy_may_give_every_row_its_own_count(sampler: Sampler) -> None:
+    def even_tokens_longer(problem: DenoisingProblem) -> Tensor:
+        return torch.where(problem.position % 2 == 0, 6, 3)
+
+    mixed = sampler.sample(LABELS, SEEDS, steps=even_tokens_longer, num_ar_steps=1, batch_size=3)
+    assert mixed.trace[0].steps == pytest.approx(4.5)
+    assert mixed.evaluations == 2 * 5 * (8 * 6 + 8 * 3)
+    # With one AR step every token has the same condition whatever the others got.
+    tokens, long, short = (
+        sampler.model.patchify(latents)
+        for latents in (
+            mixed.latents,
+            *(sampler.sample(LABELS, SEEDS, steps=f"constant:{n}", num_ar_steps=1).latents for n in (6, 3)),
+        )
+    )
+    assert torch.equal(tokens[:, 0::2], long[:, 0::2])
+    assert torch.equal(tokens[:, 1::2], short[:, 1::2])
+
+
+def test_a_policy_that_gives_the_wrong_number_of_counts_is_refused(sampler: Sampler) -> None:
+    with pytest.raises(DisaError, match="gave 2 counts for"):
+        sampler.sample(3, 0, steps=lambda problem: torch.tensor([1, 2]))
+
+
+# -- editing -------------------------------------------------------------------------------------------------------
+
+
+def some_masks() -> Tensor:
+    """[3, 4, 4] with 4, 7 and 16 tokens to draw."""
+    masks = torch.zeros(3, 16, dtype=torch.bool)
+    masks[0, [0, 5, 6, 15]] = True
+    masks[1, 3:10] = True
+    masks[2] = True
+    return masks.view(3, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_known_tokens_are_kept_exactly(dtype: str) -> None:
+    sampler, masks = small.sampler(dtype), some_masks()
+    pictures = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1)).mul(256).floor() / 256
+    known = sampler.encode(pictures)
+    result = sampler.sample([1, 2, 3], [4, 5, 6], known=known, mask=masks)
+    drawn = masks.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    assert torch.equal(result.latents[~drawn], known[~drawn])
+    assert torch.equal(result.images[~drawn], pictures[~drawn])
+    assert (result.latents[drawn] != known[drawn]).all()
+    assert sum(step.tokens for step in result.trace) == 4 + 7 + 16
+
+
+def test_ragged_masks_give_the_images_that_each_gives_alone(sampler: Sampler) -> None:
+    masks, known = some_masks(), torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    together = sampler.sample([1, 2, 3], [4, 5, 6], known=known, mask=masks).latents
+    for i in range(3):
+        alone = sampler.sample(i + 1, i + 4, known=known[i : i + 1], mask=masks[i : i + 1]).latents
+        assert torch.equal(alone[0], together[i])
+    # A mask of everything is no mask, and one picture serves all seeds.
+    assert torch.equal(sampler.sample(3, 6).latents[0], together[2])
+    shared = sampler.sample(1, [4, 9], known=known[:1], mask=masks[:1]).latents
+    assert torch.equal(shared[0], together[0])
+
+
+KNOWN, MASK = torch.zeros(1, 1, 8, 8), torch.ones(1, 4, 4, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"known": KNOWN}, "give both or neither"),
+        ({"mask": MASK}, "give both or neither"),
+        ({"known": torch.zeros(1, 1, 4, 4), "mask": MASK}, r"known must be \(2 or 1, 1, 8, 8\), found \(1, 1, 4, 4\)"),
+        ({"known": KNOWN, "mask": torch.ones(3, 4, 4)}, r"mask must be \(2 or 1, 4, 4\), found \(3, 4, 4\)"),
+        ({"known": KNOWN, "mask": ~MASK}, "leaves no token to draw"),
+        ({"known": KNOWN, "mask": some_masks()[:1], "num_ar_steps": 5}, r"1 to 4 \(tokens to draw\), found 5"),
+    ],
+)
+def test_what_cannot_be_edited_is_refused(sampler: Sampler, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DisaError, match=message):
+        sampler.sample(1, [0, 1], **options)
+
+
+# -- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"labels": 10}, "labels must be 0 to 9, found 10"),
+        ({"labels": [3, -1]}, "labels must be 0 to 9, found -1"),
+        ({"seeds": -1}, "found -1"),
+        ({"seeds": 1 << 64}, "2\\*\\*64 - 1"),
+        ({"steps": "quadratic:5-2"}, "unknown step policy 'quadratic:5-2': expected constant:N"),
+        ({"steps": "constant:0"}, "at least 1 denoising step, found 0"),
+        ({"steps": "constant:2000"}, "at most 951 denoising steps"),
+        ({"steps": lambda problem: 2, "grid": "square"}, "unknown grid 'square': expected one of clipped-950"),
+        ({"solver": "euler"}, "unknown solver 'euler': expected one of ddpm"),
+        ({"solver": ""}, "unknown solver ''"),
+        ({"grid": ""}, "unknown grid ''"),
+        ({"ramp": ""}, "unknown guidance ramp ''"),
+        ({"guidance": float("nan")}, "guidance must be a finite number"),
+        ({"temperature": -1}, "temperature must be 0 or more"),
+        ({"solver": "ddim", "temperature": 0.9}, "temperature scales the noise that ddpm adds"),
+        ({"num_ar_steps": 0}, "1 to 16"),
+        ({"num_ar_steps": 17}, "found 17"),
+        ({"batch_size": 0}, "batch size must be 1 or more, found 0"),
+        ({"output_type": "jpeg"}, "unknown output type 'jpeg': expected one of pt, np, pil, latent"),
+    ],
+)
+def test_mistakes_are_found_before_any_work(
+    sampler: Sampler, options: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler.model, "begin", None)
+    with pytest.raises(DisaError, match=message):
+        sampler.sample(**{"labels": [1, 2], "seeds": 0} | options)
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    with pytest.raises(DisaError, match=f"the device '{device}' cannot be used here"):
+        Sampler.load("mar-base", checkpoint="absent.pth", device=device)
+
+
+def test_an_unknown_dtype_is_refused_before_weights_are_read() -> None:
+    with pytest.raises(DisaError, match="unknown dtype 'fp16': expected fp32 or bf16"):
+        Sampler.load("mar-base", checkpoint="absent.pth", dtype="fp16")
+
+
+# -- what comes out ------------------------------------------------------------------------------------------------
+
+
+def test_output_types(sampler: Sampler) -> None:
+    drawn = {name: sampler.sample([3, 4], 5, output_type=name) for name in ("pt", "np", "pil", "latent")}
+    pixels = drawn["pt"].images
+    assert pixels.shape == (2, 1, 8, 8)
+    assert 0 <= pixels.min() <= pixels.max() <= 1
+    assert isinstance(drawn["np"].images, np.ndarray)
+    assert np.array_equal(drawn["np"].images, pixels.permute(0, 2, 3, 1).numpy())
+    assert all(isinstance(image, Image.Image) and image.size == (8, 8) for image in drawn["pil"].images)
+    assert np.array_equal(np.array(drawn["pil"].images[1]), (pixels[1, 0] * 255).round().byte().numpy())
+    assert drawn["latent"].images is None
+    assert torch.equal((drawn["latent"].latents / 2 + 0.5).clamp(0, 1), pixels)
+
+
+def test_the_report_says_what_was_asked(sampler: Sampler) -> None:
+    report = sampler.sample(3, [5, 6], steps="cosine:5-2", temperature=0.5).report()
+    assert (report["labels"], report["seeds"]) == ([3, 3], [5, 6])
+    settings = report["settings"]
+    assert settings["steps"] == "cosine:5-2"
+    assert "temperature=0.5" in settings["solver"]
+    assert (settings["guidance"], settings["dtype"], settings["device"]) == (2.0, "fp32", "cpu")
+
+
+def test_bf16_is_close_to_fp32(sampler: Sampler) -> None:
+    exact, rough = (s.sample(LABELS, SEEDS, solver="ddim").latents for s in (sampler, small.sampler("bf16")))
+    assert rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert (exact - rough).square().mean().sqrt() < 0.1 * exact.square().mean().sqrt()
+
+
+def test_weights_that_give_no_numbers_are_noticed() -> None:
+    state = small.weights()
+    state["head.output.weight"] *= 1e38
+    broken = Sampler(small.PRESET, small.build_mar(small.CONFIG, state, "large"), device="cpu")
+    with pytest.raises(DisaError, match="not finite numbers"):
+        broken.sample(3, 0)
+
+
+# -- weights there and back ----------------------------------------------------------------------------------------
+
+
+def test_a_saved_folder_draws_the_same_images(
+    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(disa.PRESETS, "small", small.PRESET)
+    folder = sampler.save_pretrained(tmp_path / "saved")
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
+    preset, model, codec = load_folder(folder)
+    assert (preset, codec) == (small.PRESET, None)
+    assert all(torch.equal(value, small.weights()[name]) for name, value in model.state_dict().items())
+    again = disa.Sampler.from_pretrained(folder, device="cpu")
+    assert torch.equal(again.sample(LABELS, SEEDS).latents, sampler.sample(LABELS, SEEDS).latents)
+
+
+def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="a checkpoint needs the name of its model"):
+        Sampler.load(small.folder(tmp_path / "model"), checkpoint=tmp_path / "other.pth")
+
+
+# -- with an autoencoder -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def codec() -> vae.LatentCodec:
+    pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    return vae.LatentCodec(vae.build(small.CODEC))
+
+
+def test_images_go_through_the_autoencoder(
+    codec: vae.LatentCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    preset = replace(small.PRESET, name="coded", codec=small.CODEC)
+    monkeypatch.setitem(disa.PRESETS, "coded", preset)
+    model = small.build_mar(small.CONFIG, small.weights(), "the small model")
+    sampler = Sampler(preset, model, save_codec(tmp_path / "codec", codec), device="cpu")
+    assert sampler.image_shape == (3, 16, 16)
+    result = sampler.sample(3, [5, 6])
+    assert torch.equal(result.images, (codec.decode(result.latents) / 2 + 0.5).clamp(0, 1))
+    assert sampler.encode(result.images).shape == result.latents.shape
+    # The autoencoder is saved with the model, also where it was given but not used yet.
+    fresh = Sampler(preset, model, tmp_path / "codec", device="cpu")
+    again = Sampler.load(fresh.save_pretrained(tmp_path / "saved"), device="cpu")
+    assert (tmp_path / "saved" / CODEC).is_dir()
+    assert torch.equal(again.sample(3, [5, 6]).images, result.images)
+
+
+def test_a_missing_autoencoder_is_found_before_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("diffusers")
+    preset = replace(small.PRESET, codec=small.CODEC)
+    sampler = Sampler(preset, small.build_mar(small.CONFIG, small.weights(), ""), tmp_path / "absent.ckpt", "cpu")
+    assert sampler.sample(3, 0, output_type="latent").images is None
+    monkeypatch.setattr(sampler.model, "begin", None)
+    with pytest.raises(DisaError, match=r"no checkpoint at .*absent\.ckpt"):
+        sampler.sample(3, 0)
+
+
+def test_an_autoencoder_for_pixels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="has no autoencoder"):
+        Sampler.load(small.folder(tmp_path / "model"), vae=tmp_path / "kl16.ckpt")
