@@ -249,27 +249,29 @@ def test_latents_of_another_shape_are_refused(plain: MAR):
 
 # --- what may not change an image -------------------------------------------------------------------------------------
 
-CASES = pytest.mark.parametrize(
-    ("num_ar_steps", "scale"), [(1, 1.0), (1, 2.5), (5, 1.0), (5, 2.5), (64, 1.0), (64, 2.5)]
-)
 
-
-@CASES
-@pytest.mark.parametrize("num_threads", [1, 2])
+# 20 AR steps have steps of one token, as 64 have; two threads are slow where another process runs beside them.
+@pytest.mark.parametrize(
+    ("num_threads", "num_ar_steps", "scale"),
+    [
+        (1, 1, 1.0), (1, 1, 2.5), (1, 5, 1.0), (1, 5, 2.5), (1, 64, 1.0), (1, 64, 2.5),
+        (2, 1, 1.0), (2, 5, 1.0), (2, 5, 2.5), (2, 20, 1.0),
+    ],
+)  # fmt: skip
 def test_an_image_does_not_depend_on_its_batch(
-    model: MAR, num_ar_steps: int, scale: float, num_threads: int, threads: Callable[[int], None]
+    model: MAR, num_threads: int, num_ar_steps: int, scale: float, threads: Callable[[int], None]
 ):
     threads(num_threads)
-    policy = ANNEALED if num_ar_steps < 64 else linear(2, 1)
+    policy = ANNEALED if num_ar_steps < 20 else linear(2, 1)
     together = draw(model, SEEDS, LABELS, num_ar_steps, scale=scale, policy=policy)
     assert together.isfinite().all()
-    for rows in ([7, 4, 2], [5]) if num_ar_steps == 64 else ([0, 1, 2], [7, 4, 2], [5], [2]):
+    for rows in ([7, 4, 2], [5]) if num_ar_steps >= 20 else ([0, 1, 2], [7, 4, 2], [5], [2]):
         seeds, labels = [SEEDS[i] for i in rows], [LABELS[i] for i in rows]
         some = draw(model, seeds, labels, num_ar_steps, scale=scale, policy=policy)
         assert torch.equal(some, together[rows]), rows
 
 
-@pytest.mark.parametrize(("num_ar_steps", "scale"), [(1, 1.0), (5, 1.0), (5, 2.5), (20, 1.0)])
+@pytest.mark.parametrize(("num_ar_steps", "scale"), [(1, 1.0), (5, 1.0), (5, 2.5)])
 def test_an_image_does_not_depend_on_the_number_of_threads(
     model: MAR, num_ar_steps: int, scale: float, threads: Callable[[int], None]
 ):
