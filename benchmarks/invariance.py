@@ -1,6 +1,6 @@
 """Which CPU kernels give a row the same bits whatever is computed beside it.
 
-    python benchmarks/invariance.py                  # minutes
+    python benchmarks/invariance.py                  # about ten minutes on two cores
     python benchmarks/invariance.py --quick --threads 2
 
 disa promises that an image does not depend on its batch. That holds where every kernel does, so each is tried alone: M

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.models.layers import MIN_ROWS, Linear, sinusoids
+from disa.models.layers import MIN_ROWS, Linear, sinusoids, swish
 from disa.problem import Counter, Evaluate, Field, Prediction
 
 TIME_FEATURES = 256
@@ -53,7 +53,7 @@ class DiffusionHead(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Prediction:
         """x: [R, C], t: [R], condition: [R, D]."""
-        modulation = self.modulation(F.silu(self.time_table(t) + self.condition(condition)))
+        modulation = self.modulation(swish(self.time_table(t) + self.condition(condition)))
         return self.denoise(self.input(x), modulation)
 
     def time_table(self, times: Tensor) -> Tensor:
@@ -138,6 +138,6 @@ class _BoundHead:
         if not 0 <= denoise_step - self.first < len(self.modulations) or self.first < 0:
             self.first = denoise_step
             times = self.times[denoise_step : denoise_step + self.lookahead]
-            mixed = F.silu(times[:, None] + self.condition)
+            mixed = swish(times[:, None] + self.condition)
             self.modulations = self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
         return self.modulations[denoise_step - self.first]

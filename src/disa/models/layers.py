@@ -16,7 +16,15 @@ MIN_ROWS = 12
 """Below this number of rows CPU libraries choose kernels that sum in another order, so that a token's value would
 depend on how many tokens are computed beside it. Fewer rows are padded; see `benchmarks/invariance.py`."""
 
-_ACTIVATIONS = {None: lambda x: x, "gelu": F.gelu, "swish": F.silu}
+
+def swish(x: Tensor) -> Tensor:
+    """x sigmoid(x). On a CPU the fused kernel rounds the end of a thread's share differently from its body."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or torch.is_grad_enabled():
+        return F.silu(x)
+    return x / (-x).exp().add_(1)
+
+
+_ACTIVATIONS = {None: lambda x: x, "gelu": F.gelu, "swish": swish}
 
 
 class Linear(nn.Linear):
@@ -97,10 +105,15 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention of [B, H, L, d] tensors.
 
-    On a CPU the fused kernel computes bf16 no faster than fp32; two matrix products are over twice as fast there.
+    On a CPU the fused kernel gives a few queries other bits from thread to thread, so they are padded; and it computes
+    bf16 no faster than fp32, where two matrix products are over twice as fast.
     """
-    if query.device.type != "cpu" or query.dtype != torch.bfloat16 or torch.is_grad_enabled():
+    if query.device.type != "cpu" or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value)
+    if query.dtype != torch.bfloat16:
+        count = query.shape[2]
+        query = F.pad(query, (0, 0, 0, max(0, MIN_ROWS - count)))
+        return F.scaled_dot_product_attention(query, key, value)[:, :, :count]
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
     return torch.bmm(scores.softmax(-1), v).view_as(query)
