@@ -21,6 +21,7 @@ LAYERS = (
     "generate",
     "models",
     "presets checkpoints",
+    "samples",
     "sampler editing",
     "metrics adaptive evidence calibration",
     "tiny",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from disa.errors import DisaError as DisaError
     from disa.presets import PRESETS as PRESETS
     from disa.sampler import Sampler as Sampler
-    from disa.sampler import Samples as Samples
+    from disa.samples import Samples as Samples
     from disa.steps import constant as constant
     from disa.steps import cosine as cosine
     from disa.steps import linear as linear
@@ -30,7 +30,8 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ("DisaError",),
     "presets": ("PRESETS",),
-    "sampler": ("Sampler", "Samples"),
+    "sampler": ("Sampler",),
+    "samples": ("Samples",),
     "steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.sampler import Sampler, Samples, Settings, pair
+from disa.sampler import Sampler, Settings, pair
+from disa.samples import Samples
 from disa.steps import constant
 
 

@@ -9,11 +9,10 @@ import contextlib
 import operator
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,11 +24,11 @@ from disa.models.mar import MAR, check_ar_steps
 from disa.noise import SeededNoise
 from disa.presets import PRESETS, Preset, find_preset
 from disa.problem import ARStep, Guidance, Request
+from disa.samples import Samples, TraceStep, check_output_type, convert
 from disa.solvers import Solver, grid_for, make_solver
 from disa.steps import StepPolicy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
 
 class Codec(Protocol):
@@ -48,51 +47,6 @@ class PixelCodec:
 
     def decode(self, latents: Tensor) -> Tensor:
         return latents
-
-
-@dataclass(frozen=True)
-class TraceStep:
-    """One AR step, over all batches. tokens: rows drawn; steps: asked per row, mean; evaluations: made."""
-
-    ar_step: int
-    tokens: int
-    steps: float
-    evaluations: int
-    seconds_backbone: float
-    seconds_head: float
-
-
-@dataclass(frozen=True)
-class Samples:
-    """What `sample` returns.
-
-    images: [N, channels, height, width] in [0, 1] (`pt`), [N, height, width, channels] (`np`), a list (`pil`), or None
-    (`latent`). latents: [N, C, H, W]. evaluations: of the denoising network on one row, counted at the network.
-    seconds: wall time of drawing and decoding.
-    """
-
-    images: Any
-    latents: Tensor
-    labels: list[int] | None
-    seeds: list[int]
-    evaluations: int
-    evaluations_per_token: float
-    seconds: float
-    seconds_backbone: float
-    seconds_head: float
-    seconds_decode: float
-    trace: list[TraceStep]
-    settings: dict[str, Any] = field(default_factory=dict)
-
-    def report(self) -> dict[str, Any]:
-        """Everything but tensors, for JSON."""
-        numbers = {name: getattr(self, name) for name in (
-            "evaluations", "evaluations_per_token", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
-        )}  # fmt: skip
-        return {
-            "settings": self.settings, "labels": self.labels, "seeds": self.seeds,
-            **numbers, "trace": [asdict(step) for step in self.trace],
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -241,7 +195,7 @@ class Sampler:
         latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
         inpainting and editing (`encode` makes latents). output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
-        _check_output_type(output_type)
+        check_output_type(output_type)
         settings = self.settings(steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
         run = self.start(labels, seeds, settings, known=known, mask=mask)
         if output_type != "latent":
@@ -344,7 +298,7 @@ class Run:
 
     def result(self, output_type: str = "pt") -> Samples:
         """Decode what was drawn, once every turn is made."""
-        _check_output_type(output_type)
+        check_output_type(output_type)
         if self.turns_made < self.num_turns:
             raise DisaError(f"only {self.turns_made} of {self.num_turns} turns are made: iterate to the end first.")
         started = time.perf_counter()
@@ -352,7 +306,7 @@ class Run:
         decode = time.perf_counter() - started
         evaluations, tokens = (sum(getattr(s, name) for s in self.trace) for name in ("evaluations", "tokens"))
         return Samples(
-            images=_convert(images, output_type), latents=self.latents, labels=self.labels, seeds=self.seeds,
+            images=convert(images, output_type), latents=self.latents, labels=self.labels, seeds=self.seeds,
             evaluations=evaluations, evaluations_per_token=evaluations / tokens,
             seconds=self.seconds + decode,
             seconds_backbone=sum(s.seconds_backbone for s in self.trace),
@@ -418,11 +372,6 @@ def pick_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _check_output_type(name: str) -> None:
-    if name not in OUTPUT_TYPES:
-        raise DisaError(f"unknown output type {name!r}: expected one of {', '.join(OUTPUT_TYPES)}.")
-
-
 def _check_labels(labels: list[int] | None, num_classes: int) -> None:
     wrong = [label for label in labels or () if not 0 <= label < num_classes]
     if wrong:
@@ -443,18 +392,3 @@ def _per_image(
         if len(value) not in (1, count) or tuple(value.shape[1:]) != tuple(shape):
             raise DisaError(f"{name} must be ({count} or 1, {', '.join(map(str, shape))}), found {tuple(value.shape)}.")
     return known.expand(count, *known.shape[1:]), mask.bool().expand(count, *mask.shape[1:])
-
-
-def _convert(images: Tensor | None, output_type: str) -> Any:
-    if images is None or output_type == "pt":
-        return images
-    array = images.permute(0, 2, 3, 1).numpy()
-    return array if output_type == "np" else to_pil(array)
-
-
-def to_pil(array: np.ndarray) -> list[Any]:
-    """[N, height, width, channels] in [0, 1] -> PIL images."""
-    from PIL import Image
-
-    pixels = (array * 255).round().astype(np.uint8)
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
