@@ -25,25 +25,61 @@ def spread(value: dict[str, float]) -> str:
     return f"{value['value']:.2f} [{value['low']:.2f}, {value['high']:.2f}]"
 
 
-def digits(result: dict[str, Any]) -> str:
-    """The result of `disa compare`."""
+def quality(result: dict[str, Any]) -> str:
+    """What `disa compare` found, without the times."""
     rows = [
         [
             f"`{p['steps']}`",
             f"{p['evaluations_per_token']:.1f}",
-            f"{p['seconds']:.0f}",
-            f"{p['speedup']:.2f}x",
             spread(p["quality"]["frechet"]),
             spread(p["difference"]) if p["difference"] else "",
             f"{p['quality']['accuracy']['value']:.1%}",
+            f"{p['quality']['precision']:.2f}",
+            f"{p['quality']['recall']:.2f}",
         ]
         for p in result["policies"]
     ]
-    headers = ["steps", "evaluations per token", "seconds", "speed-up", "Fréchet distance", "difference", "labels read"]
+    headers = ["steps", "evaluations per token", "Fréchet distance", "difference", "labels read", "precision", "recall"]
     return table(headers, rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"digits": digits}
+def times(result: dict[str, Any]) -> str:
+    """What `disa compare` or `disa demo` found of time."""
+    rows = [
+        [
+            f"`{p['steps']}`",
+            f"{p['evaluations_per_token']:.1f}",
+            f"{p['seconds']:.1f}",
+            f"{p['speedup']:.2f}x",
+            f"{p['seconds_head'] / p['seconds']:.0%}",
+            spread(p["difference"]) if p["difference"] else "",
+        ]
+        for p in result["policies"]
+    ]
+    headers = ["steps", "evaluations per token", "seconds", "speed-up", "head", "difference in Fréchet distance"]
+    return table(headers, rows)
+
+
+def architectures(result: dict[str, Any]) -> str:
+    """The result of `benchmarks/mar.py`."""
+    rows = [
+        [
+            f"{row['variant']} {row['dtype']}, batch {row['batch']}",
+            f"{row['seconds']:.1f}",
+            f"{row['cpu_seconds']:.1f}",
+            f"{row['seconds_backbone']:.1f}",
+            f"{row['seconds_head']:.1f}",
+            f"{row['seconds_ratio']:.2f}x" if "seconds_ratio" in row else "",
+            f"{row['share_of_ceiling']:.0%}",
+            f"{row['memory']:.0f}",
+        ]
+        for row in result["rows"]
+    ]
+    headers = ["variant", "wall s", "CPU s", "backbone s", "head s", "faster", "of the machine's peak", "peak MiB"]
+    return table(headers, rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"digits": quality, "demo": times, "mar-cpu": architectures}
 
 
 def filled(text: str) -> str:

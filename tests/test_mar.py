@@ -250,7 +250,7 @@ def test_latents_of_another_shape_are_refused(plain: MAR):
 # --- what may not change an image -------------------------------------------------------------------------------------
 
 
-# 20 AR steps have steps of one token, as 64 have; two threads are slow where another process runs beside them.
+# Two threads are slow where another process runs beside them, so less is drawn; 20 AR steps, too, begin with one token.
 @pytest.mark.parametrize(
     ("num_threads", "num_ar_steps", "scale"),
     [
@@ -262,10 +262,11 @@ def test_an_image_does_not_depend_on_its_batch(
     model: MAR, num_threads: int, num_ar_steps: int, scale: float, threads: Callable[[int], None]
 ):
     threads(num_threads)
-    policy = ANNEALED if num_ar_steps < 20 else linear(2, 1)
+    short = num_ar_steps >= 20 or num_threads > 1
+    policy = linear(2, 1) if short else ANNEALED
     together = draw(model, SEEDS, LABELS, num_ar_steps, scale=scale, policy=policy)
     assert together.isfinite().all()
-    for rows in ([7, 4, 2], [5]) if num_ar_steps >= 20 else ([0, 1, 2], [7, 4, 2], [5], [2]):
+    for rows in ([7, 4, 2], [5]) if short else ([0, 1, 2], [7, 4, 2], [5], [2]):
         seeds, labels = [SEEDS[i] for i in rows], [LABELS[i] for i in rows]
         some = draw(model, seeds, labels, num_ar_steps, scale=scale, policy=policy)
         assert torch.equal(some, together[rows]), rows
@@ -275,9 +276,9 @@ def test_an_image_does_not_depend_on_its_batch(
 def test_an_image_does_not_depend_on_the_number_of_threads(
     model: MAR, num_ar_steps: int, scale: float, threads: Callable[[int], None]
 ):
-    one = draw(model, SEEDS[:3], LABELS[:3], num_ar_steps, scale=scale)
+    one = draw(model, SEEDS[:3], LABELS[:3], num_ar_steps, scale=scale, policy=linear(2, 1))
     threads(2)
-    assert torch.equal(draw(model, SEEDS[:3], LABELS[:3], num_ar_steps, scale=scale), one)
+    assert torch.equal(draw(model, SEEDS[:3], LABELS[:3], num_ar_steps, scale=scale, policy=linear(2, 1)), one)
 
 
 def test_images_of_different_seeds_and_labels_differ(plain: MAR):
