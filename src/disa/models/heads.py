@@ -16,7 +16,7 @@ from disa.models.layers import MIN_ROWS, Linear, sinusoids, swish
 from disa.problem import Counter, Evaluate, Field, Prediction
 
 TIME_FEATURES = 256
-LOOKAHEAD_VALUES = 1 << 23
+LOOKAHEAD_VALUES = 1 << 21
 """How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
 
 
@@ -136,7 +136,7 @@ class _BoundHead:
     def _modulation(self, denoise_step: int) -> Tensor:
         """Modulations of all blocks at one denoising step, computed for a stretch of steps at a time."""
         if not 0 <= denoise_step - self.first < len(self.modulations) or self.first < 0:
-            self.first = denoise_step
+            self.first, self.modulations = denoise_step, self.condition  # the old stretch makes room for the new
             times = self.times[denoise_step : denoise_step + self.lookahead]
             mixed = swish(times[:, None] + self.condition)
             self.modulations = self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
