@@ -122,13 +122,14 @@ def compare(
 @app.command(epilog="Example: disa demo --out demo")
 def demo(
     images: Annotated[int, typer.Option(min=20, help="Digits to draw under each policy.")] = 400,
+    num_ar_steps: Annotated[int, typer.Option(help="AR steps, the same for every policy.")] = 16,
     out: Out = Path("demo"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Digits with the original 100 denoising steps, with DiSA, and with DiSA reversed: time, evaluations, quality."""
     sampler = _load("mar-digits", None, None, "cpu", "fp32")
     policies = [sampler.preset.original, sampler.preset.steps, "linear:5-50"]
     labels = _repeated(list(range(10)), images)
-    _compare(sampler, policies, labels, list(range(images)), sampler.settings(), out, as_json)
+    _compare(sampler, policies, labels, list(range(images)), sampler.settings(num_ar_steps=num_ar_steps), out, as_json)
 
 
 @app.command(epilog="Example: disa bench --model mar-base --untrained --batch-size 1 --num-ar-steps 16")
