@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -224,7 +225,9 @@ def difference(found: Any, expected: Any) -> float:
     if a.size != b.size or (a.ndim and b.ndim and a.shape != b.shape):
         return float("inf")
     gap, size = np.abs(a - b).max(initial=0), np.abs(b).max(initial=0)
-    return float("inf") if not np.isfinite(a).all() else 0.0 if gap == 0 else float(gap / max(size, 1e-30))
+    if not np.isfinite(gap):
+        return float("inf")
+    return 0.0 if gap == 0 else float(gap / max(size, 1e-30))
 
 
 def replay(path: Path) -> Iterator[tuple[str, float]] | None:
@@ -247,7 +250,7 @@ def report(path: Path) -> tuple[str, bool]:
         if differences is None:
             return f"{path.stem:32} {'-':>10}  not supported", True
         worst, gap = max(differences, key=lambda pair: pair[1])
-    except (DisaError, KeyError, ValueError, RuntimeError) as error:
+    except (DisaError, SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         return f"{path.stem:32} {'-':>10}  FAIL ({type(error).__name__}: {error})", False
     good = gap <= TOLERANCE
     return f"{path.stem:32} {gap:10.2e}  {'ok' if good else f'FAIL ({worst})'}", good

@@ -24,8 +24,8 @@ from disa.solvers import make_solver, solve
 from disa.steps import StepPolicy, constant, linear
 
 TINY = MARConfig(
-    latent_size=(8, 8), latent_channels=4, encoder_width=32, encoder_depth=2, encoder_heads=4,
-    decoder_width=32, decoder_depth=2, decoder_heads=4, num_classes=10, buffer_size=4, head_width=32, head_depth=2,
+    latent_size=(8, 8), latent_channels=4, encoder_width=32, encoder_depth=2, encoder_heads=2,
+    decoder_width=32, decoder_depth=2, decoder_heads=2, num_classes=10, buffer_size=4, head_width=32, head_depth=2,
 )  # fmt: skip
 OTHER_WIDTHS = replace(TINY, latent_size=(8, 12), patch_size=2, encoder_width=16, decoder_width=24, decoder_depth=1)
 SEEDS = (5, 6, 1 << 40, 8, 900, 10, 11, 12)

@@ -105,8 +105,9 @@ class Attention(nn.Module):
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Softmax attention of [B, H, L, d] tensors.
 
-    On a CPU the fused kernel gives a few queries other bits from thread to thread, so they are padded; and it computes
-    bf16 no faster than fp32, where two matrix products are over twice as fast.
+    On a CPU the fused kernel gives a few queries other bits from thread to thread, so they are padded (heads
+    of fewer than 16 channels stay so at odd lengths); and it computes bf16 no faster than fp32, where two matrix
+    products are over twice as fast.
     """
     if query.device.type != "cpu" or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value)
