@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from disa.errors import DisaError
@@ -71,13 +70,8 @@ def convert(images: Tensor | None, output_type: str) -> Any:
     """images [N, channels, height, width] in [0, 1] as the output type has them."""
     if images is None or output_type == "pt":
         return images
-    array = images.permute(0, 2, 3, 1).numpy()
-    return array if output_type == "np" else to_pil(array)
+    if output_type == "np":
+        return images.permute(0, 2, 3, 1).numpy()
+    from disa.pictures import to_image  # pillow is needed for nothing else here
 
-
-def to_pil(array: np.ndarray) -> list[Any]:
-    """[N, height, width, channels] in [0, 1] -> PIL images."""
-    from PIL import Image
-
-    pixels = (array * 255).round().astype(np.uint8)
-    return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
+    return [to_image(image) for image in images]
