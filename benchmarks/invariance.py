@@ -22,12 +22,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 import disa
+from disa.diffusion import CosineDiffusion
 from disa.models.heads import DiffusionHead, HeadField
 from disa.models.layers import MIN_ROWS, Block, can_pack, initialise, pack
 from disa.problem import Counter
@@ -81,7 +81,7 @@ class Finding:
 def try_linear(dtype: torch.dtype, threads: int, shapes: dict[tuple[int, int], tuple[int, ...]]) -> Iterator[Finding]:
     """PyTorch's own linear layer, and the packed one with each activation that disa fuses."""
     promised = MIN_ROWS if dtype == torch.float32 else None
-    names = ["F.linear", *(("packed", "packed+gelu", "packed+swish") if can_pack() else ())]
+    names = ["F.linear", *(("packed", "packed+gelu", "packed+swish") if can_pack(torch.float32) else ())]
     for name in names:
         finding = Finding(f"{name} {str(dtype).removeprefix('torch.')}", threads, promised)
         for (features_in, features_out), counts in shapes.items():
@@ -170,6 +170,7 @@ def try_block(threads: int, packed: bool) -> Finding:
 def try_head(threads: int, packed: bool) -> Finding:
     """`HeadField` with guidance at the last of 3 denoising steps, by the number of rows."""
     finding = Finding(f"disa head{', packed' if packed else ''}", threads, 1)
+    grid = CosineDiffusion().grid("uniform", 3)
     for width, depth, condition in ((192, 3, 128), (1024, 2, 768)):
         head = DiffusionHead(16, condition, width, depth).requires_grad_(False)
         for parameter in head.parameters():
@@ -181,7 +182,7 @@ def try_head(threads: int, packed: bool) -> Finding:
             """x: [R, C + 2 D]."""
             state, conditional, unconditional = x[:, :16], *x[:, 16:].chunk(2, dim=1)
             bound = HeadField.of(head, conditional, unconditional, 2.9, Counter())
-            return bound.on(np.array([950.0, 500.0, 0.0]))(state, 2).value
+            return bound.on(grid)(state, 2).value
 
         counts = (*range(1, MIN_ROWS + 6), 31, 32, 33, 64, 100)
         finding.add(differing(kernel, normal(300, 16 + 2 * condition), counts), f"width {width}")
@@ -222,7 +223,7 @@ def findings(threads: int, quick: bool) -> Iterator[Finding]:
     yield from try_linear(torch.bfloat16, threads, QUICK)
     yield from try_elementwise(threads)
     yield from try_attention(threads)
-    for packed in (False, True) if can_pack() else (False,):
+    for packed in (False, True) if can_pack(torch.float32) else (False,):
         yield try_block(threads, packed)
         yield try_head(threads, packed)
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from disa.models.layers import sinusoids
 from disa.models.mar import MAR, official_names
 from disa.problem import Counter, DenoisingProblem, Evaluate, Noise, Prediction, Request, TimeGrid
+from disa.solvers import GridSolver
 
 
 @dataclass
@@ -135,8 +136,8 @@ class PlainField:
     def select(self, rows: Tensor) -> PlainField:
         raise NotImplementedError("the plain order of work has one step count per AR step")
 
-    def on(self, network_times: np.ndarray) -> Evaluate:
-        return lambda x, denoise_step: self.evaluate(x, network_times, denoise_step)
+    def on(self, grid: TimeGrid) -> Evaluate:
+        return lambda x, denoise_step: self.evaluate(x, grid.network_times, denoise_step)
 
     def evaluate(self, x: Tensor, times: np.ndarray, denoise_step: int) -> Prediction:
         self.counter.evaluations += len(x)
@@ -151,11 +152,11 @@ class PlainField:
 
 
 @dataclass(frozen=True)
-class PlainDDPM:
+class PlainDDPM(GridSolver):
     """Ancestral sampling of all R' rows: each coefficient is looked up as a tensor in every denoising step."""
 
     grid: str = "clipped-950"
-    takes = "noise"
+    takes = ("noise",)
     stochastic = True
 
     def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:

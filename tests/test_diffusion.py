@@ -146,6 +146,25 @@ def test_an_unknown_grid_is_refused():
         PROCESS.grid("clipped", 5)
 
 
+@pytest.mark.parametrize("name", GRIDS)
+def test_underscores_may_stand_for_hyphens(name: str):
+    np.testing.assert_array_equal(PROCESS.grid(name.replace("-", "_"), 7).levels, PROCESS.grid(name, 7).levels)
+
+
+@pytest.mark.parametrize("name", ["clipped-950", "ddim-980", "dpm-950"])
+@pytest.mark.parametrize("num_steps", [1, 20])
+def test_official_grids_are_refused_for_another_number_of_timesteps(name: str, num_steps: int):
+    with pytest.raises(DisaError, match=f"{name} is for a process of 1000 timesteps, found 4000.*uniform"):
+        CosineDiffusion(4000).grid(name, num_steps)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_times_are_shares_of_the_noise_time(name: str):
+    grid = PROCESS.grid(name, 9)
+    np.testing.assert_allclose(grid.times, grid.network_times / 1000, atol=1e-7)
+    np.testing.assert_array_equal(CosineDiffusion(4000).grid("full", 2).times, [3999 / 4000, 0])
+
+
 # --- training loss ----------------------------------------------------------------------------------------------------
 
 OBJECTIVE = TrainingLoss(PROCESS)

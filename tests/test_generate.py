@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +10,7 @@ from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
 from disa.generate import generate_steps
 from disa.noise import SeededNoise
-from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, Request
+from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, Request, TimeGrid
 from disa.solvers import make_solver
 from disa.steps import StepPolicy, constant, linear
 
@@ -33,7 +32,7 @@ class StubField(Field):
     counter: Counter
     num_rows: int
 
-    def on(self, network_times: np.ndarray) -> Evaluate:
+    def on(self, grid: TimeGrid) -> Evaluate:
         def evaluate(x: Tensor, denoise_step: int) -> Prediction:
             self.counter.evaluations += 2 * len(x)
             return Prediction(torch.zeros_like(x), None)
@@ -137,7 +136,7 @@ def test_an_adaptive_policy_gives_each_row_its_count():
 
 def test_evaluations_of_a_probing_policy_count():
     def probe(problem: DenoisingProblem) -> int:
-        problem.field.on(np.array([500.0]))(torch.zeros(problem.num_rows, 3), 0)
+        problem.field.on(problem.process.grid("uniform", 1))(torch.zeros(problem.num_rows, 3), 0)
         return 4
 
     for k, step in enumerate(generate(StubModel(), probe)):

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 LAYERS = (
     "errors files pictures",
     "problem",
-    "steps noise diffusion",
+    "steps noise diffusion flow",
     "solvers",
     "generate",
     "models",
@@ -31,7 +31,7 @@ LAYERS = (
     "__main__",
 )
 # A model states the problem and does not solve it: no step counts, solvers or sampling noise.
-NARROWER = {"models": {"models", "errors", "problem", "diffusion"}}
+NARROWER = {"models": {"models", "errors", "problem", "diffusion", "flow"}}
 # The ways in: only `python -m disa` imports them.
 IMPORTED_ONLY_BY = {way_in: {way_in, "__main__"} for way_in in ("bulk", "cli", "studio")}
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -222,6 +223,17 @@ def test_orders_and_noise_do_not_share_numbers():
 def test_seeds_out_of_range_are_refused(seeds: list[int]):
     with pytest.raises(DisaError, match=rf"from 0 to 2\*\*64 - 1, found {seeds[-1]}"):
         SeededNoise(seeds)
+
+
+@pytest.mark.parametrize("seed", [1.5, 2.0, "3", None])
+def test_seeds_that_are_no_whole_numbers_are_refused(seed: Any):
+    with pytest.raises(DisaError, match=f"a whole number from 0 .* found {seed}"):
+        SeededNoise([0, seed])
+
+
+def test_whole_numbers_of_numpy_are_seeds():
+    seeds: Any = np.array([3, 2**63 + 5], dtype=np.uint64)
+    assert torch.equal(SeededNoise(seeds).key, SeededNoise(seeds.tolist()).key)
 
 
 @pytest.mark.parametrize("seed", [1 << 32, (1 << 32) + 77, (1 << 63) + 77, (1 << 64) - 1])

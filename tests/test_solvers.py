@@ -2,6 +2,8 @@
 
 For data ~ N(m, s^2) the state at level abar is N(sqrt(abar) m, v) with v = abar s^2 + 1 - abar, the noise to predict is
 sqrt(1 - abar) (x - sqrt(abar) m) / v, and the probability-flow ODE keeps (x - sqrt(abar) m) / sqrt(v) constant.
+For a flow the same holds with 1 - t in place of sqrt(abar) and t in place of sqrt(1 - abar), and the velocity is the
+derivative of that path.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 from disa import solvers
 from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
+from disa.flow import FlowMatching
 from disa.models import heads
 from disa.models.heads import DiffusionHead, HeadField
 from disa.noise import SeededNoise
@@ -27,15 +30,22 @@ from disa.solvers import SOLVERS, Solver, make_solver, solve
 
 # Of diffusers, about its own code.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*algorithm_types dpmsolver.*:FutureWarning"),
+    pytest.mark.filterwarnings("error::FutureWarning"),
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
 MEAN = torch.tensor([0.5, -1.0, 0.2, 2.0], dtype=torch.float64)
 DEVIATION = torch.tensor([0.3, 1.0, 0.7, 1.7], dtype=torch.float64)
 SHAPE = tuple(MEAN.shape)
-PROCESS = CosineDiffusion()
+PROCESS, FLOW = CosineDiffusion(), FlowMatching()
 MULTISTEP = ("dpm-solver-2", "dpm-solver-3", "dpm-solver++-2", "dpm-solver++-3")
+PAIRS = [
+    pytest.param(name, process, id=f"{name}-{process.predicts}")
+    for name in SOLVERS
+    for process in (PROCESS, FLOW)
+    if process.predicts in make_solver(name).takes
+]
+DIFFUSION = [name for name in SOLVERS if "noise" in make_solver(name).takes]
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -56,6 +66,20 @@ def exact_noise(x: Tensor, abar: float) -> Tensor:
     return math.sqrt(1 - abar) * (x - math.sqrt(abar) * MEAN) / spread(abar) ** 2
 
 
+def flow_spread(t: float) -> Tensor:
+    """Standard deviation of the state of a flow."""
+    return ((1 - t) ** 2 * DEVIATION**2 + t**2).sqrt()
+
+
+def flow_state(t: float, unit: Tensor) -> Tensor:
+    """Where the exact ODE of a flow takes the point that stands at `unit` standard deviations."""
+    return (1 - t) * MEAN + flow_spread(t) * unit
+
+
+def exact_velocity(x: Tensor, t: float) -> Tensor:
+    return (t - (1 - t) * DEVIATION**2) * (x - (1 - t) * MEAN) / flow_spread(t) ** 2 - MEAN
+
+
 def levels_at(process: CosineDiffusion, network_times: np.ndarray) -> np.ndarray:
     """abar at what the network is fed: whole timesteps, or the continuous time of the dpm-950 grid."""
     if (network_times % 1 == 0).all():
@@ -68,18 +92,21 @@ def levels_at(process: CosineDiffusion, network_times: np.ndarray) -> np.ndarray
 class GaussianField(Field):
     """The exact network. variance: its variance output, if it has one. states: what it was called with."""
 
-    process: CosineDiffusion = PROCESS
+    process: CosineDiffusion | FlowMatching = PROCESS
     variance: float | None = None
     counter: Counter = field(default_factory=Counter)
     states: list[Tensor] = field(default_factory=list)
 
-    def on(self, network_times: np.ndarray) -> Evaluate:
-        levels = levels_at(self.process, network_times)
+    def on(self, grid: TimeGrid) -> Evaluate:
+        if isinstance(self.process, FlowMatching):
+            levels, exact = grid.times, exact_velocity
+        else:
+            levels, exact = levels_at(self.process, grid.network_times), exact_noise
 
         def evaluate(x: Tensor, denoise_step: int) -> Prediction:
             self.counter.evaluations += len(x)
             self.states.append(x.clone())
-            value = exact_noise(x.double(), float(levels[denoise_step])).to(x.dtype)
+            value = exact(x.double(), float(levels[denoise_step])).to(x.dtype)
             return Prediction(value, None if self.variance is None else torch.full_like(x, self.variance))
 
         return evaluate
@@ -88,9 +115,11 @@ class GaussianField(Field):
         return self
 
 
-def problem_of(field: Field, num_rows: int, ar_step: int = 0) -> DenoisingProblem:
+def problem_of(
+    field: Field, num_rows: int, ar_step: int = 0, process: CosineDiffusion | FlowMatching = PROCESS
+) -> DenoisingProblem:
     rows = torch.arange(num_rows)
-    return DenoisingProblem(field, PROCESS, SHAPE, torch.zeros_like(rows), rows, ar_step, ar_step + 1)
+    return DenoisingProblem(field, process, SHAPE, torch.zeros_like(rows), rows, ar_step, ar_step + 1)
 
 
 def run(
@@ -98,9 +127,10 @@ def run(
 ) -> Tensor:
     """The end of the solver's path from `unit` standard deviations off the mean."""
     field = field or GaussianField()
-    problem = replace(problem_of(field, len(unit)), process=field.process)
+    problem = problem_of(field, len(unit), process=field.process)
     noise = torch.empty(0) if noise is None else noise
-    return solver.run(field.on(grid.network_times), problem, grid, state_at(float(grid.levels[0]), unit), noise)
+    start = (flow_state if field.process is FLOW else state_at)(float(grid.levels[0]), unit)
+    return solver.run(field.on(grid), problem, grid, start, noise)
 
 
 def root_mean_square(x: Tensor) -> float:
@@ -120,7 +150,7 @@ UNIT = normal(64, 4)
 def errors_at_the_end(solver: Solver, counts: list[int], process: CosineDiffusion = PROCESS) -> list[float]:
     errors = []
     for num_steps in counts:
-        grid = process.grid(solver.grid, num_steps)
+        grid = solver.plan(process, num_steps)
         end = run(solver, grid, UNIT, field=GaussianField(process))
         errors.append(root_mean_square(end - state_at(float(grid.levels[-1]), UNIT)))
     return errors
@@ -164,7 +194,7 @@ def smooth_start(process: CosineDiffusion, num_steps: int) -> TimeGrid:
     places += np.linspace(places[-1], 1, num_steps + 1)[1:].tolist()
     wanted = first + np.array(places) * (last - first)
     times = np.interp(wanted, log_snr[::-1], np.arange(process.num_timesteps)[::-1]).round()
-    return TimeGrid(times, np.append(process.alpha_bar[times.astype(int)], 1.0))
+    return TimeGrid(times, np.append(process.alpha_bar[times.astype(int)], 1.0), times / process.num_timesteps)
 
 
 def errors_at_the_last_evaluation(solver: Solver, counts: list[int]) -> list[float]:
@@ -200,12 +230,12 @@ def test_multistep_solvers_beat_order_1_at_equal_evaluations(name: str, grid: st
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 14, 15, 16, 200])
 def test_multistep_solvers_are_finite_at_every_count(name: str, num_steps: int):
     solver = make_solver(name)
-    end = run(solver, PROCESS.grid(solver.grid, num_steps), UNIT)
+    end = run(solver, solver.plan(PROCESS, num_steps), UNIT)
     assert end.isfinite().all()
     assert root_mean_square(end - state_at(1.0, UNIT)) < 4 / num_steps
 
 
-@pytest.mark.parametrize("name", [name for name in SOLVERS if not make_solver(name).stochastic])
+@pytest.mark.parametrize("name", [name for name in DIFFUSION if not make_solver(name).stochastic])
 def test_one_step_jumps_to_the_expected_clean_value(name: str):
     grid = PROCESS.grid("uniform", 1)
     abar = float(grid.levels[0])
@@ -292,17 +322,165 @@ def test_no_noise_is_added_at_the_last_step(eta: float | None):
     assert not torch.equal(run(solver, grid, UNIT, noise), run(solver, grid, UNIT, changed))
 
 
+# --- flow -------------------------------------------------------------------------------------------------------------
+
+
+def flow_errors(name: str, counts: list[int], grid: str = "uniform") -> list[float]:
+    """At the data, of paths that start at t = 1; doubles in, float32 out."""
+    solver, errors = make_solver(name, grid), []
+    for num_steps in counts:
+        end = run(solver, solver.plan(FLOW, num_steps), UNIT, field=GaussianField(FLOW))
+        errors.append(root_mean_square(end.double() - flow_state(0.0, UNIT)))
+    return errors
+
+
+@pytest.mark.parametrize("grid", ["uniform", "shifted-3"])
+@pytest.mark.parametrize(("name", "order", "counts"), [
+    ("euler", 1, [40, 80, 160, 320]),
+    ("heun", 2, [40, 80, 160, 320]),
+    ("heun", 2, [79, 159, 319, 639]),
+])  # fmt: skip
+def test_flow_solvers_have_their_order(name: str, order: int, counts: list[int], grid: str):
+    np.testing.assert_allclose(orders(flow_errors(name, counts, grid)), order, atol=0.1)
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_solvers_are_of_order_2_for_a_flow(name: str):
+    """Their steps are in log SNR, which is infinite at both ends of a flow: near them step k has an error of 1/(k n^2),
+    so that the whole error falls as log(n) / n^2 (order 3 as in the note on its order above)."""
+    counts = [80, 160, 320, 640]
+    whole = 1 if name.endswith("3") else np.log(counts)
+    np.testing.assert_allclose(orders(list(np.array(flow_errors(name, counts)) / whole)), 2, atol=0.15)
+
+
+@pytest.mark.parametrize("name", ["heun", *MULTISTEP])
+@pytest.mark.parametrize("num_steps", [20, 50])
+def test_higher_orders_beat_euler_at_equal_evaluations(name: str, num_steps: int):
+    (error,), (euler,) = flow_errors(name, [num_steps]), flow_errors("euler", [num_steps])
+    assert error < 0.3 * euler
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", *MULTISTEP])
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 4, 14, 15, 16, 200])
+def test_flow_solvers_are_finite_at_every_count(name: str, num_steps: int):
+    (error,) = flow_errors(name, [num_steps])
+    assert error < 4 / num_steps
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "euler-maruyama", *MULTISTEP])
+def test_one_step_of_a_flow_jumps_to_the_expected_clean_value(name: str):
+    """From pure noise the expected data are their mean, whatever the noise; the last step adds none."""
+    solver = make_solver(name)
+    end = run(solver, solver.plan(FLOW, 1), UNIT, normal(1, 64, 4, seed=9), GaussianField(FLOW))
+    torch.testing.assert_close(end.double(), MEAN.expand(64, 4), rtol=0, atol=1e-6)
+
+
+# Both ends of each interval are evaluated; with an odd count the last interval has no second evaluation.
+@pytest.mark.parametrize(
+    ("num_steps", "times"),
+    [(1, [1]), (2, [1, 0]), (3, [1, 0.5, 0.5]), (4, [1, 0.5, 0.5, 0]), (5, [1, 2 / 3, 2 / 3, 1 / 3, 1 / 3])],
+)
+def test_the_times_of_heun(num_steps: int, times: list[float]):
+    grid = make_solver("heun").plan(FLOW, num_steps)
+    np.testing.assert_allclose(grid.times, times)
+    np.testing.assert_allclose(grid.levels, [*times, 0])
+    np.testing.assert_array_equal(grid.network_times, FLOW.network_times(np.array(times)))
+
+
+def test_two_evaluations_of_heun_worked_out_by_hand():
+    """From t = 1 to 0 in one interval: the mean of the velocities at x and at x - v(x, 1)."""
+    x = UNIT
+    first = exact_velocity(x, 1.0)
+    expected = x - (first + exact_velocity(x - first, 0.0)) / 2
+    solver = make_solver("heun")
+    end = run(solver, solver.plan(FLOW, 2), x, field=GaussianField(FLOW))
+    torch.testing.assert_close(end.double(), expected, rtol=0, atol=1e-6)
+
+
+def sde_chain(grid: TimeGrid, temperature: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance of the end of the Euler-Maruyama chain: x + dt (v - t score) + sqrt(2 t |dt|) noise.
+
+    The score is that of the Gaussian state, so the velocity is not asked for it.
+    """
+    mean, square = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
+    for now, then in pairwise(grid.levels.tolist()):
+        centre, variance, dt = (1 - now) * MEAN, flow_spread(now) ** 2, then - now
+        slope = (now - (1 - now) * DEVIATION**2) / variance + now / variance  # of v, and of -t score
+        mean = mean + dt * (slope * (mean - centre) - MEAN)
+        square = (1 + dt * slope) ** 2 * square
+        if then > 0:
+            square = square + temperature**2 * 2 * now * -dt
+    return mean, square
+
+
+@pytest.mark.parametrize(("num_steps", "grid"), [(2, "xar-em"), (5, "uniform"), (15, "xar-em")])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_euler_maruyama_makes_the_gaussian_of_its_chain(num_steps: int, grid: str, temperature: float):
+    rows, solver = 20_000, make_solver("euler-maruyama", grid, temperature)
+    plan, noise = solver.plan(FLOW, num_steps), normal(num_steps, rows, 4, seed=2)
+    samples = run(solver, plan, normal(rows, 4, seed=1), noise, GaussianField(FLOW)).double()
+    check_moments(samples, *sde_chain(plan, temperature))
+
+
+def test_with_many_steps_the_samples_of_the_sde_are_the_data():
+    rows, solver = 4000, make_solver("euler-maruyama", "uniform")
+    noise = normal(800, rows, 4, seed=4)
+    samples = run(solver, solver.plan(FLOW, 800), normal(rows, 4, seed=3), noise, GaussianField(FLOW)).double()
+    check_moments(samples, MEAN, DEVIATION**2)
+
+
+def test_no_noise_is_added_at_the_last_step_of_the_sde():
+    solver, noise = make_solver("euler-maruyama"), normal(6, 64, 4, seed=7)
+    end = run(solver, solver.plan(FLOW, 6), UNIT, noise, GaussianField(FLOW))
+    assert torch.equal(end, run(solver, solver.plan(FLOW, 6), UNIT, noise[:5], GaussianField(FLOW)))
+    quiet = make_solver("euler-maruyama", temperature=0.0)
+    still = run(quiet, solver.plan(FLOW, 6), UNIT, noise, GaussianField(FLOW))
+    assert torch.equal(still, run(quiet, solver.plan(FLOW, 6), UNIT, -noise, GaussianField(FLOW)))
+    assert (end - still).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "euler-maruyama"])
+def test_the_network_of_a_flow_sees_float32_of_a_state_in_float64(name: str):
+    field, solver = GaussianField(FLOW), make_solver(name)
+    start = UNIT.clone()
+    run(solver, solver.plan(FLOW, 4), start, normal(4, 64, 4), field)
+    assert {state.dtype for state in field.states} == {torch.float32}
+    assert torch.equal(start, UNIT)
+
+
+def test_a_solver_without_a_grid_takes_the_one_that_suits_the_process():
+    for name in MULTISTEP:
+        for process, grid in ((PROCESS, "logsnr"), (FLOW, "uniform")):
+            found = make_solver(name).plan(process, 9)
+            np.testing.assert_array_equal(found.levels, process.grid(grid, 9).levels)
+
+
 # --- solve ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-@pytest.mark.parametrize("num_steps", [1, 2, 5, 50])
-def test_every_solver_evaluates_each_row_once_per_time_of_its_grid(name: str, num_steps: int):
-    field, solver = GaussianField(), make_solver(name)
-    tokens = solve(problem_of(field, 7), solver, num_steps, SeededNoise([3]))
-    assert field.counter.evaluations == 7 * PROCESS.grid(solver.grid, num_steps).num_evaluations
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 50])
+def test_every_solver_makes_the_evaluations_of_its_plan(name: str, process: Any, num_steps: int):
+    field, solver = GaussianField(process), make_solver(name)
+    tokens = solve(problem_of(field, 7, process=process), solver, num_steps, SeededNoise([3]))
+    assert field.counter.evaluations == 7 * solver.plan(process, num_steps).num_evaluations
     assert tokens.shape == (7, 4)
     assert tokens.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 50])
+def test_on_a_clean_grid_every_solver_makes_as_many_evaluations_as_asked(name: str, process: Any, num_steps: int):
+    field = GaussianField(process)
+    solve(problem_of(field, 3, process=process), make_solver(name, "uniform"), num_steps, SeededNoise([3]))
+    assert field.counter.evaluations == 3 * num_steps
+
+
+@pytest.mark.parametrize(("num_steps", "made"), [(1, 1), (2, 2), (3, 2), (5, 4), (25, 24), (50, 50)])
+def test_the_official_split_grid_makes_fewer_evaluations_than_asked(num_steps: int, made: int):
+    field = GaussianField(FLOW)
+    solve(problem_of(field, 3, process=FLOW), make_solver("euler", "flowar-split"), num_steps, SeededNoise([3]))
+    assert field.counter.evaluations == 3 * made
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
@@ -312,37 +490,37 @@ def test_the_official_clip_makes_fewer_evaluations_than_asked(name: str):
     assert field.counter.evaluations == 3 * 48
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_rows_with_their_own_counts_equal_rows_solved_alone(name: str):
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_rows_with_their_own_counts_equal_rows_solved_alone(name: str, process: Any):
     counts, solver, noise = torch.tensor([5, 2, 9, 2, 5, 1, 1]), make_solver(name), SeededNoise([11])
-    field = GaussianField()
-    problem = problem_of(field, len(counts), ar_step=2)
+    field = GaussianField(process)
+    problem = problem_of(field, len(counts), ar_step=2, process=process)
     together = solve(problem, solver, counts, noise)
-    assert field.counter.evaluations == sum(PROCESS.grid(solver.grid, n).num_evaluations for n in counts.tolist())
+    assert field.counter.evaluations == sum(solver.plan(process, n).num_evaluations for n in counts.tolist())
     for row, count in enumerate(counts.tolist()):
         alone = solve(problem.select(torch.tensor([row])), solver, count, noise)
         assert torch.equal(together[row], alone[0])
     assert not torch.equal(together[0], solve(problem, solver, 9, noise)[0])
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_a_count_for_all_rows_and_one_for_each_row_are_the_same(name: str):
-    problem, noise = problem_of(GaussianField(), 6), SeededNoise([5])
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_a_count_for_all_rows_and_one_for_each_row_are_the_same(name: str, process: Any):
+    problem, noise = problem_of(GaussianField(process), 6, process=process), SeededNoise([5])
     each = solve(problem, make_solver(name), torch.full((6,), 4), noise)
     assert torch.equal(each, solve(problem, make_solver(name), 4, noise))
 
 
-def test_solving_leaves_the_noise_as_it_was():
-    problem, kept = problem_of(GaussianField(), 3), normal(3, 4, dtype=torch.float32)
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_solving_leaves_the_noise_as_it_was_and_gives_float32(name: str, process: Any):
+    problem, kept = problem_of(GaussianField(process), 3, process=process), normal(3, 4, dtype=torch.float32)
 
     class Kept(SeededNoise):
         def initial(self, problem: DenoisingProblem) -> Tensor:
             return kept
 
     before = kept.clone()
-    for name in SOLVERS:
-        solve(problem, make_solver(name), 3, Kept([0]))
-        assert torch.equal(kept, before), name
+    assert solve(problem, make_solver(name), 3, Kept([0])).dtype == torch.float32
+    assert torch.equal(kept, before)
 
 
 def test_counts_that_do_not_fit_the_rows_are_refused():
@@ -357,23 +535,25 @@ def test_rows_without_steps_are_refused(steps: int | Tensor):
 
 
 @dataclass(frozen=True)
-class Flow:
+class Other:
     """A process of another kind."""
 
-    predicts = "velocity"
+    predicts: str
 
     def grid(self, name: str, num_steps: int) -> TimeGrid:
         raise AssertionError("no work may be done before the mismatch is found")
 
 
 @pytest.mark.parametrize("name", SOLVERS)
-def test_a_solver_refuses_a_process_that_predicts_something_else(name: str):
-    field = GaussianField()
-    problem = replace(problem_of(field, 2), process=Flow())
-    solver = make_solver(name)
-    with pytest.raises(DisaError, match=r"predicts noise.*predicts velocity"):
+@pytest.mark.parametrize("predicts", ["noise", "velocity", "score"])
+def test_a_solver_refuses_a_process_that_predicts_something_else(name: str, predicts: str):
+    field, solver = GaussianField(), make_solver(name)
+    if predicts in solver.takes:
+        return
+    problem = replace(problem_of(field, 2), process=Other(predicts))
+    with pytest.raises(DisaError, match=rf"predicts {' or '.join(solver.takes)}; .*predicts {predicts}"):
         solvers.grid_for(solver, problem.process, 4)
-    with pytest.raises(DisaError, match=r"predicts noise.*predicts velocity"):
+    with pytest.raises(DisaError, match="choose .*heun" if predicts == "velocity" else "choose "):
         solve(problem, solver, 4, SeededNoise([0]))
     assert field.counter.evaluations == 0
 
@@ -389,7 +569,10 @@ def test_multistep_refuses_a_grid_of_fractional_times(name: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name": "euler"}, "unknown solver 'euler'"),
+        ({"name": "eulr"}, "unknown solver 'eulr'.*heun"),
+        ({"name": "heun", "temperature": 0.9}, "ddpm and euler-maruyama add; heun adds none"),
+        ({"name": "euler-maruyama", "temperature": math.inf}, "temperature must be 0 or more"),
+        ({"name": "euler-maruyama", "eta": 0.5}, "eta belongs to ddim"),
         ({"name": ""}, "unknown solver ''"),
         ({"name": "ddpm", "temperature": -0.1}, "temperature must be 0 or more"),
         ({"name": "ddpm", "temperature": math.nan}, "temperature must be 0 or more"),
@@ -428,33 +611,39 @@ CONDITION, OTHER = normal(5, 6, seed=1, dtype=torch.float32), normal(5, 6, seed=
 
 
 def draw(
-    head: DiffusionHead, solver: Solver, condition: Tensor, unconditional: Tensor | None = None, scale: float = 1.0
-) -> Tensor:
+    head: DiffusionHead, solver: Solver, condition: Tensor, unconditional: Tensor | None = None, scale: float = 1.0,
+    process: CosineDiffusion | FlowMatching = PROCESS, interval: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:  # fmt: skip
     counter = Counter()
-    field = HeadField.of(head, condition, unconditional, scale, counter)
-    tokens = solve(problem_of(field, len(condition)), solver, 6, SeededNoise([1]))
-    halves = 1 if unconditional is None else 2
-    assert counter.evaluations == halves * len(condition) * PROCESS.grid(solver.grid, 6).num_evaluations
+    field = HeadField.of(head, condition, unconditional, scale, counter, interval)
+    tokens = solve(problem_of(field, len(condition), process=process), solver, 6, SeededNoise([1]))
+    grid = solver.plan(process, 6)
+    guided = 0 if unconditional is None else int(((grid.times >= interval[0]) & (grid.times <= interval[1])).sum())
+    assert counter.evaluations == len(condition) * (grid.num_evaluations + guided)
     return tokens
 
 
-@pytest.mark.parametrize("name", SOLVERS)
-def test_guidance_works_with_every_solver(head: DiffusionHead, name: str):
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_guidance_works_with_every_solver(head: DiffusionHead, name: str, process: Any):
     solver = make_solver(name)
-    plain, other = draw(head, solver, CONDITION), draw(head, solver, OTHER)
+
+    def end(condition: Tensor, unconditional: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        return draw(head, solver, condition, unconditional, scale, process)
+
+    plain, other = end(CONDITION), end(OTHER)
     close = {"rtol": 0, "atol": 1e-5 * float(plain.abs().max())}
     # Scale 1 is the condition alone, and so is any scale between two equal conditions.
-    torch.testing.assert_close(draw(head, solver, CONDITION, OTHER, 1.0), plain, **close)
-    torch.testing.assert_close(draw(head, solver, CONDITION, CONDITION, 3.0), plain, **close)
+    torch.testing.assert_close(end(CONDITION, OTHER, 1.0), plain, **close)
+    torch.testing.assert_close(end(CONDITION, CONDITION, 3.0), plain, **close)
     # Scale 0 is the other condition's noise, but the variance is never the other's.
-    zero = draw(head, solver, CONDITION, OTHER, 0.0)
-    assert torch.allclose(zero, other, **close) == (not solver.stochastic)
-    assert (draw(head, solver, CONDITION, OTHER, 3.0) - plain).abs().max() > 0.05 * plain.abs().max()
+    zero = end(CONDITION, OTHER, 0.0)
+    assert torch.allclose(zero, other, **close) == (name != "ddpm")
+    assert (end(CONDITION, OTHER, 3.0) - plain).abs().max() > 0.05 * plain.abs().max()
 
 
 def test_the_guided_field_is_the_formula(head: DiffusionHead):
     times, x = np.array([950.0, 20.5, 0.0]), normal(5, 4, dtype=torch.float32)
-    evaluate = HeadField.of(head, CONDITION, OTHER, 2.5, Counter()).on(times)
+    evaluate = HeadField.of(head, CONDITION, OTHER, 2.5, Counter()).on(TimeGrid(times, times, times / 1000))
     for i, time in enumerate(times):
         t = torch.full((5,), float(time))
         yes, no = head(x, t, CONDITION), head(x, t, OTHER)
@@ -462,6 +651,47 @@ def test_the_guided_field_is_the_formula(head: DiffusionHead):
         torch.testing.assert_close(found.value, no.value + 2.5 * (yes.value - no.value), rtol=0, atol=1e-5)
         torch.testing.assert_close(found.variance, yes.variance, rtol=0, atol=1e-5)
         assert (yes.value - no.value).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_guidance_acts_in_its_interval_only(head: DiffusionHead, name: str, process: Any):
+    """`draw` checks that the unconditional half is not evaluated outside."""
+    solver, grid = make_solver(name), make_solver(name).plan(process, 6)
+    plain, guided = draw(head, solver, CONDITION, process=process), draw(head, solver, CONDITION, OTHER, 3.0, process)
+    always = draw(head, solver, CONDITION, OTHER, 3.0, process, (float(grid.times[-1]), float(grid.times[0])))
+    assert torch.equal(always, guided)
+    never = draw(head, solver, CONDITION, OTHER, 3.0, process, (0.001, 0.0011))
+    assert torch.equal(never, plain)
+    middle = draw(head, solver, CONDITION, OTHER, 3.0, process, (0.3, 0.8))
+    for other in (plain, guided):
+        assert (middle - other).abs().max() > 1e-3 * plain.abs().max()
+
+
+def test_a_guided_evaluation_has_the_bits_it_has_without_an_interval(head: DiffusionHead):
+    grid, x = FLOW.grid("uniform", 8), normal(5, 4, dtype=torch.float32)
+    inside = grid.within((0.25, 0.7))
+    assert inside == [False, False, False, True, True, True, True, False]
+    field = HeadField.of(head, CONDITION, OTHER, 2.5, Counter(), (0.25, 0.7))
+    always, never = replace(field, interval=(0.0, 1.0)), replace(field, unconditional=None)
+    for order in (range(8), reversed(range(8))):
+        some, all_steps, none = field.on(grid), always.on(grid), never.on(grid)
+        for i in order:
+            expected = (all_steps if inside[i] else none)(x, i)
+            found = some(x, i)
+            assert torch.equal(found.value, expected.value)
+            torch.testing.assert_close(found.variance, expected.variance, rtol=0, atol=0)
+
+
+def test_rows_that_are_selected_keep_the_interval(head: DiffusionHead):
+    counter = Counter()
+    field = HeadField.of(head, CONDITION, OTHER, 2.5, counter, (0.0, 0.5))
+    evaluate = field.select(torch.tensor([0, 3])).on(FLOW.grid("uniform", 4))
+    made = []
+    for i in range(4):
+        before = counter.evaluations
+        evaluate(normal(2, 4, dtype=torch.float32), i)
+        made.append(counter.evaluations - before)
+    assert made == [2, 2, 4, 4]
 
 
 def test_looking_ahead_changes_no_bit(head: DiffusionHead, monkeypatch: pytest.MonkeyPatch):

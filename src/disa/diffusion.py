@@ -52,17 +52,22 @@ class CosineDiffusion:
 
 @lru_cache(maxsize=4096)
 def _grid(process: CosineDiffusion, name: str, num_steps: int) -> TimeGrid:
-    if name not in GRIDS:
+    plain = name.replace("_", "-")
+    if plain not in GRIDS:
         raise DisaError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}.")
     if num_steps < 1:
         raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
-    return GRIDS[name](process, num_steps)
+    if plain in OF_1000 and process.num_timesteps != 1000:
+        raise DisaError(f"the official grid {plain} is for a process of 1000 timesteps, found {process.num_timesteps}: "
+                        "choose uniform or logsnr.")  # fmt: skip
+    return GRIDS[plain](process, num_steps)
 
 
 def _on_timesteps(process: CosineDiffusion, timesteps: list[int]) -> TimeGrid:
     """Descending integer timesteps, then the clean end (abar = 1)."""
-    times = np.array(timesteps)
-    return TimeGrid(times.astype(np.float64), np.append(process.alpha_bar[times], 1.0))
+    whole = np.array(timesteps)
+    network_times = whole.astype(np.float64)
+    return TimeGrid(network_times, np.append(process.alpha_bar[whole], 1.0), network_times / process.num_timesteps)
 
 
 def _spaced(process: CosineDiffusion, num_steps: int, largest: int) -> TimeGrid:
@@ -115,7 +120,7 @@ def _dpm(process: CosineDiffusion, num_steps: int) -> TimeGrid:
     times = np.linspace(first, last, num_steps + 1)
     knots = np.linspace(0, first, LAST_TRAINED + 2)[1:]
     levels = np.exp(2 * np.interp(times, knots, table))
-    return TimeGrid((times[:-1].astype(np.float32) * np.float32(1000)).astype(np.float64), levels)
+    return TimeGrid((times[:-1].astype(np.float32) * np.float32(1000)).astype(np.float64), levels, times[:-1])
 
 
 def _uniform(process: CosineDiffusion, num_steps: int) -> TimeGrid:
@@ -150,6 +155,9 @@ GRIDS: dict[str, Callable[[CosineDiffusion, int], TimeGrid]] = {
 }
 """Official: clipped-950 (MAR's annealed sampler; 50 asked steps make 48), full (MAR's original one), ddim-980, dpm-950.
 Clean, with exactly n evaluations for every n >= 1: uniform, logsnr, dpm-950."""
+
+OF_1000 = ("clipped-950", "ddim-980", "dpm-950")
+"""Official grids that name timesteps of a process of 1000."""
 
 
 class LossTerms(NamedTuple):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from disa.problem import ARModel, ARStep, Noise, Request
+from disa.problem import ARModel, ARState, ARStep, Noise, Request
 from disa.solvers import Solver, solve
 from disa.steps import StepPolicy
 
@@ -17,7 +17,7 @@ def generate_steps(
     model: ARModel, request: Request, policy: StepPolicy, solver: Solver, noise: Noise
 ) -> Iterator[ARStep]:
     """Draw a batch, one `ARStep` a turn; after the last, `model.finish(step.state)` gives the latents."""
-    state = model.begin(request, noise)
+    state: ARState = model.begin(request, noise)
     for ar_step in range(request.num_ar_steps):
         before, started = state.counter.evaluations, time.perf_counter()
         problem = model.pose(state)

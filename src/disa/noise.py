@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -40,10 +41,11 @@ class SeededNoise:
     """The noise of a batch: image i is drawn with `seeds[i]`, a whole number of 64 bits."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        wrong = [seed for seed in seeds if not 0 <= seed < 1 << 64]
+        wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64]
         if wrong:
             raise DisaError(f"a seed must be a whole number from 0 to 2**64 - 1, found {wrong[0]}.")
-        low, high = [seed & _LOW for seed in seeds], [seed >> 32 for seed in seeds]
+        whole = [int(seed) for seed in seeds]
+        low, high = [seed & _LOW for seed in whole], [seed >> 32 for seed in whole]
         self.key = torch.tensor([low, high], dtype=torch.int64, device=device)
 
     def orders(self, num_tokens: int) -> Tensor:

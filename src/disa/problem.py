@@ -20,20 +20,24 @@ RAMPS = ("linear", "constant")
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance and its ramp over AR steps.
+    """Classifier-free guidance, its ramp over AR steps and its interval of denoising time.
 
     scale: 1 is off. ramp: `linear` grows from 1 with the share of the image that is known (Muse, as MAR has it),
-    `constant` is `scale` everywhere.
+    `constant` is `scale` everywhere. interval: guidance acts where low <= t <= high, t from 0 (data) to 1 (noise)
+    (Kynkäänniemi et al. 2024); outside of it the unconditional half is not evaluated.
     """
 
     scale: float = 1.0
     ramp: str = "linear"
+    interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.ramp not in RAMPS:
             raise DisaError(f"unknown guidance ramp {self.ramp!r}: expected one of {', '.join(RAMPS)}.")
         if not np.isfinite(self.scale):
             raise DisaError(f"guidance must be a finite number, found {self.scale}.")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise DisaError(f"the guidance interval must be two times 0 <= low <= high <= 1, found {self.interval}.")
 
     @property
     def active(self) -> bool:
@@ -50,6 +54,7 @@ class Request:
 
     labels: [B] class indices, or None for an unconditional image. known: [B, C, H, W] latents that are given, and
     mask: [B, h, w] booleans over tokens, True where a token is to be drawn; both None to draw everything.
+    Raises DisaError where only one of the two is given.
     """
 
     batch_size: int
@@ -58,6 +63,11 @@ class Request:
     guidance: Guidance = Guidance()
     known: Tensor | None = None
     mask: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.known is None) != (self.mask is None):
+            given, missing = ("mask", "known") if self.known is None else ("known", "mask")
+            raise DisaError(f"known latents and the mask of what to draw go together: found {given} without {missing}.")
 
 
 @dataclass
@@ -83,8 +93,8 @@ Evaluate = Callable[[Tensor, int], Prediction]
 class Field(Protocol):
     """The denoising network with its condition and guidance bound to it."""
 
-    def on(self, network_times: np.ndarray) -> Evaluate:
-        """Bind to the times [n] of a grid; the result maps (x [R, *shape], denoise_step) to a `Prediction`."""
+    def on(self, grid: TimeGrid) -> Evaluate:
+        """Bind to the n times of a grid; the result maps (x [R, *shape], denoise_step) to a `Prediction`."""
         ...
 
     def select(self, rows: Tensor) -> Field:
@@ -97,15 +107,22 @@ class TimeGrid:
     """The times that n denoising steps visit.
 
     network_times: [n] what the time embedding is fed. levels: [n + 1] where the state is at each evaluation and at
-    the end, in the measure of the process (alpha-bar for a diffusion, t for a flow); float64.
+    the end, in the measure of the process (alpha-bar for a diffusion, t for a flow); float64. times: [n] the share of
+    noise time at each evaluation, from 0 (data) to 1 (noise) in every process; float64.
     """
 
     network_times: np.ndarray
     levels: np.ndarray
+    times: np.ndarray
 
     @property
     def num_evaluations(self) -> int:
         return len(self.network_times)
+
+    def within(self, interval: tuple[float, float]) -> list[bool]:
+        """[n] whether each evaluation lies in the interval of time; both ends do."""
+        low, high = interval
+        return [low <= t <= high for t in self.times.tolist()]
 
 
 class Process(Protocol):
@@ -167,16 +184,60 @@ class Noise(Protocol):
         ...
 
 
+class Architecture(Protocol):
+    """What every architecture says of itself, whatever else it holds."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that one image takes, over all AR steps."""
+        ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of the latent image."""
+        ...
+
+
+class ARState(Protocol):
+    """One generation under way, made by `begin`: everything that changes lives here, nothing on the model."""
+
+    counter: Counter
+
+
 class ARModel(Protocol):
     """What a model implements: it states problems and takes in solutions, it never solves them."""
 
-    def begin(self, request: Request, noise: Noise) -> Any: ...
+    @property
+    def config(self) -> Architecture: ...
 
-    def pose(self, state: Any) -> DenoisingProblem: ...
+    @property
+    def process(self) -> Process: ...
 
-    def accept(self, state: Any, tokens: Tensor) -> None: ...
+    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
+        """Refuse a number of AR steps; num_unknown: tokens to draw where others are given, else None."""
+        ...
 
-    def finish(self, state: Any) -> Tensor: ...
+    def begin(self, request: Request, noise: Noise) -> Any:
+        """Check the request and return its `ARState`."""
+        ...
+
+    def pose(self, state: Any) -> DenoisingProblem:
+        """The backbone pass of the next AR step."""
+        ...
+
+    def accept(self, state: Any, tokens: Tensor) -> None:
+        """Take in the tokens [R, *shape] of the problem posed last."""
+        ...
+
+    def finish(self, state: Any) -> Tensor:
+        """Latents [B, C, H, W]."""
+        ...
 
 
 @dataclass(frozen=True)

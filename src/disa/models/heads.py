@@ -5,15 +5,14 @@ Shapes: R rows, C token channels, W head width, D condition width, n denoising s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.models.layers import MIN_ROWS, Linear, sinusoids, swish
-from disa.problem import Counter, Evaluate, Field, Prediction
+from disa.problem import Counter, Evaluate, Field, Prediction, TimeGrid
 
 TIME_FEATURES = 256
 LOOKAHEAD_VALUES = 1 << 21
@@ -79,7 +78,8 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 class HeadField(Field):
     """A head with its conditions and guidance: noise = unconditional + scale (conditional - unconditional).
 
-    conditional, unconditional: [R, W], already projected. The variance is the conditional one, as officially.
+    conditional, unconditional: [R, W], already projected. The variance is the conditional one, as officially. Outside
+    of the interval of time the conditional half alone is evaluated.
     """
 
     head: DiffusionHead
@@ -87,57 +87,64 @@ class HeadField(Field):
     unconditional: Tensor | None
     scale: float
     counter: Counter
+    interval: tuple[float, float] = (0.0, 1.0)
 
     @classmethod
     def of(
-        cls, head: DiffusionHead, condition: Tensor, unconditional: Tensor | None, scale: float, counter: Counter
-    ) -> HeadField:
+        cls, head: DiffusionHead, condition: Tensor, unconditional: Tensor | None, scale: float, counter: Counter,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> HeadField:  # fmt: skip
         """Project the conditions [R, D] once for all denoising steps."""
         empty = None if unconditional is None else head.condition(unconditional)
-        return cls(head, head.condition(condition), empty, scale, counter)
+        return cls(head, head.condition(condition), empty, scale, counter, interval)
 
     def select(self, rows: Tensor) -> HeadField:
         empty = None if self.unconditional is None else self.unconditional[rows]
-        return HeadField(self.head, self.conditional[rows], empty, self.scale, self.counter)
+        return replace(self, conditional=self.conditional[rows], unconditional=empty)
 
-    def on(self, network_times: np.ndarray) -> Evaluate:
-        return _BoundHead(self, network_times)
+    def on(self, grid: TimeGrid) -> Evaluate:
+        return _BoundHead(self, grid)
 
 
 class _BoundHead:
     """A `HeadField` on one grid. Few rows are padded once, here, so that no layer has to do it."""
 
-    def __init__(self, field: HeadField, network_times: np.ndarray) -> None:
+    def __init__(self, field: HeadField, grid: TimeGrid) -> None:
         self.field, self.head = field, field.head
         self.num_rows = len(field.conditional)
         self.padding = max(0, MIN_ROWS - self.num_rows) if field.conditional.device.type == "cpu" else 0
         halves = [half for half in (field.conditional, field.unconditional) if half is not None]
-        self.num_halves = len(halves)
+        inside = grid.within(field.interval)
+        self.num_halves = [len(halves) if acts else 1 for acts in inside]
         self.condition = torch.cat([F.pad(half, (0, 0, 0, self.padding)) for half in halves])
-        times = torch.tensor(network_times, dtype=torch.float32, device=self.condition.device)
+        times = torch.tensor(grid.network_times, dtype=torch.float32, device=self.condition.device)
         self.times = self.head.time_table(times)
         rows, outputs = len(self.condition), self.head.modulation.out_features
         self.lookahead = max(1, min(len(times), LOOKAHEAD_VALUES // (rows * outputs)))
         self.first, self.modulations = -1, self.condition
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
-        self.field.counter.evaluations += self.num_halves * self.num_rows
+        num_halves = self.num_halves[denoise_step]
+        self.field.counter.evaluations += num_halves * self.num_rows
         modulation = self._modulation(denoise_step)
         if self.padding:
             x = F.pad(x, (0, 0, 0, self.padding))
         h = self.head.input(x.to(self.condition.dtype))
-        value, variance = self.head.denoise(h.repeat(self.num_halves, 1), modulation)
+        value, variance = self.head.denoise(h.repeat(num_halves, 1), modulation)
         assert variance is not None
-        if self.num_halves == 2:
+        if num_halves == 2:
             conditional, unconditional = value.chunk(2)
             value = torch.lerp(unconditional, conditional, self.field.scale)
         return Prediction(value[: self.num_rows], variance[: self.num_rows])
 
     def _modulation(self, denoise_step: int) -> Tensor:
-        """Modulations of all blocks at one denoising step, computed for a stretch of steps at a time."""
+        """Modulations of all blocks at one denoising step, computed for a stretch of steps with as many halves."""
         if not 0 <= denoise_step - self.first < len(self.modulations) or self.first < 0:
             self.first, self.modulations = denoise_step, self.condition  # the old stretch makes room for the new
-            times = self.times[denoise_step : denoise_step + self.lookahead]
-            mixed = swish(times[:, None] + self.condition)
+            ahead = self.num_halves[denoise_step : denoise_step + self.lookahead]
+            stretch = next((i for i, halves in enumerate(ahead) if halves != ahead[0]), len(ahead))
+            times = self.times[denoise_step : denoise_step + stretch]
+            condition = self.condition[: ahead[0] * (self.num_rows + self.padding)]
+            mixed = swish(times[:, None] + condition)
             self.modulations = self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
         return self.modulations[denoise_step - self.first]
