@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from torch import Tensor
 from disa import steps as policies
 from disa.diffusion import CosineDiffusion, TrainingLoss
 from disa.errors import DisaError
+from disa.flow import FlowLoss, FlowMatching
 from disa.generate import generate_steps
+from disa.models import flowar, xar
 from disa.models.mar import MAR, MARConfig, official_names
-from disa.models.vae import LatentCodec, VAEConfig, build, from_official, split_moments
-from disa.problem import DenoisingProblem, Guidance, Request
+from disa.models.vae import KL16Codec, VAEConfig, build, from_official, split_moments
+from disa.problem import DenoisingProblem, Guidance, Process, Request
 from disa.solvers import make_solver
 
 TOLERANCE = 2e-5
@@ -60,7 +62,7 @@ class RecordedNoise:
         return self.case.tensors["inputs/orders"]
 
     def initial(self, problem: DenoisingProblem) -> Tensor:
-        return self.case.tensors[f"noise/init/{problem.ar_step:03d}"]
+        return self.case.tensors[f"noise/init/{problem.ar_step:03d}"][: problem.num_rows]
 
     def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
         return self.case.tensors[f"noise/steps/{problem.ar_step:03d}"][:num_steps]
@@ -115,7 +117,7 @@ def replay_mar(case: Case) -> Found:
         yield f"sampled/{k}", step.tokens, case.tensors[f"expected/sampled/{k:03d}"]
         index = torch.stack([problem.image, problem.position], 1)
         yield f"index/{k}", index, case.tensors[f"expected/pred_index/{k:03d}"]
-        times = problem.process.grid(solver.grid, int(step.steps)).network_times
+        times = solver.plan(problem.process, int(step.steps)).network_times
         yield f"times/{k}", times, about["timesteps"]
         halves = 2 if request.guidance.active and request.labels is not None else 1
         yield f"evaluations/{k}", step.evaluations, halves * problem.num_rows * about["effective_steps"]
@@ -161,6 +163,124 @@ def replay_mar_loss(case: Case) -> Found:
         yield f"gradient/{name}", gradient.norm(), expected or 0.0
 
 
+# -- FlowAR --------------------------------------------------------------------------------------------------------
+
+
+def load_flowar(case: Case) -> flowar.FlowAR:
+    weights = case.part("weights/")
+    config = flowar.FlowARConfig.from_official(case.about["config"])
+    config = replace(config, num_classes=len(weights["class_emb.weight"]) - 1)
+    model = flowar.FlowAR(config)
+    model.load_state_dict(flowar.official_names(config).from_official(weights))
+    return model.eval()
+
+
+def replay_flowar(case: Case) -> Found:
+    model, sampling, expected = load_flowar(case), case.about["sampling"], case.part("expected/")
+    early, late, steps = sampling["flow_upper_steps"], sampling["flow_lower_steps"], case.about["steps"]
+    policy = policies.constant(early) if early == late else policies.linear(early, late)
+    yield "counts", policy.counts(model.config.num_ar_steps), [about["nominal_steps"] for about in steps]
+    labels, solver = case.tensors["inputs/labels"], make_solver("euler", "flowar-split")
+    guidance = Guidance(sampling["cfg"], "linear", (0.0, sampling["guidance"]))
+    request = Request(len(labels), model.config.num_ar_steps, labels, guidance)
+    step = None
+    for step in generate_steps(model, request, policy, solver, RecordedNoise(case)):
+        k, problem, about = step.ar_step, step.problem, steps[step.ar_step]
+        assert problem.condition is not None
+        yield f"z/{k}", problem.condition, expected[f"z/{k:03d}"][: problem.num_rows]
+        yield f"sampled/{k}", step.tokens, expected[f"sampled/{k:03d}"]
+        grid = solver.plan(problem.process, int(step.steps))
+        yield f"times/{k}", grid.network_times, about["timesteps"]
+        yield f"levels/{k}", grid.levels, expected[f"t_grid/{k:03d}"]
+        evaluations = sum(2 if guided else 1 for guided in about["guidance_applied"])
+        yield f"evaluations/{k}", step.evaluations, problem.num_rows * evaluations
+        yield f"guidance/{k}", problem.guidance, about["cfg"]
+    assert step is not None
+    yield "tokens", model.finish(step.state), expected["tokens"]
+
+
+def replay_flowar_loss(case: Case) -> Found:
+    model, tensors, scales = load_flowar(case), case.tensors, range(len(case.about["config"]["scale"]))
+
+    def recorded(name: str) -> list[Tensor]:
+        return [tensors[f"{name}/{k:03d}"] for k in scales]
+
+    embedding = model.embed(
+        tensors["inputs/labels"], tensors["noise/label_drop"] < case.about["config"]["label_drop_prob"]
+    )
+    targets = model.targets(tensors["inputs/imgs"])
+    yield "targets", torch.cat(targets, 1), torch.cat(recorded("expected/target"), 1)
+    yield "z", model.conditions(targets, embedding), torch.cat(recorded("expected/z"), 1)
+    t, noise = torch.stack(recorded("noise/t"), 1), torch.cat(recorded("noise/eps"), 1)
+    inputs = FlowLoss(), tensors["inputs/imgs"], embedding, t, noise
+    yield "errors", model.errors(*inputs), torch.stack(recorded("expected/mse"), 1)
+    loss = model.loss(*inputs)
+    yield "loss", loss, tensors["expected/loss"]
+    loss.backward()
+    zero = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    for name, gradient in flowar.official_names(model.config).to_official(zero).items():
+        yield f"gradient/{name}", gradient.norm(), case.about["grad_norm"].get(name) or 0.0
+
+
+# -- xAR -----------------------------------------------------------------------------------------------------------
+
+
+def load_xar(case: Case) -> xar.XAR:
+    weights = case.part("weights/")
+    config = xar.XARConfig.from_official(case.about["config"])
+    config = replace(config, num_classes=len(weights["class_emb.weight"]) - 1)
+    model = xar.XAR(config)
+    model.load_state_dict(xar.official_names(config).from_official(weights))
+    return model.eval()
+
+
+def replay_xar(case: Case) -> Found | None:
+    # With fewer than 3 steps the official sampler takes its last evaluation for its first: it feeds the finished cell
+    # again, without a mask, so that its keys are there twice, and truncates the time in float64, to 39 instead of 40.
+    if any(about["effective_steps"] < 3 for about in case.about["steps"]):
+        return None
+    return _replay_xar(case)
+
+
+def _replay_xar(case: Case) -> Found:
+    model, sampling, expected = load_xar(case), case.about["sampling"], case.part("expected/")
+    early, late, steps = sampling["flow_upper_steps"], sampling["flow_lower_steps"], case.about["steps"]
+    policy = policies.constant(early) if early == late else policies.linear(early, late)
+    yield "counts", policy.counts(model.config.num_ar_steps), [about["nominal_steps"] for about in steps]
+    labels, solver = case.tensors["inputs/labels"], make_solver("euler-maruyama", "xar-em")
+    request = Request(len(labels), model.config.num_ar_steps, labels, Guidance(sampling["cfg"]))
+    step = None
+    for step in generate_steps(model, request, policy, solver, RecordedNoise(case)):
+        k, problem, about = step.ar_step, step.problem, steps[step.ar_step]
+        yield f"sampled/{k}", step.tokens, expected[f"sampled/{k:03d}"]
+        grid = solver.plan(problem.process, int(step.steps))
+        yield f"times/{k}", grid.network_times, about["timesteps"]
+        yield f"levels/{k}", grid.levels, expected[f"t_grid/{k:03d}"]
+        # The official count is of calls; here the unconditional half is not evaluated where guidance does not act.
+        halves = 2 if about["cfg"] > 1 else 1
+        yield f"evaluations/{k}", step.evaluations, halves * problem.num_rows * about["effective_steps"]
+        yield f"guidance/{k}", problem.guidance, about["cfg"]
+    assert step is not None
+    yield "tokens", model.finish(step.state), expected["tokens"]
+
+
+def replay_xar_loss(case: Case) -> Found:
+    model, tensors = load_xar(case), case.tensors
+    labels = tensors["inputs/labels"]
+    t = tensors["noise/t"].view(-1, len(labels)).T  # recorded cell by cell, and so is the noise
+    noise = tensors["noise/eps"].transpose(0, 1).flatten(1, 2)
+    embedding = model.embed(labels, tensors["noise/label_drop"] < case.about["config"]["label_drop_prob"])
+    objective, start = FlowLoss(), model.to_tokens(tensors["inputs/imgs"])
+    x = objective.noised(start, t.repeat_interleave(start.shape[1] // t.shape[1], dim=1)[:, :, None], noise)
+    yield "v", model.predict(x, embedding, t), tensors["expected/v"]
+    loss = model.loss(objective, tensors["inputs/imgs"], embedding, t, noise)
+    yield "loss", loss, tensors["expected/loss"]
+    loss.backward()
+    zero = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
+    for name, gradient in xar.official_names(model.config).to_official(zero).items():
+        yield f"gradient/{name}", gradient.norm(), case.about["grad_norm"].get(name) or 0.0
+
+
 # -- autoencoder ---------------------------------------------------------------------------------------------------
 
 
@@ -168,7 +288,7 @@ def replay_vae(case: Case) -> Found:
     config = VAEConfig.from_official(case.about["config"])
     network = build(config)
     network.load_state_dict(from_official(case.part("weights/"), config))
-    codec, expected = LatentCodec(network.eval()), case.part("expected/")
+    codec, expected = KL16Codec(network.eval()), case.part("expected/")
     with torch.no_grad():
         moments = codec.moments(case.tensors["inputs/image"])
         yield "moments", moments, expected["moments"]
@@ -183,11 +303,18 @@ def replay_vae(case: Case) -> Found:
 # -- schedules -----------------------------------------------------------------------------------------------------
 
 
+OFFICIAL_GRIDS: dict[str, tuple[Process, str]] = {
+    "mar": (CosineDiffusion(), "clipped-950"),
+    "flowar": (FlowMatching(), "flowar-split"),
+    "xar": (FlowMatching(), "xar-em"),
+}
+
+
 def replay_schedules(content: dict[str, Any]) -> Found:
     process = CosineDiffusion()
     for name, entry in content["strategies"].items():
-        if name.startswith("mar/"):
-            yield name, *_strategy(process, name, entry)
+        if name.partition("/")[0] in OFFICIAL_GRIDS:
+            yield name, *_strategy(name, entry)
     base = content["strategies"]["base_alphas_cumprod_1000"]
     yield "alpha_bar", process.alpha_bar, base if isinstance(base, list) else next(iter(base.values()))
     for name, entry in content["spaced"].items():
@@ -199,22 +326,39 @@ def replay_schedules(content: dict[str, Any]) -> Found:
         yield f"{name}/timesteps", grid.network_times[::-1].copy(), entry["timesteps"]
         if entry.get("alphas_cumprod") is not None:
             yield f"{name}/levels", grid.levels[-2::-1].copy(), entry["alphas_cumprod"]
+    yield from _flow_grids(content["strategies"])
 
 
-def _strategy(process: CosineDiffusion, name: str, entry: dict[str, Any]) -> tuple[Any, Any]:
-    _, num_ar_steps, bounds, strategy = name.split("/")
+def _flow_grids(strategies: dict[str, Any]) -> Found:
+    process = FlowMatching()
+    for model in ("flowar", "xar"):
+        for count, entry in strategies[f"{model}_time_grids"].items():
+            if int(count) > 1:  # the official samplers have no single step
+                grid = process.grid(OFFICIAL_GRIDS[model][1], int(count))
+                yield f"{model}/{count}/levels", grid.levels, entry["t"]
+                fed = entry["embed_int"][: grid.num_evaluations]
+                yield f"{model}/{count}/network_times", grid.network_times, fed
+
+
+def _strategy(name: str, entry: dict[str, Any]) -> tuple[Any, Any]:
+    model, num_ar_steps, bounds, strategy = name.split("/")
+    process, grid = OFFICIAL_GRIDS[model]
     early, late = map(int, bounds.split("to"))
     policy = policies.constant(late) if strategy == "constant" else policies.parse(f"{strategy}:{early}-{late}")
     nominal = policy.counts(int(num_ar_steps[1:]))
-    made = [process.grid("clipped-950", count).num_evaluations for count in nominal]
+    made = [process.grid(grid, count).num_evaluations for count in nominal]
     return nominal + made, entry["nominal"] + entry["effective"]
 
 
 # -- the report ----------------------------------------------------------------------------------------------------
 
-REPLAYS: dict[tuple[str, str], Callable[[Case], Found]] = {
+REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
     ("MAR", "sampling"): replay_mar,
     ("MAR", "training loss"): replay_mar_loss,
+    ("FlowAR", "sampling"): replay_flowar,
+    ("FlowAR", "training loss"): replay_flowar_loss,
+    ("xAR", "sampling"): replay_xar,
+    ("xAR", "training loss"): replay_xar_loss,
     ("AutoencoderKL", "sampling"): replay_vae,
 }
 
@@ -240,6 +384,8 @@ def replay(path: Path) -> Iterator[tuple[str, float]] | None:
         if run is None:
             return None
         found = run(case)
+        if found is None:
+            return None
     return ((name, difference(value, expected)) for name, value, expected in found)
 
 

@@ -16,6 +16,9 @@ MIN_ROWS = 12
 """Below this number of rows CPU libraries choose kernels that sum in another order, so that a token's value would
 depend on how many tokens are computed beside it. Fewer rows are padded; see `benchmarks/invariance.py`."""
 
+QUERY_TILE = 16
+"""Queries that the CPU's fused attention takes at a time; half-filled tiles are summed in another order."""
+
 
 def swish(x: Tensor) -> Tensor:
     """x sigmoid(x). On a CPU the fused kernel rounds the end of a thread's share differently from its body."""
@@ -60,9 +63,15 @@ class PackedLinear(nn.Module):
         destination[prefix + "weight"] = self.packed.to_dense()
 
 
-def can_pack() -> bool:
-    """Whether this build of PyTorch has the oneDNN kernels that `pack` needs."""
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def can_pack(dtype: torch.dtype) -> bool:
+    """Whether this build of PyTorch and this CPU have the oneDNN kernels that `pack` needs for weights of `dtype`."""
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return there and (dtype == torch.float32 or (dtype == torch.bfloat16 and has_fast_bf16()))
+
+
+def has_fast_bf16() -> bool:
+    """Whether this CPU computes in bfloat16; without such instructions it is many times slower than float32."""
+    return bool(torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def pack(model: nn.Module) -> nn.Module:
@@ -102,18 +111,17 @@ class Attention(nn.Module):
         return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, -1, width))
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Softmax attention of [B, H, L, d] tensors.
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Softmax attention of [B, H, L, d] tensors; mask: [L, L], added to the scores, for training.
 
-    On a CPU the fused kernel gives a few queries other bits from thread to thread, so they are padded (heads
-    of fewer than 16 channels stay so at odd lengths); and it computes bf16 no faster than fp32, where two matrix
-    products are over twice as fast.
+    On a CPU the fused kernel gives a few queries other bits from thread to thread, so they are padded to whole
+    tiles; and it computes bf16 no faster than fp32, where two matrix products are over twice as fast.
     """
-    if query.device.type != "cpu" or torch.is_grad_enabled():
-        return F.scaled_dot_product_attention(query, key, value)
+    if query.device.type != "cpu" or torch.is_grad_enabled() or mask is not None:
+        return F.scaled_dot_product_attention(query, key, value, mask)
     if query.dtype != torch.bfloat16:
         count = query.shape[2]
-        query = F.pad(query, (0, 0, 0, max(0, MIN_ROWS - count)))
+        query = F.pad(query, (0, 0, 0, -count % QUERY_TILE if count < 2 * QUERY_TILE else 0))
         return F.scaled_dot_product_attention(query, key, value)[:, :, :count]
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
     scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
@@ -166,7 +174,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     """Weights to train from: Xavier for linear layers, 0.02 normal for tables, zero for modulations and the output."""
     random = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if ".modulation." in name or ".output." in name:
+        if ".modulation." in f".{name}" or ".output." in f".{name}":
             nn.init.zeros_(parameter)
         elif "norm" in name:
             nn.init.constant_(parameter, float(name.endswith("weight")))

@@ -121,10 +121,16 @@ class MAR(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
+    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
+        """Every AR step draws at least one of the unknown tokens; None if all are. Raises DisaError."""
+        count = self.config.num_tokens if num_unknown is None else num_unknown
+        if not 1 <= num_ar_steps <= count:
+            raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
+
     def begin(self, request: Request, noise: Noise) -> MARState:
         """Check the request and plan every AR step from the token orders."""
         known, orders, num_unknown = self._known(request, noise.orders(self.config.num_tokens))
-        check_ar_steps(request.num_ar_steps, num_unknown)
+        self.check(request.num_ar_steps, num_unknown)
         num_masked = masked_counts(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
         return MARState(
@@ -143,7 +149,7 @@ class MAR(nn.Module):
         halves = [*z.split(batch * count), None]
         scale = request.guidance.at(self._progress(state))
         return DenoisingProblem(
-            field=HeadField.of(self.head, halves[0], halves[1], scale, state.counter),
+            field=HeadField.of(self.head, halves[0], halves[1], scale, state.counter, request.guidance.interval),
             process=self.process,
             shape=(self.config.token_channels,),
             image=torch.arange(batch, device=drawn.device).repeat_interleave(count),
@@ -262,12 +268,6 @@ class MAR(nn.Module):
 
 def _blocks(depth: int, width: int, heads: int, config: MARConfig) -> nn.ModuleList:
     return nn.ModuleList(Block(width, heads, config.mlp_ratio, config.norm_eps) for _ in range(depth))
-
-
-def check_ar_steps(num_ar_steps: int, num_tokens: int) -> None:
-    """Every AR step draws at least one token."""
-    if not 1 <= num_ar_steps <= num_tokens:
-        raise DisaError(f"the number of AR steps must be 1 to {num_tokens} (tokens to draw), found {num_ar_steps}.")
 
 
 def masked_counts(num_tokens: int, num_ar_steps: int) -> list[int]:

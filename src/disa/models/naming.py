@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +21,26 @@ class Part:
 
 @dataclass(frozen=True)
 class NameMap:
-    """Our name -> the official tensors that it is made of, stacked along the first dimension."""
+    """Our name -> the official tensors that it is made of, stacked along the first dimension.
+
+    ignored: whether an official name is a buffer that follows from the architecture: a checkpoint may hold it or not.
+    """
 
     parts: Mapping[str, list[Part]]
+    ignored: Callable[[str], bool] = lambda _: False
+
+    @property
+    def official(self) -> set[str]:
+        """Every official name."""
+        return {part.name for parts in self.parts.values() for part in parts}
+
+    def known(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The official tensors without the ignored ones."""
+        return {name: value for name, value in state.items() if not self.ignored(name)}
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Every official tensor, and no other, must be there."""
-        expected = {part.name for parts in self.parts.values() for part in parts}
-        check_names(expected, set(state))
+        """Every official tensor, and no other but ignored ones, must be there."""
+        check_names(self.official, set(self.known(state)))
         return {
             name: state[parts[0].name] if len(parts) == 1 else torch.cat([state[part.name] for part in parts])
             for name, parts in self.parts.items()

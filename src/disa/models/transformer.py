@@ -1,0 +1,147 @@
+"""The modulated transformer that FlowAR and xAR share: rotary attention with an explicit cache, gated MLP, RMS norms.
+
+Shapes: B images (twice as many with guidance), L tokens of a call, M tokens cached before, D width, H heads, d = D / H.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from disa.models.layers import Linear, attend
+
+NORM_EPS = 1e-6
+PARTS = 6
+"""Modulation values of a block: gate, gate, scale, scale, shift, shift; attention first, then MLP."""
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Rotary position embedding (Su et al. 2021) of L tokens; cos, sin: [L, d / 2], float32."""
+
+    cos: Tensor
+    sin: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, columns: Tensor, head_width: int, base: float = 10_000) -> Rotation:
+        """From the places [L] of the tokens: half of a head turns with the row, the other half with the column."""
+        frequencies = base ** -(torch.arange(0, head_width // 2, 2, device=rows.device) / (head_width // 2))
+        angles = torch.cat([place[:, None] * frequencies for place in (rows.float(), columns.float())], dim=1)
+        return cls(angles.cos(), angles.sin())
+
+    def select(self, tokens: slice) -> Rotation:
+        """The same for some tokens."""
+        return Rotation(self.cos[tokens], self.sin[tokens])
+
+    def turn(self, x: Tensor) -> Tensor:
+        """[B, H, L, d]: neighbouring channels are the two sides of a plane."""
+        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack([even * self.cos - odd * self.sin, odd * self.cos + even * self.sin], -1)
+        return turned.flatten(-2).to(x.dtype)
+
+
+@dataclass
+class KVCache:
+    """Keys and values [depth, B, H, M + L, d] of one generation, allocated once; the first `length` tokens are kept.
+
+    A call writes behind them, and they stay only after `advance`: so a denoising step leaves nothing behind.
+    """
+
+    keys: Tensor
+    values: Tensor
+    length: int = 0
+
+    @classmethod
+    def empty(cls, depth: int, batch: int, num_heads: int, num_tokens: int, like: Tensor, head_width: int) -> KVCache:
+        """Room for `num_tokens`, on the device and in the type of `like`."""
+        size = (depth, batch, num_heads, num_tokens, head_width)
+        return cls(like.new_empty(size), like.new_empty(size))
+
+    def put(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write [B, H, L, d] behind the kept tokens; returns all [B, H, M + L, d] of the layer."""
+        end = self.length + key.shape[2]
+        keys, values = self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys[:, :, self.length :] = key
+        values[:, :, self.length :] = value
+        return keys, values
+
+    def advance(self, num_tokens: int) -> None:
+        """Keep what was written last."""
+        self.length += num_tokens
+
+    def select(self, rows: slice | Tensor) -> KVCache:
+        """The same cache for some rows: shared for a slice, copied for indices."""
+        return KVCache(self.keys[:, rows], self.values[:, rows], self.length)
+
+
+class RotaryAttention(nn.Module):
+    """Multi-head self-attention with rotary positions."""
+
+    def __init__(self, width: int, num_heads: int, bias: bool = True) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(width, 3 * width, bias=bias)
+        self.proj = Linear(width, width)
+
+    def forward(
+        self, x: Tensor, rotation: Rotation, cache: KVCache | None = None, layer: int = 0, mask: Tensor | None = None
+    ) -> Tensor:
+        """x: [B, L, D]; with a cache its tokens are attended to as well. mask: [L, L], added to the scores."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        query, key = rotation.turn(query), rotation.turn(key)
+        if cache is not None:
+            key, value = cache.put(layer, key, value)
+        return self.proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+class GatedMLP(nn.Module):
+    """Two linear layers, the first gated by a GELU of a third (Shazeer 2020)."""
+
+    def __init__(self, width: int, ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * ratio * 2 / 3)
+        self.gate = Linear(width, hidden)
+        self.value = Linear(width, hidden)
+        self.out = Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Not fused into the packed layer: without AVX-512, oneDNN's GELU takes several times as long as this one.
+        return self.out(F.gelu(self.gate(x)) * self.value(x))
+
+
+class ModulatedBlock(nn.Module):
+    """A transformer block whose norms and residuals are modulated from outside (DiT, Peebles and Xie 2023)."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float, bias: bool = True) -> None:
+        super().__init__()
+        self.attn = RotaryAttention(width, num_heads, bias)
+        self.mlp = GatedMLP(width, mlp_ratio)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, rotation: Rotation, cache: KVCache | None = None, layer: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x: [B, L, D]; modulation: [B, 1 or L, 6, D]."""
+        gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
+        x = torch.addcmul(x, gate1, self.attn(modulated(x, shift1, scale1), rotation, cache, layer, mask))
+        return torch.addcmul(x, gate2, self.mlp(modulated(x, shift2, scale2)))
+
+
+def rms_norm(x: Tensor) -> Tensor:
+    """x over its root mean square, without a gain (Zhang and Sennrich 2019)."""
+    return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS)
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """RMS norm, then x (1 + scale) + shift."""
+    x = rms_norm(x)
+    return torch.addcmul(x + shift, x, scale)
+
+
+def causal_mask(group_sizes: list[int], device: torch.device) -> Tensor:
+    """[L, L] to add to attention scores: a token sees its own group and those before it."""
+    group = torch.repeat_interleave(torch.arange(len(group_sizes)), torch.tensor(group_sizes)).to(device)
+    return torch.zeros(len(group), len(group), device=device).masked_fill(group[:, None] < group, -torch.inf)
