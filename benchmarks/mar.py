@@ -82,7 +82,7 @@ def serve(work: Work, kind: str, dtype: str, pipe: Connection) -> None:
     """Draw batches of the sizes that arrive, until 0; answer each with its timing and the latents."""
     torch.set_num_threads(work.threads)
     model = random_model(PRESETS[work.size].architecture, DTYPES[dtype], work.device)
-    if kind == "disa" and work.device == "cpu" and layers.can_pack():
+    if kind == "disa" and work.device == "cpu" and layers.can_pack(DTYPES[dtype]):
         layers.pack(model)
     runner, solver = (model, DDPM()) if kind == "disa" else (PlainMAR(model), PlainDDPM())
     while batch_size := pipe.recv():
@@ -172,7 +172,7 @@ def gemm_speed(dtype: torch.dtype, device: str) -> float:
     size = 8192 if device == "cuda" else 2048
     x = torch.randn(size, size, device=device, dtype=dtype)
     products: list[Callable[[], object]] = [lambda: F.linear(x, x)]
-    if device == "cpu" and layers.can_pack():
+    if device == "cpu" and layers.can_pack(dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(x, None)
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "none"))
     return 2 * size**3 / min(clock(product, device) for product in products for _ in range(3))

@@ -30,7 +30,7 @@ def quality(result: dict[str, Any]) -> str:
     rows = [
         [
             f"`{p['steps']}`",
-            f"{p['evaluations_per_token']:.1f}",
+            f"{p['evaluations_per_row']:.1f}",
             spread(p["quality"]["frechet"]),
             spread(p["difference"]) if p["difference"] else "",
             f"{p['quality']['accuracy']['value']:.1%}",
@@ -39,7 +39,7 @@ def quality(result: dict[str, Any]) -> str:
         ]
         for p in result["policies"]
     ]
-    headers = ["steps", "evaluations per token", "Fréchet distance", "difference", "labels read", "precision", "recall"]
+    headers = ["steps", "evaluations per row", "Fréchet distance", "difference", "labels read", "precision", "recall"]
     return table(headers, rows)
 
 
@@ -48,7 +48,7 @@ def times(result: dict[str, Any]) -> str:
     rows = [
         [
             f"`{p['steps']}`",
-            f"{p['evaluations_per_token']:.1f}",
+            f"{p['evaluations_per_row']:.1f}",
             f"{p['seconds']:.1f}",
             f"{p['speedup']:.2f}x",
             f"{p['seconds_head'] / p['seconds']:.0%}",
@@ -56,7 +56,7 @@ def times(result: dict[str, Any]) -> str:
         ]
         for p in result["policies"]
     ]
-    headers = ["steps", "evaluations per token", "seconds", "speed-up", "head", "difference in Fréchet distance"]
+    headers = ["steps", "evaluations per row", "seconds", "speed-up", "head", "difference in Fréchet distance"]
     return table(headers, rows)
 
 
@@ -79,7 +79,27 @@ def architectures(result: dict[str, Any]) -> str:
     return table(headers, rows)
 
 
-TABLES: dict[str, Callable[[dict[str, Any]], str]] = {"digits": quality, "demo": times, "mar-cpu": architectures}
+def flow(result: dict[str, Any]) -> str:
+    """What `disa compare` found on a model whose row is an image's whole group: time and quality together."""
+    rows = [
+        [
+            f"`{p['steps']}`",
+            f"{p['evaluations_per_row']:.1f}",
+            f"{p['seconds']:.1f}",
+            f"{p['speedup']:.2f}x",
+            spread(p["quality"]["frechet"]),
+            spread(p["difference"]) if p["difference"] else "",
+            f"{p['quality']['accuracy']['value']:.1%}",
+        ]
+        for p in result["policies"]
+    ]
+    headers = ["steps", "evaluations per row", "seconds", "speed-up", "Fréchet distance", "difference", "labels read"]
+    return table(headers, rows)
+
+
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "digits": quality, "demo": times, "flowar-digits": flow, "xar-digits": flow, "mar-cpu": architectures,
+}  # fmt: skip
 
 
 def filled(text: str) -> str:

@@ -1,15 +1,17 @@
 """A MAR so small that every test can afford it: 16 tokens of 2x2 pixels, ten classes, random weights."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
-from disa.checkpoints import build_mar, save_model
+from disa.checkpoints import build_model, save_model
 from disa.models.mar import MAR, MARConfig, official_names
 from disa.models.vae import VAEConfig
-from disa.presets import Preset
+from disa.presets import PRESETS, Preset, find_preset
 from disa.problem import Guidance
 from disa.sampler import Sampler
 
@@ -42,10 +44,21 @@ def official_weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Ten
     return official_names(config).to_official(weights(config, seed))
 
 
+def model(seed: int = 0) -> MAR:
+    built = build_model(PRESET, weights(seed=seed), "the small model")
+    assert isinstance(built, MAR)
+    return built
+
+
 def sampler(dtype: str = "fp32", seed: int = 0) -> Sampler:
-    return Sampler(PRESET, build_mar(CONFIG, weights(seed=seed), "the small model"), device="cpu", dtype=dtype)
+    return Sampler(PRESET, model(seed), device="cpu", dtype=dtype)
 
 
 def folder(path: Path, seed: int = 0) -> Path:
     """A folder that `disa sample --model` takes; it says that it is mar-digits, of another architecture."""
-    return save_model(path, "mar-digits", CONFIG, weights(seed=seed))
+    return save_model(path, replace(find_preset("mar-digits"), architecture=CONFIG), weights(seed=seed))
+
+
+def without_codec(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This model draws pixels, so the `mar-digits` that its folder names must not have an autoencoder."""
+    monkeypatch.setitem(PRESETS, "mar-digits", replace(find_preset("mar-digits"), codec=None))

@@ -21,10 +21,11 @@ from torch import Tensor
 
 import small
 from disa import checkpoints
-from disa.checkpoints import check_hash, convert, hash_record, load_codec, load_folder, load_mar
+from disa.checkpoints import check_hash, convert, hash_record, load_codec, load_folder, load_model
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
 from disa.models import vae
+from disa.models.mar import MAR
 from disa.presets import PRESETS, HubFile
 
 
@@ -45,7 +46,7 @@ def small_presets() -> Iterator[None]:
 
 
 def load(path: Path, average: bool = True) -> dict[str, Tensor]:
-    return load_mar(PRESETS["small"], path, average).state_dict()
+    return load_model(PRESETS["small"], path, average).state_dict()
 
 
 def saved(content: Any, path: Path) -> Path:
@@ -106,7 +107,7 @@ def test_every_form_of_the_weights_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_precisions_load(tmp_path: Path, dtype: torch.dtype) -> None:
     stored = {name: value.to(dtype) for name, value in small.official_weights().items()}
-    model = load_mar(PRESETS["small"], saved({"model_ema": stored}, tmp_path / "half.pth"))
+    model = load_model(PRESETS["small"], saved({"model_ema": stored}, tmp_path / "half.pth"))
     assert equal(model.state_dict(), {name: value.to(dtype) for name, value in small.weights().items()})
     sampler = small.Sampler(PRESETS["small"], model, device="cpu")
     assert sampler.model.no_class.dtype == torch.float32
@@ -232,7 +233,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, content: Any, words: s
 
 def test_nothing_is_half_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A model gets tensors only after all of the file was checked, its last tensor included."""
-    monkeypatch.setattr(checkpoints.MAR, "load_state_dict", lambda *_args, **_kwargs: pytest.fail("half loaded"))
+    monkeypatch.setattr(MAR, "load_state_dict", lambda *_args, **_kwargs: pytest.fail("half loaded"))
     state = small.weights()
     last = list(state)[-1]
     assert last in refusal(lambda: load(saved(state | {last: state[last] * torch.nan}, tmp_path / "nan.pth")))
@@ -250,11 +251,11 @@ def test_the_hub_failing_is_one_line_with_the_page(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
     hub = replace(small.PRESET, weights=HubFile("some/repo", "weights.safetensors"))
-    message = refusal(lambda: load_mar(hub))
+    message = refusal(lambda: load_model(hub))
     assert "could not get weights.safetensors from the hub repository some/repo (no network)" in message
     assert small.PRESET.page in message
     assert "there is no folder some/repo" in refusal(lambda: small.Sampler.load("some/repo", device="cpu"))
-    assert "no weights on the hub: give a checkpoint" in refusal(lambda: load_mar(small.PRESET))
+    assert "no weights on the hub: give a checkpoint" in refusal(lambda: load_model(small.PRESET))
 
 
 # -- hashes --------------------------------------------------------------------------------------------------------
@@ -311,7 +312,7 @@ def test_other_entries_stay_in_the_record(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return checkpoints.save_model(tmp_path / "model", "small", small.CONFIG, small.weights())
+    return checkpoints.save_model(tmp_path / "model", small.PRESET, small.weights())
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -323,7 +324,7 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda about: about.clear(), "is not a model folder of disa ('architecture')"),
+        (lambda about: about.clear(), "is not a model folder of disa ('preset')"),
         (lambda about: about["architecture"].update(colour=3), "is not a model folder"),
         (lambda about: about["architecture"].update(latent_size=8), "is not a model folder"),
         (lambda about: about["architecture"].update(latent_size=[8]), "is not a model folder"),
@@ -471,7 +472,7 @@ def test_a_write_that_stops_in_the_middle_leaves_nothing(tmp_path: Path) -> None
 
 def test_the_old_weights_survive_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", full)
-    refusal(lambda: checkpoints.save_model(folder, "small", small.CONFIG, small.weights(seed=1)))
+    refusal(lambda: checkpoints.save_model(folder, small.PRESET, small.weights(seed=1)))
     assert equal(load_folder(folder)[1].state_dict(), small.weights(seed=0))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -510,7 +511,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_really_full_disk(tiny_disk: Path) -> None:
     good = write_text(tiny_disk / "good", "x" * 30_000)
     assert "No space left on device" in refusal(lambda: write_text(good, "y" * 50_000))
-    message = refusal(lambda: checkpoints.save_model(tiny_disk / "model", "small", small.CONFIG, small.weights()))
+    message = refusal(lambda: checkpoints.save_model(tiny_disk / "model", small.PRESET, small.weights()))
     assert "No space left on device" in message
     big = {"state": torch.zeros(20_000)}
     assert "No space left on device" in refusal(lambda: write_whole(good, lambda file: torch.save(big, file)))

@@ -60,6 +60,11 @@ def disa(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) ->
     return run
 
 
+@pytest.fixture(autouse=True)
+def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    small.without_codec(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 16 tokens."""
@@ -141,7 +146,7 @@ def test_compare_writes_pictures_and_numbers(disa: Command, model: Path, tmp_pat
     first, second, third = report["policies"]
     assert (first["speedup"], first["counts"]) == (1.0, [6, 6, 6, 6])
     assert (second["counts"], third["counts"]) == ([6, 4, 3, 2], [2, 4, 5, 6])
-    assert first["evaluations"] == first["evaluations_per_token"] * 5 * 16
+    assert first["evaluations"] == first["evaluations_per_row"] * 5 * 16
     assert second["speedup"] == first["seconds"] / second["seconds"]
     table = disa(*arguments, "--device", "cpu", "--out", tmp_path).out
     assert all(policy in table for policy in report["settings"]["steps"])
@@ -181,7 +186,7 @@ def test_bench_measures_every_policy_and_batch_size(disa: Command) -> None:
     cells = [(timing["steps"], timing["batch_size"]) for timing in report["timings"]]
     assert cells == [("constant:6", 1), ("linear:4-2", 1), ("constant:6", 3), ("linear:4-2", 3)]
     assert all(timing["images_per_second"] == 1 / timing["seconds_per_image"] > 0 for timing in report["timings"])
-    assert [timing["evaluations_per_token"] for timing in report["timings"][:2]] == [
+    assert [timing["evaluations_per_row"] for timing in report["timings"][:2]] == [
         12,
         2 * (2 * 4 + 3 * 3 + 5 * 2 + 6 * 2) / 16,
     ]
@@ -288,7 +293,7 @@ def test_numbers_and_ranges() -> None:
 
 
 BAD_SAMPLES = [
-    (["--model", "mar-tiny"], "unknown model 'mar-tiny': expected one of mar-digits, mar-base"),
+    (["--model", "mar-tiny"], "unknown model 'mar-tiny': expected one of mar-digits, flowar-digits"),
     (["--model", "./absent/folder"], "unknown model './absent/folder'"),
     (["--model", "."], "is not a model folder of disa"),
     (["--steps", "quadratic:50-5"], "unknown step policy 'quadratic:50-5': expected constant:N, two-stage:50-5"),
@@ -297,7 +302,7 @@ BAD_SAMPLES = [
     (["--steps", "linear:5-0"], "at least 1 denoising step, found 0"),
     (["--steps", "constant:-3"], "unknown step policy 'constant:-3'"),
     (["--steps", "table:absent.json"], "cannot read the table absent.json"),
-    (["--solver", "euler"], "unknown solver 'euler': expected one of ddpm, ddim"),
+    (["--solver", "eulerian"], "unknown solver 'eulerian': expected one of ddpm, ddim"),
     (["--grid", "square"], "unknown grid 'square': expected one of clipped-950"),
     (["--ramp", "cubic"], "unknown guidance ramp 'cubic': expected one of linear, constant"),
     (["--dtype", "fp8"], "unknown dtype 'fp8': expected fp32 or bf16"),
@@ -319,9 +324,14 @@ BAD_SAMPLES = [
     (["--batch-size", "0"], "the batch size must be 1 or more, found 0"),
     (["--guidance", "nan"], "guidance must be a finite number, found nan"),
     (["--guidance", "strong"], "'--guidance'"),
-    (["--solver", "ddim", "--temperature", "0.9"], "temperature scales the noise that ddpm adds; ddim adds none"),
+    (
+        ["--solver", "ddim", "--temperature", "0.9"],
+        "temperature scales the noise that ddpm and euler-maruyama add; ddim adds none",
+    ),
     (["--temperature", "-1"], "temperature must be 0 or more, found -1.0"),
     (["--vae", "kl16.ckpt"], "mar-digits has no autoencoder, its tokens are pixels: leave kl16.ckpt out"),
+    (["--guidance-interval", "0.9"], "the guidance interval must be two times like 0-0.9, found '0.9'"),
+    (["--guidance-interval", "0.9-0.1"], "two times 0 <= low <= high <= 1, found (0.9, 0.1)"),
     (["--checkpoint", "last.pth"], "a checkpoint needs the name of its model, one of mar-digits"),
     (["--keep", "in.png"], "--keep and --box go together"),
     (["--keep", "absent.png", "--box", "0,0,1,1"], "absent.png cannot be read as a picture"),
@@ -462,7 +472,9 @@ def start(model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
     """Start `disa sample` into tmp_path / "out" as its own process; it is ended after the test."""
     # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from disa.cli import main; main()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import dataclasses, disa; "
+        "disa.PRESETS['mar-digits'] = dataclasses.replace(disa.PRESETS['mar-digits'], codec=None); "
+        "from disa.cli import main; main()"
     )
     started: list[subprocess.Popen[str]] = []
 

@@ -14,13 +14,18 @@ from torch import Tensor
 
 import disa
 import small
-from disa.checkpoints import CODEC, load_folder, save_codec
+from disa.checkpoints import CODEC, build_model, load_folder, save_codec
 from disa.errors import DisaError
 from disa.models import vae
 from disa.problem import DenoisingProblem
 from disa.sampler import Sampler, pair
 
 LABELS, SEEDS = [3, 9, 0, 3, 7], [5, 6, 1 << 40, 8, 900]
+
+
+@pytest.fixture(autouse=True)
+def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    small.without_codec(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -123,11 +128,11 @@ def test_the_trace_sums_to_the_totals(sampler: Sampler) -> None:
     result = sampler.sample(LABELS, SEEDS, steps="linear:5-2", batch_size=2)
     assert [step.ar_step for step in result.trace] == [0, 1, 2, 3]
     assert [step.steps for step in result.trace] == [5, 4, 3, 2]
-    assert sum(step.tokens for step in result.trace) == 5 * 16
+    assert sum(step.rows for step in result.trace) == 5 * 16
     # The uniform grid makes as many evaluations as it is asked for, guidance counts two.
-    assert [step.evaluations for step in result.trace] == [2 * step.tokens * step.steps for step in result.trace]
+    assert [step.evaluations for step in result.trace] == [2 * step.rows * step.steps for step in result.trace]
     assert result.evaluations == sum(step.evaluations for step in result.trace)
-    assert result.evaluations_per_token == result.evaluations / 80
+    assert result.evaluations_per_row == result.evaluations / 80
     assert result.seconds_head == sum(step.seconds_head for step in result.trace)
     assert result.seconds_backbone == sum(step.seconds_backbone for step in result.trace)
     assert result.seconds_head + result.seconds_backbone + result.seconds_decode <= result.seconds
@@ -139,7 +144,7 @@ def test_evaluations_are_those_that_are_made(sampler: Sampler) -> None:
         for grid in ("clipped-950", "uniform")
         for guidance in (1.0, 2.0)
     }
-    counts = {key: result.evaluations_per_token for key, result in made.items()}
+    counts = {key: result.evaluations_per_row for key, result in made.items()}
     assert counts == {
         ("clipped-950", 1.0): 48, ("clipped-950", 2.0): 96, ("uniform", 1.0): 50, ("uniform", 2.0): 100,
     }  # fmt: skip
@@ -194,7 +199,7 @@ def test_known_tokens_are_kept_exactly(dtype: str) -> None:
     assert torch.equal(result.latents[~drawn], known[~drawn])
     assert torch.equal(result.images[~drawn], pictures[~drawn])
     assert (result.latents[drawn] != known[drawn]).all()
-    assert sum(step.tokens for step in result.trace) == 4 + 7 + 16
+    assert sum(step.rows for step in result.trace) == 4 + 7 + 16
 
 
 def test_ragged_masks_give_the_images_that_each_gives_alone(sampler: Sampler) -> None:
@@ -242,13 +247,13 @@ def test_what_cannot_be_edited_is_refused(sampler: Sampler, options: dict[str, A
         ({"steps": "constant:0"}, "at least 1 denoising step, found 0"),
         ({"steps": "constant:2000"}, "at most 951 denoising steps"),
         ({"steps": lambda problem: 2, "grid": "square"}, "unknown grid 'square': expected one of clipped-950"),
-        ({"solver": "euler"}, "unknown solver 'euler': expected one of ddpm"),
+        ({"solver": "eulerian"}, "unknown solver 'eulerian': expected one of ddpm"),
         ({"solver": ""}, "unknown solver ''"),
         ({"grid": ""}, "unknown grid ''"),
         ({"ramp": ""}, "unknown guidance ramp ''"),
         ({"guidance": float("nan")}, "guidance must be a finite number"),
         ({"temperature": -1}, "temperature must be 0 or more"),
-        ({"solver": "ddim", "temperature": 0.9}, "temperature scales the noise that ddpm adds"),
+        ({"solver": "ddim", "temperature": 0.9}, "temperature scales the noise that ddpm and euler-maruyama add"),
         ({"num_ar_steps": 0}, "1 to 16"),
         ({"num_ar_steps": 17}, "found 17"),
         ({"batch_size": 0}, "batch size must be 1 or more, found 0"),
@@ -309,7 +314,7 @@ def test_bf16_is_close_to_fp32(sampler: Sampler) -> None:
 def test_weights_that_give_no_numbers_are_noticed() -> None:
     state = small.weights()
     state["head.output.weight"] *= 1e38
-    broken = Sampler(small.PRESET, small.build_mar(small.CONFIG, state, "large"), device="cpu")
+    broken = Sampler(small.PRESET, build_model(small.PRESET, state, "large"), device="cpu")
     with pytest.raises(DisaError, match="not finite numbers"):
         broken.sample(3, 0)
 
@@ -342,7 +347,7 @@ def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
 def codec() -> vae.LatentCodec:
     pytest.importorskip("diffusers")
     torch.manual_seed(0)
-    return vae.LatentCodec(vae.build(small.CODEC))
+    return vae.KL16Codec(vae.build(small.CODEC))
 
 
 def test_images_go_through_the_autoencoder(
@@ -350,7 +355,7 @@ def test_images_go_through_the_autoencoder(
 ) -> None:
     preset = replace(small.PRESET, name="coded", codec=small.CODEC)
     monkeypatch.setitem(disa.PRESETS, "coded", preset)
-    model = small.build_mar(small.CONFIG, small.weights(), "the small model")
+    model = small.model()
     sampler = Sampler(preset, model, save_codec(tmp_path / "codec", codec), device="cpu")
     assert sampler.image_shape == (3, 16, 16)
     result = sampler.sample(3, [5, 6])
@@ -366,7 +371,7 @@ def test_images_go_through_the_autoencoder(
 def test_a_missing_autoencoder_is_found_before_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("diffusers")
     preset = replace(small.PRESET, codec=small.CODEC)
-    sampler = Sampler(preset, small.build_mar(small.CONFIG, small.weights(), ""), tmp_path / "absent.ckpt", "cpu")
+    sampler = Sampler(preset, small.model(), tmp_path / "absent.ckpt", "cpu")
     assert sampler.sample(3, 0, output_type="latent").images is None
     monkeypatch.setattr(sampler.model, "begin", None)
     with pytest.raises(DisaError, match=r"no checkpoint at .*absent\.ckpt"):
@@ -375,4 +380,4 @@ def test_a_missing_autoencoder_is_found_before_drawing(tmp_path: Path, monkeypat
 
 def test_an_autoencoder_for_pixels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DisaError, match="has no autoencoder"):
-        Sampler.load(small.folder(tmp_path / "model"), vae=tmp_path / "kl16.ckpt")
+        Sampler(small.PRESET, small.model(), tmp_path / "kl16.ckpt", "cpu")

@@ -24,7 +24,7 @@ SHALLOW = vae.VAEConfig(
 
 def codec(config: vae.VAEConfig, seed: int = 0) -> vae.LatentCodec:
     torch.manual_seed(seed)
-    return vae.LatentCodec(vae.build(config))
+    return vae.KL16Codec(vae.build(config))
 
 
 def random_tensor(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -53,7 +53,7 @@ class Golden:
         with torch.device("meta"):
             model = vae.build(self.config)
         model.load_state_dict(vae.from_official(self.weights, self.config), strict=True, assign=True)
-        self.codec = vae.LatentCodec(model)
+        self.codec = vae.KL16Codec(model)
 
     def check(self, name: str, found: torch.Tensor) -> None:
         expected = self.tensors[f"expected/{name}"]

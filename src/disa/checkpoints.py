@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from safetensors.torch import load_file, save
@@ -25,13 +25,14 @@ from torch import Tensor
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
 from disa.models import vae
-from disa.models.mar import MAR, MARConfig, official_names
 from disa.models.naming import check_names
-from disa.models.vae import LatentCodec
-from disa.presets import PRESETS, HubFile, Preset, find_preset
+from disa.models.small_vae import SmallCodec, SmallVAE, SmallVAEConfig
+from disa.models.vae import KL16Codec, LatentCodec
+from disa.presets import PRESETS, HubFile, Model, Preset, find_preset
 
 WEIGHTS, CONFIG, CODEC = "model.safetensors", "config.json", "vae"
 CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
+SMALL_CODEC = "digits-vae"
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 LONGEST_NAME = 200
 
@@ -184,25 +185,27 @@ def _locate(path: Path | None, hub: HubFile | None, page: str, missing: str) -> 
 # -- building models -----------------------------------------------------------------------------------------------
 
 
-def build_mar(config: MARConfig, state: Mapping[str, Tensor], source: str) -> MAR:
+def build_model(preset: Preset, state: Mapping[str, Tensor], source: str) -> Model:
     """A model from a state dict under our names or the official ones; built on the meta device, nothing is copied."""
     with torch.device("meta"):
-        model = MAR(config)
-    official = "token_in.weight" not in state
+        model = preset.build()
+    names = preset.official_names()
+    official = not set(state) & (set(names.parts) - names.official)
+    state = names.known(state) if official else state
     try:
-        _check_layout(state, _layout(config, official), source)
+        _check_layout(state, _layout(preset, official), source)
     except DisaError as error:
         raise DisaError(f"{error}{_size_hint(state, official)}") from error
     _check_values(state, source)
-    model.load_state_dict(official_names(config).from_official(state) if official else state, assign=True)
+    model.load_state_dict(names.from_official(state) if official else state, assign=True)
     return model.requires_grad_(False).eval()
 
 
-def _layout(config: MARConfig, official: bool) -> Layout:
+def _layout(preset: Preset, official: bool) -> Layout:
     """What a checkpoint of this architecture holds, under official names or ours."""
     with torch.device("meta"):
-        state = MAR(config).state_dict()
-    return _shapes(official_names(config).to_official(state) if official else state)
+        state = preset.build().state_dict()
+    return _shapes(preset.official_names().to_official(state) if official else state)
 
 
 def _shapes(state: Mapping[str, Tensor]) -> Layout:
@@ -211,7 +214,8 @@ def _shapes(state: Mapping[str, Tensor]) -> Layout:
 
 def _size_hint(state: Mapping[str, Tensor], official: bool) -> str:
     """If the tensors fit another preset, say which."""
-    fitting = [name for name, preset in PRESETS.items() if _shapes(state) == _layout(preset.architecture, official)]
+    found = _shapes(state)
+    fitting = [name for name, preset in PRESETS.items() if found == _layout(preset, official)]
     return f" It is a checkpoint of {fitting[0]}: load it as that." if fitting else ""
 
 
@@ -238,23 +242,33 @@ def _check_values(state: Mapping[str, Tensor], source: str) -> None:
             raise DisaError(f"{source} is damaged: {name} holds values that are not finite numbers. Get it again.")
 
 
-def load_mar(preset: Preset, checkpoint: Path | None = None, average: bool = True) -> MAR:
+def load_model(preset: Preset, checkpoint: Path | None = None, average: bool = True) -> Model:
     """The preset's model from a file, from the package, or from the hub."""
     if checkpoint is None and preset.embedded:
-        with resources.as_file(resources.files("disa.tiny") / "weights" / f"{preset.name}.safetensors") as path:
-            return build_mar(preset.architecture, _read_safetensors(path), f"the embedded {preset.name}")
+        return build_model(preset, _embedded(preset.name), f"the embedded {preset.name}")
     missing = f"{preset.name} has no weights on the hub: give a checkpoint."
     key, path = _locate(checkpoint, preset.weights, preset.page, missing)
-    model = build_mar(preset.architecture, read_tensors(path, average), str(path))
+    model = build_model(preset, read_tensors(path, average), str(path))
     check_hash(key, path)
     return model
 
 
+def _embedded(name: str) -> Mapping[str, Any]:
+    """Weights that ship with the package."""
+    with resources.as_file(resources.files("disa.tiny") / "weights" / f"{name}.safetensors") as path:
+        if not path.is_file():
+            raise DisaError(f"the weights of {name} do not ship yet: make them with `disa train {name} --out FOLDER`.")
+        return _read_safetensors(path)
+
+
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
-    """The KL-16 autoencoder from `kl16.ckpt`, its safetensors form, or a diffusers folder; else from the hub."""
+    """The preset's autoencoder: KL-16 from `kl16.ckpt`, its safetensors form, a diffusers folder or the hub; the small
+    one from the package or a folder that disa wrote."""
     if preset.codec is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
     path = path / CODEC_WEIGHTS if path is not None and path.is_dir() else path
+    if isinstance(preset.codec, SmallVAEConfig):
+        return _load_small(preset.codec, path)
     missing = "this model needs an autoencoder: give one with vae=FILE (kl16.ckpt)."
     key, path = _locate(path, preset.codec_weights, preset.page, missing)
     state = read_tensors(path)
@@ -272,18 +286,29 @@ def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
     _check_values(state, str(path))
     check_hash(key, path)
     network.load_state_dict(state, assign=True)
-    return LatentCodec(network.requires_grad_(False).eval())
+    return KL16Codec(network.requires_grad_(False).eval())
+
+
+def _load_small(config: SmallVAEConfig, path: Path | None) -> LatentCodec:
+    state, source = (_embedded(SMALL_CODEC), SMALL_CODEC) if path is None else (read_tensors(path), str(path))
+    with torch.device("meta"):
+        network = SmallVAE(config)
+    _check_layout(state, _shapes(network.state_dict()), source)
+    _check_values(state, source)
+    network.load_state_dict(state, assign=True)
+    return SmallCodec(network.requires_grad_(False).eval())
 
 
 # -- our own folders -----------------------------------------------------------------------------------------------
 
 
-def save_model(folder: Path, name: str, config: MARConfig, state: Mapping[str, Tensor]) -> Path:
+def save_model(folder: Path, preset: Preset, state: Mapping[str, Tensor]) -> Path:
     """Write `model.safetensors` (our names) and `config.json` (architecture, preset, hash) into `folder`."""
     make_folder(folder)
     sha256 = _write_tensors(folder / WEIGHTS, state)
     about = {
-        "library": "disa", "family": "mar", "preset": name, "architecture": asdict(config), "sha256": sha256,
+        "library": "disa", "family": preset.family, "preset": preset.name,
+        "architecture": asdict(preset.architecture), "sha256": sha256,
     }  # fmt: skip
     write_text(folder / CONFIG, json.dumps(about, indent=1) + "\n")
     return folder
@@ -298,19 +323,20 @@ def _write_tensors(path: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def save_codec(folder: Path, codec: LatentCodec) -> Path:
-    """Write a diffusers `AutoencoderKL` folder."""
+    """Write an autoencoder: a diffusers `AutoencoderKL` folder, or the small one in the same layout."""
     make_folder(folder)
     _write_tensors(folder / CODEC_WEIGHTS, codec.model.state_dict())
-    write_text(folder / CONFIG, codec.model.to_json_string())
+    write_text(folder / CONFIG, codec.about())
     return folder
 
 
-def load_folder(folder: Path) -> tuple[Preset, MAR, Path | None]:
+def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
     """A folder that `save_model` wrote: its preset (with the folder's architecture), model, and autoencoder folder."""
     try:
         about = json.loads((folder / CONFIG).read_text())
-        config = _read_architecture(about["architecture"])
         name, sha256 = str(about["preset"]), about["sha256"]
+        preset = find_preset(name)
+        preset = replace(preset, architecture=_read_architecture(type(preset.architecture), about["architecture"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DisaError(
             f"{folder} is not a model folder of disa ({_first_line(error)}): expected {WEIGHTS} and {CONFIG}."
@@ -318,21 +344,32 @@ def load_folder(folder: Path) -> tuple[Preset, MAR, Path | None]:
     path = folder / WEIGHTS
     if not path.is_file() or hash_file(path) != sha256:
         raise DisaError(f"{path} is not the file that {CONFIG} describes: its SHA-256 differs. Copy the folder again.")
-    preset = replace(find_preset(name), architecture=config)
     codec = folder / CODEC if (folder / CODEC).is_dir() else None
-    return preset, build_mar(config, _read_safetensors(path), str(path)), codec
+    return preset, build_model(preset, _read_safetensors(path), str(path)), codec
 
 
-def _read_architecture(fields: dict[str, Any]) -> MARConfig:
-    """Raises ValueError, KeyError or TypeError where the fields are not those of an architecture."""
-    arguments: dict[str, Any] = fields | {"latent_size": tuple(fields["latent_size"])}
-    config = MARConfig(**arguments)
-    rows, columns = config.latent_size
-    for name, number in (asdict(config) | {"latent_size": rows, "latent_size[1]": columns}).items():
-        kinds = (int, float) if name in ("mlp_ratio", "norm_eps") else (int,)
-        if type(number) not in kinds or number <= 0:
-            raise ValueError(f"{name} is {number!r}")
+def _read_architecture(kind: type, fields: dict[str, Any]) -> Any:
+    """An architecture from JSON; its values must have the types of the default's, and numbers must be positive.
+
+    Raises ValueError, KeyError or TypeError where the fields are not those of an architecture.
+    """
+    default, hints = asdict(kind()), get_type_hints(kind)
+    config = kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+    for name, value in asdict(config).items():
+        several = isinstance(default[name], tuple)
+        if isinstance(value, tuple) != several or (several and not _fits(value, get_args(hints[name]))):
+            raise ValueError(f"{name} is {value!r}")
+        expected = type(default[name][0] if several else default[name])
+        numbers = (int, float) if expected is float else (expected,)
+        for number in value if several else (value,):
+            if type(number) not in numbers or (expected is not bool and number <= 0):
+                raise ValueError(f"{name} is {value!r}")
     return config
+
+
+def _fits(value: tuple[Any, ...], kinds: tuple[Any, ...]) -> bool:
+    """Whether a tuple has the length that its type says; `...` is one or more."""
+    return bool(value) if kinds[-1] is Ellipsis else len(value) == len(kinds)
 
 
 def download_folder(repo: str) -> Path:
@@ -356,20 +393,20 @@ def convert(
     """
     preset = find_preset(model)
     if checkpoint.is_dir():
-        found, network, inside = load_folder(checkpoint)
-        if found.name != model:
-            raise DisaError(f"{checkpoint} is a folder of {found.name}, not of {model}.")
+        preset, network, inside = load_folder(checkpoint)
+        if preset.name != model:
+            raise DisaError(f"{checkpoint} is a folder of {preset.name}, not of {model}.")
         codec = codec or inside
     else:
-        network = load_mar(preset, checkpoint, average)
+        network = load_model(preset, checkpoint, average)
     loaded = None if codec is None else load_codec(preset, codec)
     if official:
         files = [f"{model}.safetensors"]
         make_folder(out)
-        _write_tensors(out / files[0], official_names(network.config).to_official(network.state_dict()))
+        _write_tensors(out / files[0], preset.official_names().to_official(network.state_dict()))
     else:
         files = [WEIGHTS, CONFIG]
-        save_model(out, model, network.config, network.state_dict())
+        save_model(out, preset, network.state_dict())
     if loaded is not None:
         files += [f"{CODEC}/{CODEC_WEIGHTS}", f"{CODEC}/{CONFIG}"]
         save_codec(out / CODEC, loaded)

@@ -36,12 +36,25 @@ Checkpoint = Annotated[
 Vae = Annotated[Path | None, typer.Option(help="The autoencoder: kl16.ckpt, its safetensors, or a diffusers folder.")]
 Labels = Annotated[str | None, typer.Option(help="Classes: 3, 0-7 or 1,5,9; `none` for no class.")]
 Seeds = Annotated[str, typer.Option(help="Seeds: 0, 0-7 or 1,5,9; paired with the labels, a single one is repeated.")]
-Solver = Annotated[str | None, typer.Option(help="ddpm, ddim, dpm-solver, dpm-solver++, dpm-solver++-2, ...")]
-Grid = Annotated[str | None, typer.Option(help="Time grid: clipped-950, full, ddim-980, dpm-950, uniform or logsnr.")]
+Solver = Annotated[
+    str | None,
+    typer.Option(help="MAR: ddpm, ddim, dpm-solver. FlowAR, xAR: euler, heun, euler-maruyama. Both: dpm-solver++-2."),
+]
+Grid = Annotated[
+    str | None,
+    typer.Option(help="Time grid. MAR: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. "
+                      "FlowAR and xAR: flowar-split, xar-em, uniform, shifted-3."),
+]  # fmt: skip
 GuidanceScale = Annotated[float | None, typer.Option("--guidance", help="Classifier-free guidance; 1 is off.")]
 Ramp = Annotated[str | None, typer.Option(help="Guidance over AR steps: linear or constant.")]
-Temperature = Annotated[float | None, typer.Option(help="Scale of the noise that ddpm adds.")]
-NumARSteps = Annotated[int | None, typer.Option("--num-ar-steps", help="AR steps, at most one per token.")]
+Interval = Annotated[
+    str | None,
+    typer.Option("--guidance-interval", help="Times where guidance acts, such as 0-0.9; 0 is data, 1 is noise."),
+]  # fmt: skip
+Temperature = Annotated[float | None, typer.Option(help="Scale of the noise that ddpm and euler-maruyama add.")]
+NumARSteps = Annotated[
+    int | None, typer.Option("--num-ar-steps", help="AR steps: MAR at most one per token; else fixed by the model.")
+]
 BatchSize = Annotated[int | None, typer.Option(help="Images drawn together. It changes speed, not images.")]
 Device = Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")]
 DType = Annotated[str, typer.Option(help="fp32 or bf16.")]
@@ -57,7 +70,7 @@ def sample(
     model: Model = "mar-digits", labels: Labels = "0-9", seeds: Seeds = "0",
     steps: Annotated[str | None, typer.Option(help="Step policy, such as linear:50-5 or constant:50.")] = None,
     checkpoint: Checkpoint = None, vae: Vae = None, solver: Solver = None, grid: Grid = None,
-    guidance: GuidanceScale = None, ramp: Ramp = None, temperature: Temperature = None,
+    guidance: GuidanceScale = None, ramp: Ramp = None, interval: Interval = None, temperature: Temperature = None,
     num_ar_steps: NumARSteps = None, batch_size: BatchSize = None, device: Device = None, dtype: DType = "fp32",
     keep: Annotated[Path | None, typer.Option(help="A picture whose tokens outside --box are kept.")] = None,
     box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None,
@@ -70,7 +83,9 @@ def sample(
 
     chosen_labels, chosen_seeds = parse_labels(labels), parse_numbers(seeds, "seeds")
     sampler = _load(model, checkpoint, vae, device, dtype)
-    settings = sampler.settings(steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
+    settings = sampler.settings(
+        steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, parse_interval(interval)
+    )  # fmt: skip
     known, mask = _kept(sampler, keep, box)
     run = sampler.start(chosen_labels, chosen_seeds, settings, known, mask)
     sampler.prepare()
@@ -91,7 +106,7 @@ def sample(
         return
     print(
         f"{len(names)} images in {result.seconds:.2f} s ({result.evaluations} evaluations, "
-        f"{result.evaluations_per_token:.1f} per token; head {_percent(result.seconds_head, result.seconds)}, "
+        f"{result.evaluations_per_row:.1f} per row; head {_percent(result.seconds_head, result.seconds)}, "
         f"backbone {_percent(result.seconds_backbone, result.seconds)} of the time)"
     )
     print(f"pictures, grid.png and trace.json are in {out}")
@@ -104,7 +119,7 @@ Policies = Annotated[list[str] | None, typer.Option("--steps", help="A step poli
 def compare(
     model: Model = "mar-digits", steps: Policies = None, labels: Labels = "0-9", seeds: Seeds = "0-99",
     checkpoint: Checkpoint = None, vae: Vae = None, solver: Solver = None, grid: Grid = None,
-    guidance: GuidanceScale = None, ramp: Ramp = None, temperature: Temperature = None,
+    guidance: GuidanceScale = None, ramp: Ramp = None, interval: Interval = None, temperature: Temperature = None,
     num_ar_steps: NumARSteps = None, batch_size: BatchSize = None, device: Device = None, dtype: DType = "fp32",
     out: Out = Path("out"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
@@ -115,7 +130,9 @@ def compare(
     chosen_labels, chosen_seeds = parse_labels(labels), parse_numbers(seeds, "seeds")
     sampler = _load(model, checkpoint, vae, device, dtype)
     policies = steps or [sampler.preset.original, sampler.preset.steps]
-    settings = sampler.settings(None, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
+    settings = sampler.settings(
+        None, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, parse_interval(interval)
+    )  # fmt: skip
     _compare(sampler, policies, _repeated(chosen_labels, len(chosen_seeds)), chosen_seeds, settings, out, as_json)
 
 
@@ -168,9 +185,9 @@ def bench(
         return
     _table(
         f"{model}, {settings.num_ar_steps} AR steps, {sampler.device}, {dtype}",
-        ["steps", "batch", "s/image", "images/s", "head", "evaluations/token"],
+        ["steps", "batch", "s/image", "images/s", "head", "evaluations/row"],
         [[t.steps, str(t.batch_size), f"{t.seconds_per_image:.4f}", f"{t.images_per_second:.2f}",
-          f"{t.share_head:.0%}", f"{t.evaluations_per_token:.1f}"] for t in timings],
+          f"{t.share_head:.0%}", f"{t.evaluations_per_row:.1f}"] for t in timings],
     )  # fmt: skip
 
 
@@ -185,12 +202,12 @@ def presets(as_json: AsJSON = False) -> None:
         print(json.dumps({name: asdict(preset) for name, preset in PRESETS.items()}))
         return
     rows = [
-        [name, p.about, str(p.num_ar_steps), p.steps, f"{p.guidance.scale:g}",
-         "in the package" if p.weights is None else p.weights.repo]
+        [name, p.about, str(p.num_ar_steps), p.original, p.steps, f"{p.guidance.scale:g}",
+         "in the package" if p.embedded else p.weights.repo if p.weights else p.page]
         for name, p in PRESETS.items()
     ]  # fmt: skip
-    _table("presets", ["name", "model", "K", "steps", "guidance", "weights"], rows)
-    print("K: AR steps. Originals use constant:100. Upstream's download links: see --json.")
+    _table("presets", ["name", "model", "K", "original", "DiSA", "guidance", "weights"], rows)
+    print("K: AR steps. Upstream's download links, grids, solvers and the paper's numbers: see --json.")
 
 
 @app.command(epilog="Example: disa convert checkpoint-last.pth --model mar-base --vae kl16.ckpt --out mar-base")
@@ -216,7 +233,9 @@ def convert(
 
 @app.command(epilog="Example: disa train mar-digits --out runs/mar-digits")
 def train(
-    model: Annotated[str, typer.Argument(help="mar-digits, or digits-classifier.")] = "mar-digits",
+    model: Annotated[
+        str, typer.Argument(help="mar-digits, flowar-digits, xar-digits, digits-vae or digits-classifier.")
+    ] = "mar-digits",
     out: Out = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="The run is a function of it.")] = 0,
     iterations: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
@@ -227,11 +246,12 @@ def train(
     from dataclasses import replace
 
     from disa.tiny import train as training
+    from disa.tiny.tasks import find_recipe
 
     if model == "digits-classifier":
         _train_classifier(out, seed, iterations, as_json)
         return
-    recipe = training.find_recipe(model)
+    recipe = find_recipe(model)
     recipe = replace(recipe, iterations=iterations) if iterations else recipe
     with _progress(f"training {model}", recipe.iterations, as_json) as advance:
         summary = training.train(
@@ -266,6 +286,17 @@ def parse_labels(text: str | None) -> list[int] | None:
     return None if text is None or text == "none" else parse_numbers(text, "labels")
 
 
+def parse_interval(text: str | None) -> tuple[float, float] | None:
+    """`0-0.9` -> (0.0, 0.9)."""
+    if text is None:
+        return None
+    try:
+        low, high = map(float, text.split("-"))
+    except ValueError as error:
+        raise DisaError(f"the guidance interval must be two times like 0-0.9, found {text!r}.") from error
+    return low, high
+
+
 def _repeated(labels: list[int] | None, count: int) -> list[int] | None:
     return labels and [labels[i % len(labels)] for i in range(count)]
 
@@ -288,7 +319,7 @@ def _kept(sampler: Sampler, keep: Path | None, box: str | None) -> tuple[Any, An
         edges = [int(edge) for edge in box.split(",")]
     except ValueError as error:
         raise DisaError(f"--box must be four whole numbers, top,left,bottom,right; found {box!r}.") from error
-    return sampler.encode(read_picture(keep, sampler.image_shape)), box_mask(edges, sampler.model.config.grid)
+    return sampler.encode(read_picture(keep, sampler.image_shape)), box_mask(edges, sampler.token_grid)
 
 
 def _drain(run: Run, quiet: bool) -> None:
@@ -327,11 +358,11 @@ def _compare(
 
 def _print_comparison(result: Any, out: Path) -> None:
     measured = result.policies[0].quality is not None
-    headers = ["steps", "seconds", "speedup", "evaluations/token", "head"]
+    headers = ["steps", "seconds", "speedup", "evaluations/row", "head"]
     headers += ["Fréchet distance", "difference to the first", "labels read", "precision", "recall"] if measured else []
     rows = []
     for p in result.policies:
-        row = [p.steps, f"{p.seconds:.2f}", f"{p.speedup:.2f}x", f"{p.evaluations_per_token:.1f}",
+        row = [p.steps, f"{p.seconds:.2f}", f"{p.speedup:.2f}x", f"{p.evaluations_per_row:.1f}",
                _percent(p.seconds_head, p.seconds)]  # fmt: skip
         if measured:
             q, d = p.quality, p.difference

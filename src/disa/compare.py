@@ -25,7 +25,7 @@ class Policy:
 
     steps: str
     evaluations: int
-    evaluations_per_token: float
+    evaluations_per_row: float
     seconds: float
     seconds_backbone: float
     seconds_head: float
@@ -106,19 +106,20 @@ def check(
 
 
 def _warm_up(sampler: Sampler, settings: Settings, labels: list[int] | None) -> None:
-    """The first calls pay for memory and kernel set-up."""
-    few = replace(settings, num_ar_steps=min(2, settings.num_ar_steps), policy=constant(5))
+    """The first calls pay for memory and kernel set-up: two AR steps, and a picture."""
+    few = sampler.with_policy(settings, constant(2))
     run = sampler.start(labels and labels[0], list(range(settings.batch_size)), few)
-    for _ in run:
+    for _ in zip(range(2), run, strict=False):
         pass
-    run.result()
+    config = sampler.model.config
+    sampler.decode(torch.zeros(1, config.latent_channels, *config.latent_size))
 
 
 def _policy(text: str, parts: list[Samples], first: float, quality: Any, difference: Any) -> Policy:
     seconds, evaluations = sum(part.seconds for part in parts), sum(part.evaluations for part in parts)
-    tokens = sum(step.tokens for part in parts for step in part.trace)
+    rows = sum(step.rows for part in parts for step in part.trace)
     return Policy(
-        steps=text, evaluations=evaluations, evaluations_per_token=evaluations / tokens, seconds=seconds,
+        steps=text, evaluations=evaluations, evaluations_per_row=evaluations / rows, seconds=seconds,
         seconds_backbone=sum(part.seconds_backbone for part in parts),
         seconds_head=sum(part.seconds_head for part in parts),
         speedup=first / seconds, counts=[step.steps for step in parts[0].trace],
@@ -148,7 +149,7 @@ class Timing:
     seconds_per_image: float
     images_per_second: float
     share_head: float
-    evaluations_per_token: float
+    evaluations_per_row: float
 
 
 def bench(
@@ -178,4 +179,4 @@ def bench(
 def _timing(text: str, size: int, samples: list[Samples]) -> Timing:
     seconds = statistics.median(sample.seconds for sample in samples) / size
     head = statistics.median(sample.seconds_head / sample.seconds for sample in samples)
-    return Timing(text, size, seconds, 1 / seconds, head, samples[0].evaluations_per_token)
+    return Timing(text, size, seconds, 1 / seconds, head, samples[0].evaluations_per_row)

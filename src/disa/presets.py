@@ -6,14 +6,37 @@ those that the upstream projects state themselves.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disa.errors import DisaError
-from disa.models.mar import MARConfig
+from disa.models import flowar, mar, xar
+from disa.models.flowar import FlowAR, FlowARConfig
+from disa.models.mar import MAR, MARConfig
+from disa.models.naming import NameMap
+from disa.models.small_vae import SmallVAEConfig
 from disa.models.vae import VAEConfig
+from disa.models.xar import XAR, XARConfig
 from disa.problem import Guidance
+
+Architecture = MARConfig | FlowARConfig | XARConfig
+Model = MAR | FlowAR | XAR
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of one paper share: how they are built from an architecture, and their official names."""
+
+    model: Callable[[Any], Model]
+    official_names: Callable[[Any], NameMap]
+
+
+FAMILIES = {
+    "mar": Family(MAR, mar.official_names),
+    "flowar": Family(FlowAR, flowar.official_names),
+    "xar": Family(XAR, xar.official_names),
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +55,7 @@ class Preset:
     """
 
     name: str
-    architecture: MARConfig
+    architecture: Architecture
     num_ar_steps: int
     guidance: Guidance
     about: str
@@ -42,13 +65,21 @@ class Preset:
     solver: str = "ddpm"
     grid: str = "clipped-950"
     temperature: float = 1.0
-    codec: VAEConfig | None = None
+    codec: VAEConfig | SmallVAEConfig | None = None
     weights: HubFile | None = None
     codec_weights: HubFile | None = None
     page: str = ""
     batch_size: int = 16
     quality: str = ""
     paper: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self) -> Model:
+        """A model of this architecture, without weights."""
+        return FAMILIES[self.family].model(self.architecture)
+
+    def official_names(self) -> NameMap:
+        """Our parameter names and the official ones."""
+        return FAMILIES[self.family].official_names(self.architecture)
 
     @property
     def embedded(self) -> bool:
@@ -107,18 +138,155 @@ _HUGE = replace(
 _DIGITS = Preset(
     name="mar-digits",
     architecture=MARConfig(
-        latent_size=(32, 32), latent_channels=1, patch_size=4,
+        latent_size=(8, 8), latent_channels=8,
         encoder_width=128, encoder_depth=2, encoder_heads=4, decoder_width=128, decoder_depth=3, decoder_heads=4,
         num_classes=10, buffer_size=8, head_width=256, head_depth=4,
     ),
     num_ar_steps=32,
     guidance=Guidance(1.5),
-    about="MAR, 2 M parameters, handwritten digits 32x32; ships with the package",
+    about="MAR, 2.7 M parameters, handwritten digits 32x32; ships with the package",
+    codec=SmallVAEConfig(),
     batch_size=100,
     quality="digits",
 )  # fmt: skip
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (_DIGITS, _BASE, _LARGE, _HUGE)}
+FLOWAR_PAGE = "https://huggingface.co/OliverRen/FlowAR"
+
+_FLOWAR_SMALL = Preset(
+    name="flowar-small",
+    family="flowar",
+    architecture=FlowARConfig(
+        width=768, encoder_depth=6, decoder_depth=6, num_heads=12, head_width=1024, head_depth=2,
+    ),
+    num_ar_steps=5,
+    guidance=Guidance(4.2, interval=(0.0, 0.9)),
+    about="FlowAR-S, 170 M parameters, ImageNet 256x256",
+    steps="linear:25-15",
+    original="constant:25",
+    solver="euler",
+    grid="flowar-split",
+    codec=VAEConfig(),
+    codec_weights=HubFile(MAR_HUB, "kl16.safetensors"),
+    page=FLOWAR_PAGE,
+    paper={"original": {"steps": "constant:25", "fid": 3.70, "seconds_per_image": 0.024}},
+)  # fmt: skip
+_FLOWAR_LARGE = replace(
+    _FLOWAR_SMALL,
+    name="flowar-large",
+    architecture=FlowARConfig(
+        width=1024, encoder_depth=8, decoder_depth=8, num_heads=16, head_width=1024, head_depth=12, cross=True,
+    ),
+    guidance=Guidance(2.4, interval=(0.0, 0.9)),
+    about="FlowAR-L, 589 M parameters, ImageNet 256x256",
+    paper={
+        "original": {"steps": "constant:25", "fid": 1.90, "seconds_per_image": 0.124},
+        "disa": {"steps": "linear:25-15", "fid": 1.90, "seconds_per_image": 0.082},
+    },
+)  # fmt: skip
+_FLOWAR_HUGE = replace(
+    _FLOWAR_SMALL,
+    name="flowar-huge",
+    architecture=FlowARConfig(
+        width=1536, encoder_depth=15, decoder_depth=15, num_heads=16,
+        head_width=1536, head_depth=12, head_heads=24, cross=True,
+    ),
+    guidance=Guidance(2.4, interval=(0.0, 0.7)),
+    about="FlowAR-H, 1.9 B parameters, ImageNet 256x256",
+    steps="linear:50-15",
+    original="constant:50",
+    paper={
+        "original": {"steps": "constant:50", "fid": 1.67, "seconds_per_image": 0.423},
+        "disa": {"steps": "linear:50-15", "fid": 1.69, "seconds_per_image": 0.164},
+    },
+)  # fmt: skip
+_FLOWAR_DIGITS = Preset(
+    name="flowar-digits",
+    family="flowar",
+    architecture=FlowARConfig(
+        scales=(1, 2, 4, 8), latent_channels=8, width=128, encoder_depth=1, decoder_depth=2, num_heads=4,
+        num_classes=10, head_width=128, head_depth=3, head_heads=2,
+    ),
+    num_ar_steps=4,
+    guidance=Guidance(1.5, interval=(0.0, 0.9)),
+    about="FlowAR, 1.9 M parameters, handwritten digits 32x32; weights by `disa train`",
+    steps="linear:25-15",
+    original="constant:25",
+    solver="euler",
+    grid="flowar-split",
+    codec=SmallVAEConfig(),
+    batch_size=100,
+    quality="digits",
+)  # fmt: skip
+
+XAR_PAGE = "https://huggingface.co/OliverRen/xAR"
+
+_XAR_BASE = Preset(
+    name="xar-base",
+    family="xar",
+    architecture=XARConfig(),
+    num_ar_steps=4,
+    guidance=Guidance(2.7),
+    about="xAR-B, 172 M parameters, ImageNet 256x256",
+    steps="linear:50-15",
+    original="constant:50",
+    solver="euler-maruyama",
+    grid="xar-em",
+    codec=VAEConfig(),
+    codec_weights=HubFile(MAR_HUB, "kl16.safetensors"),
+    page=XAR_PAGE,
+    paper={
+        "original": {"steps": "constant:50", "fid": 1.67, "seconds_per_image": 0.130},
+        "disa": {"steps": "linear:50-15", "fid": 1.68, "seconds_per_image": 0.084},
+    },
+)
+_XAR_LARGE = replace(
+    _XAR_BASE,
+    name="xar-large",
+    architecture=XARConfig(width=1024, encoder_depth=16, decoder_depth=16, num_heads=16),
+    guidance=Guidance(2.3),
+    about="xAR-L, 608 M parameters, ImageNet 256x256",
+    paper={
+        "original": {"steps": "constant:50", "fid": 1.28, "seconds_per_image": 0.394},
+        "disa": {"steps": "linear:50-15", "fid": 1.23, "seconds_per_image": 0.255},
+    },
+)
+_XAR_HUGE = replace(
+    _XAR_BASE,
+    name="xar-huge",
+    architecture=XARConfig(width=1280, encoder_depth=20, decoder_depth=20, num_heads=16),
+    guidance=Guidance(2.2),
+    about="xAR-H, 1.1 B parameters, ImageNet 256x256",
+    paper={
+        "original": {"steps": "constant:50", "fid": 1.24, "seconds_per_image": 0.896},
+        "disa": {"steps": "linear:50-15", "fid": 1.23, "seconds_per_image": 0.578},
+    },
+)
+_XAR_DIGITS = Preset(
+    name="xar-digits",
+    family="xar",
+    architecture=XARConfig(
+        latent_size=(8, 8), latent_channels=8, width=128, encoder_depth=3, decoder_depth=3, num_heads=4,
+        num_classes=10,
+    ),
+    num_ar_steps=4,
+    guidance=Guidance(1.5),
+    about="xAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
+    steps="linear:50-15",
+    original="constant:50",
+    solver="euler-maruyama",
+    grid="xar-em",
+    codec=SmallVAEConfig(),
+    batch_size=100,
+    quality="digits",
+)  # fmt: skip
+
+PRESETS: dict[str, Preset] = {
+    preset.name: preset
+    for preset in (
+        _DIGITS, _FLOWAR_DIGITS, _XAR_DIGITS, _BASE, _LARGE, _HUGE,
+        _FLOWAR_SMALL, _FLOWAR_LARGE, _FLOWAR_HUGE, _XAR_BASE, _XAR_LARGE, _XAR_HUGE,
+    )
+}  # fmt: skip
 
 
 def find_preset(name: str) -> Preset:

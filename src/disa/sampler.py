@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +21,11 @@ from disa import checkpoints, steps
 from disa.errors import DisaError
 from disa.generate import generate_steps
 from disa.models import layers
-from disa.models.mar import MAR, check_ar_steps
 from disa.noise import SeededNoise
-from disa.presets import PRESETS, Preset, find_preset
+from disa.presets import PRESETS, Model, Preset, find_preset
 from disa.problem import ARStep, Guidance, Request
 from disa.samples import Samples, TraceStep, check_output_type, convert
-from disa.solvers import Solver, grid_for, make_solver
+from disa.solvers import WITH_TEMPERATURE, Solver, grid_for, make_solver
 from disa.steps import StepPolicy
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -64,7 +64,7 @@ class Sampler:
     """A model with its autoencoder, ready to draw."""
 
     def __init__(
-        self, preset: Preset, model: MAR, codec: Codec | Path | None = None,
+        self, preset: Preset, model: Model, codec: Codec | Path | None = None,
         device: str | torch.device | None = None, dtype: str = "fp32",
     ) -> None:  # fmt: skip
         self.preset, self.dtype, self.device = preset, dtype, pick_device(device)
@@ -72,8 +72,10 @@ class Sampler:
             raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
         self._codec = codec
         model = model.to(self.device, pick_dtype(dtype)).requires_grad_(False).eval()
-        if self.device.type == "cpu" and layers.can_pack():
+        if self.device.type == "cpu" and layers.can_pack(pick_dtype(dtype)):
             layers.pack(model)
+        elif self.device.type == "cpu" and dtype == "bf16":
+            warnings.warn("this processor has no bfloat16 instructions: fp32 is faster here", stacklevel=2)
         self.model = model
 
     @classmethod
@@ -93,7 +95,7 @@ class Sampler:
         pick_dtype(dtype)
         if name in PRESETS:
             preset = PRESETS[name]
-            model = checkpoints.load_mar(preset, None if checkpoint is None else Path(checkpoint))
+            model = checkpoints.load_model(preset, None if checkpoint is None else Path(checkpoint))
             return cls(preset, model, vae_path, device, dtype)
         if checkpoint is not None:
             raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
@@ -113,15 +115,13 @@ class Sampler:
         preset = find_preset(name)
         pick_device(device)
         pick_dtype(dtype)
-        model = MAR(preset.architecture)
+        model = preset.build()
         layers.initialise(model, seed)
         return cls(preset, model, PixelCodec(), device, dtype)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`, and the autoencoder beside them if one was given or used."""
-        path = checkpoints.save_model(
-            Path(folder), self.preset.name, self.preset.architecture, self.model.state_dict()
-        )  # fmt: skip
+        path = checkpoints.save_model(Path(folder), self.preset, self.model.state_dict())
         codec = self.codec if isinstance(self._codec, Path) else self._codec
         if isinstance(codec, checkpoints.LatentCodec):
             checkpoints.save_codec(path / checkpoints.CODEC, codec)
@@ -150,10 +150,20 @@ class Sampler:
         channels, stride = (config.latent_channels, 1) if codec is None else (codec.in_channels, codec.stride)
         return channels, config.latent_size[0] * stride, config.latent_size[1] * stride
 
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
+        num_tokens = self.model.config.num_tokens
+        self.model.check(min(self.preset.num_ar_steps, num_tokens), num_tokens)
+        height, width = self.model.config.latent_size
+        patch = getattr(self.model.config, "patch_size", 1)
+        return height // patch, width // patch
+
     def settings(
         self, policy: str | StepPolicy | None = None, solver: str | None = None, grid: str | None = None,
         guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
         num_ar_steps: int | None = None, batch_size: int | None = None,
+        interval: tuple[float, float] | None = None,
     ) -> Settings:  # fmt: skip
         """The preset's choices, except for those that are given; everything that can be wrong is found here."""
         preset = self.preset
@@ -163,14 +173,16 @@ class Sampler:
         chosen = make_solver(
             name,
             preset.grid if grid is None and name == preset.solver else grid,
-            temperature if temperature is not None else preset.temperature if name == "ddpm" else 1.0,
+            temperature if temperature is not None else preset.temperature if name in WITH_TEMPERATURE else 1.0,
         )
         size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
-        check_ar_steps(size, self.model.config.num_tokens)
+        self.model.check(size, None)
         if batch_size is not None and batch_size < 1:
             raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
-        scale = preset.guidance.scale if guidance is None else guidance
-        chosen_guidance = Guidance(scale, preset.guidance.ramp if ramp is None else ramp)
+        given = {"scale": guidance, "ramp": ramp, "interval": interval}
+        chosen_guidance = replace(
+            preset.guidance, **{name: value for name, value in given.items() if value is not None}
+        )
         settings = Settings(policy, chosen, chosen_guidance, size, batch_size or preset.batch_size)
         return self.with_policy(settings, policy)
 
@@ -186,17 +198,20 @@ class Sampler:
         self, labels: int | Sequence[int] | None = None, seeds: int | Sequence[int] = 0, *,
         steps: str | StepPolicy | None = None, solver: str | None = None, grid: str | None = None,
         guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
-        num_ar_steps: int | None = None, batch_size: int | None = None,
+        num_ar_steps: int | None = None, batch_size: int | None = None, interval: tuple[float, float] | None = None,
         known: Tensor | None = None, mask: Tensor | None = None, output_type: str = "pt",
     ) -> Samples:  # fmt: skip
         """Draw images; labels and seeds are paired one to one, a single one is repeated.
 
-        labels: class indices, or None for unconditional images. steps: a policy or its text (`linear:50-5`). known:
+        labels: class indices, or None for unconditional images. steps: a policy or its text (`linear:50-5`).
+        interval: the times (low, high) within 0 (data) and 1 (noise) where guidance acts. known:
         latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
         inpainting and editing (`encode` makes latents). output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
         check_output_type(output_type)
-        settings = self.settings(steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size)
+        settings = self.settings(
+            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval
+        )  # fmt: skip
         run = self.start(labels, seeds, settings, known=known, mask=mask)
         if output_type != "latent":
             self.prepare()
@@ -231,7 +246,7 @@ class Run:
         _check_labels(labels, sampler.model.config.num_classes)
         SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
-        self.known, self.mask = _per_image(sampler.model, known, mask, len(seeds))
+        self.known, self.mask = _per_image(sampler, known, mask, len(seeds))
         self.batches = self._plan()
         self.turns_made = 0
         self.latents = torch.empty(0)
@@ -261,7 +276,7 @@ class Run:
         for count in groups:
             if count == 0:
                 raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
-            check_ar_steps(self.settings.num_ar_steps, self.sampler.model.config.num_tokens if count < 0 else count)
+            self.sampler.model.check(self.settings.num_ar_steps, None if count < 0 else count)
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
@@ -289,8 +304,8 @@ class Run:
         asked = float(step.steps) if isinstance(step.steps, int) else step.steps.double().mean().item()
         self.trace[step.ar_step] = replace(
             old,
-            tokens=old.tokens + rows,
-            steps=(old.steps * old.tokens + asked * rows) / (old.tokens + rows),
+            rows=old.rows + rows,
+            steps=(old.steps * old.rows + asked * rows) / (old.rows + rows),
             evaluations=old.evaluations + step.evaluations,
             seconds_backbone=old.seconds_backbone + step.seconds_backbone,
             seconds_head=old.seconds_head + step.seconds_head,
@@ -304,10 +319,10 @@ class Run:
         started = time.perf_counter()
         images = None if output_type == "latent" else self.sampler.decode(self.latents).cpu()
         decode = time.perf_counter() - started
-        evaluations, tokens = (sum(getattr(s, name) for s in self.trace) for name in ("evaluations", "tokens"))
+        evaluations, rows = (sum(getattr(s, name) for s in self.trace) for name in ("evaluations", "rows"))
         return Samples(
             images=convert(images, output_type), latents=self.latents, labels=self.labels, seeds=self.seeds,
-            evaluations=evaluations, evaluations_per_token=evaluations / tokens,
+            evaluations=evaluations, evaluations_per_row=evaluations / rows,
             seconds=self.seconds + decode,
             seconds_backbone=sum(s.seconds_backbone for s in self.trace),
             seconds_head=sum(s.seconds_head for s in self.trace),
@@ -379,15 +394,15 @@ def _check_labels(labels: list[int] | None, num_classes: int) -> None:
 
 
 def _per_image(
-    model: MAR, known: Tensor | None, mask: Tensor | None, count: int
+    sampler: Sampler, known: Tensor | None, mask: Tensor | None, count: int
 ) -> tuple[Tensor | None, Tensor | None]:
     """Known latents and masks, one per image."""
     if (known is None) != (mask is None):
         raise DisaError("known latents and a mask of tokens to draw go together: give both or neither.")
     if known is None or mask is None:
         return None, None
-    config = model.config
-    wanted = {"known": (config.latent_channels, *config.latent_size), "mask": config.grid}
+    config = sampler.model.config
+    wanted = {"known": (config.latent_channels, *config.latent_size), "mask": sampler.token_grid}
     for (name, shape), value in zip(wanted.items(), (known, mask), strict=True):
         if len(value) not in (1, count) or tuple(value.shape[1:]) != tuple(shape):
             raise DisaError(f"{name} must be ({count} or 1, {', '.join(map(str, shape))}), found {tuple(value.shape)}.")

@@ -17,10 +17,10 @@ OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
 @dataclass(frozen=True)
 class TraceStep:
-    """One AR step, over all batches. tokens: rows drawn; steps: asked per row, mean; evaluations: made."""
+    """One AR step, over all batches. rows: drawn; steps: asked per row, mean; evaluations: made."""
 
     ar_step: int
-    tokens: int
+    rows: int
     steps: float
     evaluations: int
     seconds_backbone: float
@@ -41,7 +41,7 @@ class Samples:
     labels: list[int] | None
     seeds: list[int]
     evaluations: int
-    evaluations_per_token: float
+    evaluations_per_row: float
     seconds: float
     seconds_backbone: float
     seconds_head: float
@@ -52,7 +52,7 @@ class Samples:
     def report(self) -> dict[str, Any]:
         """Everything but tensors, for JSON."""
         numbers = {name: getattr(self, name) for name in (
-            "evaluations", "evaluations_per_token", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
+            "evaluations", "evaluations_per_row", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
         )}  # fmt: skip
         return {
             "settings": self.settings, "labels": self.labels, "seeds": self.seeds,

@@ -274,18 +274,35 @@ def _weight_and_bias(
 
 
 class LatentCodec:
-    """Images to scaled latents and back through an `AutoencoderKL`, without gradients.
+    """Images to scaled latents and back through an autoencoder, without gradients.
 
     Inputs may lie on any device and have any floating dtype: they are brought to the model's. Results are float32 on
     the model's device; the parts outside the network (scale, posterior) are computed in float32.
     """
 
-    def __init__(self, model: AutoencoderKL) -> None:
+    def __init__(self, model: torch.nn.Module, stride: int, latent_channels: int, in_channels: int) -> None:
         self.model = model.eval()
-        self.scale = float(model.config["scaling_factor"])
-        self.stride = 2 ** (len(model.config["block_out_channels"]) - 1)
-        self.latent_channels = int(model.config["latent_channels"])
-        self.in_channels = int(model.config["in_channels"])
+        self.stride, self.latent_channels, self.in_channels = stride, latent_channels, in_channels
+
+    def _moments(self, images: Tensor) -> Tensor:
+        """The network's posterior moments [B, 2C, h, w]."""
+        raise NotImplementedError
+
+    def _images(self, latents: Tensor) -> Tensor:
+        """The network's images of unscaled latents."""
+        raise NotImplementedError
+
+    def about(self) -> str:
+        """What `config.json` says of it."""
+        raise NotImplementedError
+
+    def normalised(self, sample: Tensor) -> Tensor:
+        """Posterior samples [B, C, h, w] as latents: the models know them at about unit variance."""
+        raise NotImplementedError
+
+    def raw(self, latents: Tensor) -> Tensor:
+        """The reverse of `normalised`."""
+        raise NotImplementedError
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LatentCodec:
         """Move the network, in place; bfloat16 decodes to within a few percent of float32."""
@@ -300,7 +317,7 @@ class LatentCodec:
         Raises DisaError unless H and W are multiples of `stride`.
         """
         self._check_images(images)
-        return self._run(lambda rows: self.model.encode(rows, return_dict=False)[0].parameters, images.float())
+        return self._run(self._moments, images.float())
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, h, w].
@@ -308,27 +325,15 @@ class LatentCodec:
         Without `noise` the posterior mean, else mean + deviation * noise with `noise` [B, C, h, w] of unit variance.
         Raises DisaError unless H and W are multiples of `stride`.
         """
-        return posterior_sample(self.moments(images), noise) * self.scale
+        return self.normalised(posterior_sample(self.moments(images), noise))
 
     @torch.no_grad()
     def decode(self, latents: Tensor, clamp: bool = False) -> Tensor:
         """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in about [-1, 1]; `clamp` cuts them to exactly that."""
         if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
             raise DisaError(f"latents must be [B, {self.latent_channels}, h, w], found {list(latents.shape)}.")
-        images = self._run(lambda rows: self.model.decode(rows, return_dict=False)[0], latents.float() / self.scale)
+        images = self._run(self._images, self.raw(latents.to(next(self.model.parameters()).device).float()))
         return images.clamp(-1, 1) if clamp else images
-
-    def enable_tiling(self, tile_size: int = NOMINAL_SIZE) -> None:
-        """Take images above `tile_size` pixels a side in overlapping, blended tiles, so that memory stays bounded.
-
-        The result is close to, not equal to, the untiled one: norms and attention see one tile at a time.
-        `tile_size` must be a multiple of 4 * `stride`, because neighbours overlap by a quarter of a tile.
-        """
-        if tile_size < 1 or tile_size % (4 * self.stride):
-            raise DisaError(f"tile_size must be a multiple of {4 * self.stride} pixels, found {tile_size}.")
-        self.model.tile_sample_min_size = tile_size
-        self.model.tile_latent_min_size = tile_size // self.stride
-        self.model.enable_tiling()
 
     def _run(self, network: Callable[[Any], Tensor], rows: Tensor) -> Tensor:
         """`network` on float32 `rows` in the model's precision and on its device, back in float32."""
@@ -348,6 +353,44 @@ class LatentCodec:
                 f"image height and width must be multiples of {self.stride}, found {height} x {width}. "
                 "Crop or resize the images."
             )
+
+
+class KL16Codec(LatentCodec):
+    """The codec of an `AutoencoderKL`."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        config: Any = model.config
+        stride = 2 ** (len(config["block_out_channels"]) - 1)
+        super().__init__(model, stride, int(config["latent_channels"]), int(config["in_channels"]))
+        self.network = model
+        self.scale = float(config["scaling_factor"])
+
+    def _moments(self, images: Tensor) -> Tensor:
+        return self.network.encode(images, return_dict=False)[0].parameters
+
+    def _images(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents, return_dict=False)[0]
+
+    def about(self) -> str:
+        return self.network.to_json_string()
+
+    def normalised(self, sample: Tensor) -> Tensor:
+        return sample * self.scale
+
+    def raw(self, latents: Tensor) -> Tensor:
+        return latents / self.scale
+
+    def enable_tiling(self, tile_size: int = NOMINAL_SIZE) -> None:
+        """Take images above `tile_size` pixels a side in overlapping, blended tiles, so that memory stays bounded.
+
+        The result is close to, not equal to, the untiled one: norms and attention see one tile at a time.
+        `tile_size` must be a multiple of 4 * `stride`, because neighbours overlap by a quarter of a tile.
+        """
+        if tile_size < 1 or tile_size % (4 * self.stride):
+            raise DisaError(f"tile_size must be a multiple of {4 * self.stride} pixels, found {tile_size}.")
+        self.network.tile_sample_min_size = tile_size
+        self.network.tile_latent_min_size = tile_size // self.stride
+        self.network.enable_tiling()
 
 
 def posterior_sample(moments: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Training of the embedded models: `disa train mar-digits` makes the weights that the package ships.
 
 Every random number of an iteration follows from (seed, iteration), so a resumed run continues as if never stopped.
-Shapes: B images, L tokens, V visible and N masked tokens, C token channels.
+Shapes: B images, L tokens, C token channels.
 """
 
 from __future__ import annotations
@@ -10,106 +10,40 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from disa.checkpoints import save_model
-from disa.diffusion import TrainingLoss
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
-from disa.models.layers import initialise
-from disa.models.mar import MAR, MARConfig
-from disa.presets import PRESETS
-from disa.tiny.data import digits
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """copies: timesteps drawn per masked token. learning_rate: peak of a cosine after a linear warm-up."""
-
-    iterations: int = 9_000
-    batch_size: int = 64
-    copies: int = 1
-    learning_rate: float = 1.5e-3
-    warmup: int = 200
-    weight_decay: float = 0.02
-    ema: float = 0.999
-    label_dropout: float = 0.1
-
-
-RECIPES = {"mar-digits": Recipe()}
-
-
-def find_recipe(name: str) -> Recipe:
-    """The recipe of that name."""
-    if name not in RECIPES:
-        raise DisaError(f"no recipe to train {name!r}: expected one of {', '.join(RECIPES)}.")
-    return RECIPES[name]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Everything random about one iteration. t: [copies B N], noise: [copies B N, C]."""
-
-    images: Tensor
-    labels: Tensor
-    dropped: Tensor
-    visible: Tensor
-    masked: Tensor
-    t: Tensor
-    noise: Tensor
-
-
-def draw_batch(
-    config: MARConfig, recipe: Recipe, images: Tensor, labels: Tensor, num_timesteps: int, seed: int
-) -> Batch:
-    """The mask rate is cos(pi/2 u), u uniform: the whole range that generation passes through, not MAR's 0.7 to 1."""
-    random = torch.Generator().manual_seed(seed)
-    chosen = torch.randint(len(images), (recipe.batch_size,), generator=random)
-    share = math.cos(math.pi / 2 * torch.rand((), generator=random).item())
-    num_masked = max(1, math.ceil(share * config.num_tokens))
-    orders = torch.rand(recipe.batch_size, config.num_tokens, generator=random).argsort(1)
-    rows = recipe.copies * recipe.batch_size * num_masked
-    return Batch(
-        images[chosen],
-        labels[chosen],
-        dropped=torch.rand(recipe.batch_size, generator=random) < recipe.label_dropout,
-        visible=orders[:, num_masked:].sort(1).values,
-        masked=orders[:, :num_masked].sort(1).values,
-        t=torch.randint(num_timesteps, (rows,), generator=random),
-        noise=torch.randn(rows, config.token_channels, generator=random),
-    )
+from disa.models.layers import has_fast_bf16
+from disa.tiny.tasks import Recipe, find_task
 
 
 class Trainer:
     """Model, average and optimiser of one run."""
 
     def __init__(self, name: str, seed: int = 0, recipe: Recipe | None = None) -> None:
-        self.name, self.seed, self.recipe = name, seed, recipe or find_recipe(name)
-        self.config = PRESETS[name].architecture
-        self.model, self.average = MAR(self.config), MAR(self.config)
-        initialise(self.model, seed)
-        self.average.load_state_dict(self.model.state_dict())
-        self.objective = TrainingLoss(self.model.process)
+        self.name, self.seed, self.task = name, seed, find_task(name, recipe)
+        self.recipe = self.task.recipe
+        self.model, self.average = self.task.build(seed), self.task.build(seed)
         self.optimiser = torch.optim.AdamW(_groups(self.model, self.recipe.weight_decay), betas=(0.9, 0.95), fused=True)
-        self.images, self.labels = digits("train")
+        self.half = self.task.half and has_fast_bf16()
         self.iteration, self.losses = 0, list[float]()
 
     def step(self) -> float:
         """One iteration; returns the loss."""
-        batch = self.batch(self.seed * 1_000_003 + self.iteration)
+        random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         for group in self.optimiser.param_groups:
             group["lr"] = self._learning_rate()
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
         with sdpa_kernel(SDPBackend.MATH):
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                loss = self.loss(self.model, batch)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
+                loss = self.task.loss(self.model, "train", random)
             self.optimiser.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
@@ -119,27 +53,13 @@ class Trainer:
         self.losses.append(loss.item())
         return self.losses[-1]
 
-    def loss(self, model: MAR, batch: Batch) -> Tensor:
-        embedding = model.embed(batch.labels, batch.dropped)
-        return model.loss(
-            self.objective, batch.images, embedding, batch.visible, batch.masked, batch.t, batch.noise
-        ).loss.mean()
-
     @torch.no_grad()
     def held_out_loss(self, num_batches: int = 16) -> float:
         """Loss of the average on digits that are never trained on, over fixed random numbers."""
-        images, labels = digits("test")
         losses = [
-            self.loss(self.average, draw_batch(self.config, self.recipe, images, labels, 951, i)).item()
-            for i in range(num_batches)
+            self.task.loss(self.average, "test", torch.Generator().manual_seed(i)).item() for i in range(num_batches)
         ]
         return sum(losses) / num_batches
-
-    def batch(self, seed: int) -> Batch:
-        """A training batch as a function of the seed."""
-        return draw_batch(
-            self.config, self.recipe, self.images, self.labels, self.objective.num_timesteps, seed
-        )  # fmt: skip
 
     def _learning_rate(self) -> float:
         recipe = self.recipe
@@ -200,7 +120,7 @@ def train(
         on_step(trainer.iteration, trainer.recipe.iterations, loss)
         if trainer.iteration % save_every == 0:
             _write_state(saved, trainer)
-    save_model(folder, name, trainer.config, trainer.average.state_dict())
+    trainer.task.save(folder, trainer.average)
     write_whole(folder / "loss.png", lambda file: file.write(loss_curve(trainer.losses)))
     summary = {
         "name": name, "seed": trainer.seed, "iterations": trainer.iteration,
