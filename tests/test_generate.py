@@ -74,7 +74,7 @@ class StubModel:
 
 def generate(model: StubModel, policy: StepPolicy, num_ar_steps: int = 4, solver: str = "ddim"):
     request = Request(batch_size=2, num_ar_steps=num_ar_steps)
-    return generate_steps(model, request, policy, make_solver(solver, "uniform"), SeededNoise([1, 2]))
+    return generate_steps(model, request, policy, make_solver(solver, "uniform"), SeededNoise([1, 2]))  # pyright: ignore
 
 
 def test_the_model_is_called_in_turn_and_every_turn_is_yielded():

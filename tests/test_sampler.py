@@ -162,7 +162,7 @@ def test_a_policy_may_give_every_row_its_own_count(sampler: Sampler) -> None:
     assert mixed.evaluations == 2 * 5 * (8 * 6 + 8 * 3)
     # With one AR step every token has the same condition whatever the others got.
     tokens, long, short = (
-        sampler.model.patchify(latents)
+        sampler.model.patchify(latents)  # pyright: ignore
         for latents in (
             mixed.latents,
             *(sampler.sample(LABELS, SEEDS, steps=f"constant:{n}", num_ar_steps=1).latents for n in (6, 3)),

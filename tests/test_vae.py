@@ -22,7 +22,7 @@ SHALLOW = vae.VAEConfig(
 )
 
 
-def codec(config: vae.VAEConfig, seed: int = 0) -> vae.LatentCodec:
+def codec(config: vae.VAEConfig, seed: int = 0) -> vae.KL16Codec:
     torch.manual_seed(seed)
     return vae.KL16Codec(vae.build(config))
 

@@ -20,7 +20,6 @@ from disa.models.vae import VAEConfig
 from disa.models.xar import XAR, XARConfig
 from disa.problem import Guidance
 
-Architecture = MARConfig | FlowARConfig | XARConfig
 Model = MAR | FlowAR | XAR
 
 
@@ -55,7 +54,7 @@ class Preset:
     """
 
     name: str
-    architecture: Architecture
+    architecture: Any
     num_ar_steps: int
     guidance: Guidance
     about: str

@@ -362,7 +362,7 @@ class KL16Codec(LatentCodec):
         config: Any = model.config
         stride = 2 ** (len(config["block_out_channels"]) - 1)
         super().__init__(model, stride, int(config["latent_channels"]), int(config["in_channels"]))
-        self.network = model
+        self.network: Any = model
         self.scale = float(config["scaling_factor"])
 
     def _moments(self, images: Tensor) -> Tensor:

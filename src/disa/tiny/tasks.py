@@ -77,7 +77,7 @@ class AutoencoderTask(Task):
     def build(self, seed: int) -> SmallVAE:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SmallVAE(SmallVAEConfig()).to(memory_format=torch.channels_last)
+            return SmallVAE(SmallVAEConfig()).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def loss(self, model: SmallVAE, split: Split, random: torch.Generator) -> Tensor:
         images, _ = digits(split)
