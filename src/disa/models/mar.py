@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from disa.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.errors import DisaError
@@ -216,7 +217,7 @@ class MAR(nn.Module):
         x = torch.cat([embedding[:, None].expand(-1, buffer, -1), x], dim=1)
         with_buffer = torch.cat([torch.arange(buffer, device=visible.device).expand(len(visible), -1),
                                  visible + buffer], dim=1).repeat(halves, 1)  # fmt: skip
-        x = self.token_norm(x + self.encoder_positions[0, with_buffer])
+        x = self.token_norm(x + functional.embedding(with_buffer, self.encoder_positions[0]))
         for block in self.encoder:
             x = block(x)
         x = self.decoder_in(self.encoder_norm(x))
@@ -226,7 +227,7 @@ class MAR(nn.Module):
         places = wanted.repeat(halves, 1)
         for i, block in enumerate(self.decoder):
             x = block(x, places + buffer if i == len(self.decoder) - 1 else None)
-        return self.decoder_norm(x) + self.head_positions[0, places]
+        return self.decoder_norm(x) + functional.embedding(places, self.head_positions[0])
 
     def patchify(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, L, C p^2]; inside a token: channel, row, column."""
