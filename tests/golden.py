@@ -25,10 +25,10 @@ from disa.diffusion import CosineDiffusion, TrainingLoss
 from disa.errors import DisaError
 from disa.flow import FlowLoss, FlowMatching
 from disa.generate import generate_steps
-from disa.models import flowar, xar
+from disa.models import flowar, harmon, xar
 from disa.models.mar import MAR, MARConfig, official_names
 from disa.models.vae import KL16Codec, VAEConfig, build, from_official, split_moments
-from disa.problem import DenoisingProblem, Guidance, Process, Request
+from disa.problem import DenoisingProblem, Guidance, Process, Prompts, Request
 from disa.solvers import make_solver
 
 TOLERANCE = 2e-5
@@ -59,7 +59,8 @@ class RecordedNoise:
         self.case = case
 
     def orders(self, num_tokens: int) -> Tensor:
-        return self.case.tensors["inputs/orders"]
+        orders = self.case.tensors["inputs/orders"]
+        return orders[: len(self.case.tensors["expected/tokens"])]  # of doubled batches both halves are recorded
 
     def initial(self, problem: DenoisingProblem) -> Tensor:
         return self.case.tensors[f"noise/init/{problem.ar_step:03d}"][: problem.num_rows]
@@ -281,6 +282,60 @@ def replay_xar_loss(case: Case) -> Found:
         yield f"gradient/{name}", gradient.norm(), case.about["grad_norm"].get(name) or 0.0
 
 
+# -- Harmon --------------------------------------------------------------------------------------------------------
+
+
+def load_harmon(case: Case) -> harmon.Harmon:
+    config = harmon.HarmonConfig.from_official(case.about)
+    model = harmon.Harmon(config)
+    model.load_state_dict(harmon.official_names(config).from_official(case.part("weights/")))
+    return model.eval()
+
+
+def replay_harmon(case: Case) -> Found:
+    model, sampling, expected = load_harmon(case), case.about["sampling"], case.part("expected/")
+    lengths = case.tensors["inputs/attention_mask"].long().sum(1)
+    yield "lengths", lengths, case.about["prompt_lengths"]
+    shape = sampling["image_shape"]
+    request = Request(
+        len(expected["tokens"]), sampling["num_iter"],
+        guidance=Guidance(sampling["cfg"], sampling["cfg_schedule"]),
+        prompts=Prompts(case.tensors["inputs/input_ids"], lengths),
+        token_grid=None if shape is None else (shape[0], shape[1]),
+    )  # fmt: skip
+    policy = mar_policy(case.about["mar_config"] | {"diff_sampler": "DiSA"})
+    solver = make_solver("ddpm", "clipped-950", sampling["temperature"])
+    step = None
+    for step in generate_steps(model, request, policy, solver, RecordedNoise(case)):
+        k, problem, about = step.ar_step, step.problem, case.about["steps"][step.ar_step]
+        assert problem.condition is not None
+        yield f"z/{k}", problem.condition, expected[f"z/{k:03d}"][: problem.num_rows]
+        yield f"sampled/{k}", step.tokens, expected[f"sampled/{k:03d}"]
+        yield f"times/{k}", solver.plan(problem.process, int(step.steps)).network_times, about["timesteps"]
+        yield f"evaluations/{k}", step.evaluations, 2 * problem.num_rows * about["effective_steps"]
+        yield f"guidance/{k}", problem.guidance, about["cfg"]
+    assert step is not None
+    yield "tokens", model.finish(step.state), expected["tokens"]
+
+
+def replay_harmon_text(case: Case) -> Found:
+    model, tensors, logits = load_harmon(case), case.tensors, []
+    with torch.no_grad():
+        yield "z_enc", model.look(tensors["inputs/latent"]), tensors["expected/z_enc"]
+
+    def choose(found: Tensor) -> Tensor:
+        logits.append(found)
+        return found.argmax(-1)
+
+    ids = model.describe(
+        tensors["inputs/latent"], tensors["inputs/input_ids"], case.about["image_token_id"], choose,
+        max_tokens=case.about["max_new_tokens"],
+    )  # fmt: skip
+    found = torch.stack(list(ids), dim=1)
+    yield "ids", float((found != tensors["expected/new_tokens"]).sum()), 0.0
+    yield "logits", torch.stack(logits, dim=1), tensors["expected/logits"]
+
+
 # -- autoencoder ---------------------------------------------------------------------------------------------------
 
 
@@ -359,6 +414,8 @@ REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
     ("FlowAR", "training loss"): replay_flowar_loss,
     ("xAR", "sampling"): replay_xar,
     ("xAR", "training loss"): replay_xar_loss,
+    ("Harmon", "sampling"): replay_harmon,
+    ("Harmon", "image to text"): replay_harmon_text,
     ("AutoencoderKL", "sampling"): replay_vae,
 }
 

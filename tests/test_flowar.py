@@ -83,7 +83,7 @@ def one_thread(threads: Callable[[int], None]) -> None:
 
 def turns(
     model: FlowAR, seeds: Sequence[int], labels: Sequence[int] | None, *, guidance: Guidance | None = None,
-    policy: StepPolicy = ANNEALED, solver: str = "euler", num_ar_steps: int | None = None, **inpainting: Tensor,
+    policy: StepPolicy = ANNEALED, solver: str = "euler", num_ar_steps: int | None = None, **inpainting: Any,
 ) -> Iterator[ARStep]:  # fmt: skip
     tensor = None if labels is None else torch.tensor(labels)
     count = model.config.num_ar_steps if num_ar_steps is None else num_ar_steps

@@ -13,7 +13,7 @@ from conftest import GOLDEN
 from golden import main, report
 
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json")) or ["(none)"]
-REQUIRED = ("mar_", "vae_", "flowar_", "xar_disa", "xar_nocfg", "xar_loss", "schedules")
+REQUIRED = ("mar_", "vae_", "flowar_", "xar_disa", "xar_nocfg", "xar_loss", "harmon_", "schedules")
 SMALL = "mar_patch2"
 
 

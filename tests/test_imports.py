@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 LAYERS = (
     "errors files pictures",
     "problem",
-    "steps noise diffusion flow",
+    "steps noise diffusion flow text",
     "solvers",
     "generate",
     "models",

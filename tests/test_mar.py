@@ -79,7 +79,7 @@ def one_thread(threads: Callable[[int], None]) -> None:
 
 def turns(
     model: MAR, seeds: Sequence[int], labels: Sequence[int] | None, num_ar_steps: int, *,
-    scale: float = 1.0, policy: StepPolicy = ANNEALED, solver: str = "ddpm", **inpainting: Tensor,
+    scale: float = 1.0, policy: StepPolicy = ANNEALED, solver: str = "ddpm", **inpainting: Any,
 ) -> Iterator[ARStep]:  # fmt: skip
     tensor = None if labels is None else torch.tensor(labels)
     request = Request(len(seeds), num_ar_steps, tensor, Guidance(scale), **inpainting)

@@ -30,7 +30,7 @@ from disa.models.small_vae import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.models.vae import KL16Codec, LatentCodec
 from disa.presets import PRESETS, HubFile, Model, Preset, find_preset
 
-WEIGHTS, CONFIG, CODEC = "model.safetensors", "config.json", "vae"
+WEIGHTS, CONFIG, CODEC, TOKENIZER = "model.safetensors", "config.json", "vae", "tokenizer"
 CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
 SMALL_CODEC = "digits-vae"
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
@@ -45,13 +45,17 @@ Layout = Mapping[str, tuple[int, ...]]
 def read_tensors(path: Path, average: bool = True) -> dict[str, Tensor]:
     """Every tensor of a `.safetensors` file, or of a PyTorch checkpoint's `model_ema` (or `model`, or all of it).
 
-    average: prefer the moving average, as official evaluations do. PyTorch files are read with `weights_only`.
+    average: prefer the moving average, as official evaluations do. PyTorch files are read with `weights_only`. Of a
+    folder all `.safetensors` files are read, in which large models are shared out.
     """
-    if path.is_dir():
-        raise DisaError(f"{path} is a folder: expected a file. A folder that disa wrote is given as the model itself.")
-    if not path.is_file():
+    if not path.exists():
         raise DisaError(f"no checkpoint at {path}: expected a .safetensors, .pth or .ckpt file.")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    content: Mapping[str, Any] = {}
+    for file in _files(path):
+        part = _read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
+        if twice := set(content) & set(part):
+            raise DisaError(f"{path} holds more than one checkpoint: {min(twice)} is in several of its files.")
+        content = part if file == path else {**content, **part}
     order = ("model_ema", "model", "state_dict") if average else ("model", "model_ema", "state_dict")
     state = next((content[key] for key in order if isinstance(content.get(key), Mapping)), content)
     if not state:
@@ -63,6 +67,24 @@ def read_tensors(path: Path, average: bool = True) -> dict[str, Tensor]:
             kind = "unusual tensor" if isinstance(value, Tensor) else type(value).__name__
             raise DisaError(f"{path} is not a checkpoint of plain tensors: {name!r} is of type {kind}.")
     return dict(state)
+
+
+def _files(path: Path) -> list[Path]:
+    """The file itself, or the .safetensors files of a folder that disa has not written."""
+    if not path.is_dir():
+        return [path]
+    files = sorted(path.glob("*.safetensors"))
+    if not files or _is_ours(path):
+        raise DisaError(f"{path} is a folder: expected a file. A folder that disa wrote is given as the model itself.")
+    return files
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether disa wrote this folder."""
+    try:
+        return json.loads((folder / CONFIG).read_text())["library"] == "disa"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _is_plain(value: object) -> bool:
@@ -171,9 +193,11 @@ def _locate(path: Path | None, hub: HubFile | None, page: str, missing: str) -> 
         return _key(path), path
     if hub is None:
         raise DisaError(missing)
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
+        if "*" in hub.name:
+            return f"hub:{hub.repo}", Path(snapshot_download(hub.repo, allow_patterns=[hub.name]))
         return f"hub:{hub.repo}/{hub.name}", Path(hf_hub_download(hub.repo, hub.name))
     except Exception as error:
         raise DisaError(
@@ -213,9 +237,14 @@ def _shapes(state: Mapping[str, Tensor]) -> Layout:
 
 
 def _size_hint(state: Mapping[str, Tensor], official: bool) -> str:
-    """If the tensors fit another preset, say which."""
+    """If the tensors fit another preset, say which. Names come first: they cost less than building a model."""
     found = _shapes(state)
-    fitting = [name for name, preset in PRESETS.items() if found == _layout(preset, official)]
+
+    def fits(preset: Preset) -> bool:
+        names = preset.official_names()
+        return set(found) == (names.official if official else set(names.parts)) and found == _layout(preset, official)
+
+    fitting = [name for name, preset in PRESETS.items() if fits(preset)]
     return f" It is a checkpoint of {fitting[0]}: load it as that." if fitting else ""
 
 
@@ -249,7 +278,8 @@ def load_model(preset: Preset, checkpoint: Path | None = None, average: bool = T
     missing = f"{preset.name} has no weights on the hub: give a checkpoint."
     key, path = _locate(checkpoint, preset.weights, preset.page, missing)
     model = build_model(preset, read_tensors(path, average), str(path))
-    check_hash(key, path)
+    for file in _files(path):
+        check_hash(key if file == path else f"{key}/{file.name}", file)
     return model
 
 
@@ -389,10 +419,12 @@ def convert(
 ) -> dict[str, int]:
     """Read, check and write weights as our folder, or under official names; returns the files and their bytes.
 
-    checkpoint: a file, or a folder that `save_model` wrote, with its autoencoder if it has one.
+    checkpoint: a file or a folder of official weights, or a folder that `save_model` wrote, with its autoencoder and
+    its tokenizer if it has them.
     """
     preset = find_preset(model)
-    if checkpoint.is_dir():
+    tokenizer = checkpoint / TOKENIZER
+    if checkpoint.is_dir() and (_is_ours(checkpoint) or not list(checkpoint.glob("*.safetensors"))):
         preset, network, inside = load_folder(checkpoint)
         if preset.name != model:
             raise DisaError(f"{checkpoint} is a folder of {preset.name}, not of {model}.")
@@ -407,7 +439,19 @@ def convert(
     else:
         files = [WEIGHTS, CONFIG]
         save_model(out, preset, network.state_dict())
+        files += _copy_tokenizer(tokenizer, out / TOKENIZER)
     if loaded is not None:
         files += [f"{CODEC}/{CODEC_WEIGHTS}", f"{CODEC}/{CONFIG}"]
         save_codec(out / CODEC, loaded)
     return {name: (out / name).stat().st_size for name in files}
+
+
+def _copy_tokenizer(source: Path, target: Path) -> list[str]:
+    """Copy a tokenizer's files, if there are any; returns their names in the folder around `target`."""
+    files = sorted(path for path in source.glob("*") if path.is_file())
+    if files:
+        make_folder(target)
+    for path in files:
+        content = path.read_bytes()
+        write_whole(target / path.name, lambda file, content=content: file.write(content))
+    return [f"{TOKENIZER}/{path.name}" for path in files]

@@ -21,7 +21,8 @@ from disa.problem import DenoisingProblem
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
-_ORDER, _NORMAL = 0, 1
+# Of the last counter word; a normal's also holds the AR step.
+_ORDER, _NORMAL, _TEXT = 0, 1, 2
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -54,6 +55,12 @@ class SeededNoise:
         zero = torch.zeros_like(position)
         words = philox((position, zero, zero, zero + _ORDER), (self.key[0, :, None], self.key[1, :, None]))
         return (words[0] << 31 | words[1] >> 1).argsort(dim=1)
+
+    def uniform(self, position: int) -> Tensor:
+        """[B] in (0, 1), float64: what chooses the text token at `position`."""
+        zero = torch.zeros_like(self.key[0])
+        words = philox((zero + position, zero, zero, zero + _TEXT), (self.key[0], self.key[1]))
+        return (words[0].double() + 0.5) * 2**-32
 
     def initial(self, problem: DenoisingProblem) -> Tensor:
         """[R, *shape] standard normal."""

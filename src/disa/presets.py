@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from disa.errors import DisaError
-from disa.models import flowar, mar, xar
+from disa.models import flowar, harmon, mar, xar
 from disa.models.flowar import FlowAR, FlowARConfig
+from disa.models.harmon import Harmon, HarmonConfig
 from disa.models.mar import MAR, MARConfig
 from disa.models.naming import NameMap
 from disa.models.small_vae import SmallVAEConfig
@@ -20,27 +21,33 @@ from disa.models.vae import VAEConfig
 from disa.models.xar import XAR, XARConfig
 from disa.problem import Guidance
 
-Model = MAR | FlowAR | XAR
+Model = MAR | FlowAR | XAR | Harmon
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of one paper share: how they are built from an architecture, and their official names."""
+    """What the models of one paper share: how they are built from an architecture, and their official names.
+
+    prompts: whether they draw from prompts, not from labels. any_size: whether images of any size can be drawn.
+    """
 
     model: Callable[[Any], Model]
     official_names: Callable[[Any], NameMap]
+    prompts: bool = False
+    any_size: bool = False
 
 
 FAMILIES = {
-    "mar": Family(MAR, mar.official_names),
+    "mar": Family(MAR, mar.official_names, any_size=True),
     "flowar": Family(FlowAR, flowar.official_names),
     "xar": Family(XAR, xar.official_names),
+    "harmon": Family(Harmon, harmon.official_names, prompts=True, any_size=True),
 }
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of a Hugging Face repository."""
+    """A file of a Hugging Face repository; with a `*` in its name, the files of that pattern together."""
 
     repo: str
     name: str
@@ -51,6 +58,8 @@ class Preset:
     """A model by name. original, steps: the undistilled setting and DiSA's, as `--steps` reads them.
 
     codec: the autoencoder, or None where tokens are pixels. quality: which measure of `compare` fits, if any ships.
+    token_grid: rows and columns of tokens to draw if not asked otherwise, where they are not the architecture's own.
+    tokenizer: the hub repository of the tokenizer, for models that draw from prompts.
     """
 
     name: str
@@ -70,6 +79,8 @@ class Preset:
     page: str = ""
     batch_size: int = 16
     quality: str = ""
+    token_grid: tuple[int, int] | None = None
+    tokenizer: str = ""
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Model:
@@ -79,6 +90,16 @@ class Preset:
     def official_names(self) -> NameMap:
         """Our parameter names and the official ones."""
         return FAMILIES[self.family].official_names(self.architecture)
+
+    @property
+    def prompts(self) -> bool:
+        """Whether it draws from prompts, not from labels."""
+        return FAMILIES[self.family].prompts
+
+    @property
+    def any_size(self) -> bool:
+        """Whether it can draw images of other sizes than its own."""
+        return FAMILIES[self.family].any_size
 
     @property
     def embedded(self) -> bool:
@@ -207,7 +228,7 @@ _FLOWAR_DIGITS = Preset(
     ),
     num_ar_steps=4,
     guidance=Guidance(1.5, interval=(0.0, 0.9)),
-    about="FlowAR, 1.9 M parameters, handwritten digits 32x32; weights by `disa train`",
+    about="FlowAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
     steps="linear:25-15",
     original="constant:25",
     solver="euler",
@@ -268,7 +289,7 @@ _XAR_DIGITS = Preset(
         num_classes=10,
     ),
     num_ar_steps=4,
-    guidance=Guidance(1.5),
+    guidance=Guidance(2.5),
     about="xAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
     steps="linear:50-15",
     original="constant:50",
@@ -279,11 +300,48 @@ _XAR_DIGITS = Preset(
     quality="digits",
 )  # fmt: skip
 
+HARMON_PAGE = "https://github.com/wusize/Harmon"
+HARMON_HUB = {"0.5b": "wusize/Harmon-0_5B", "1.5b": "wusize/Harmon-1_5B"}
+
+_HARMON_SMALL = Preset(
+    name="harmon-0.5b",
+    family="harmon",
+    architecture=HarmonConfig(),
+    num_ar_steps=64,
+    guidance=Guidance(3.0, "constant"),
+    about="Harmon 0.5B: Qwen2.5-0.5B and MAR-B, text to image 512x512 and image to text",
+    codec=VAEConfig(),
+    weights=HubFile(HARMON_HUB["0.5b"], "*.safetensors"),
+    codec_weights=HubFile(MAR_HUB, "kl16.safetensors"),
+    page=HARMON_PAGE,
+    batch_size=4,
+    token_grid=(32, 32),
+    tokenizer=HARMON_HUB["0.5b"],
+)
+_HARMON_LARGE = replace(
+    _HARMON_SMALL,
+    name="harmon-1.5b",
+    architecture=HarmonConfig(
+        encoder_width=1280, encoder_depth=20, encoder_heads=16,
+        decoder_width=1280, decoder_depth=20, decoder_heads=16, head_width=1536, head_depth=12,
+        llm_width=1536, llm_hidden=8960, llm_depth=28, llm_heads=12, llm_kv_heads=2,
+    ),
+    about="Harmon 1.5B: Qwen2.5-1.5B and MAR-H, text to image 512x512 and image to text",
+    weights=HubFile(HARMON_HUB["1.5b"], "*.safetensors"),
+    tokenizer=HARMON_HUB["1.5b"],
+    # GenEval overall and the seconds of a batch of unknown size, read from rounded ticks of the paper's figure.
+    paper={
+        "original": {"num_ar_steps": 64, "steps": "constant:100", "geneval": 0.73, "seconds": 40.0},
+        "disa": {"num_ar_steps": 64, "geneval": 0.74, "seconds": 8.1},
+    },
+)  # fmt: skip
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         _DIGITS, _FLOWAR_DIGITS, _XAR_DIGITS, _BASE, _LARGE, _HUGE,
         _FLOWAR_SMALL, _FLOWAR_LARGE, _FLOWAR_HUGE, _XAR_BASE, _XAR_LARGE, _XAR_HUGE,
+        _HARMON_SMALL, _HARMON_LARGE,
     )
 }  # fmt: skip
 

@@ -6,13 +6,14 @@ Shapes: N images of a call, B of a batch, L tokens per image, C latent channels,
 from __future__ import annotations
 
 import contextlib
+import math
 import operator
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,13 +22,16 @@ from disa import checkpoints, steps
 from disa.errors import DisaError
 from disa.generate import generate_steps
 from disa.models import layers
+from disa.models.harmon import Harmon
 from disa.noise import SeededNoise
 from disa.presets import PRESETS, Model, Preset, find_preset
-from disa.problem import ARStep, Guidance, Request
+from disa.problem import ARStep, Guidance, Prompts, Request
 from disa.samples import Samples, TraceStep, check_output_type, convert
 from disa.solvers import WITH_TEMPERATURE, Solver, grid_for, make_solver
 from disa.steps import StepPolicy
+from disa.text import DESCRIBE, Text, sampled
 
+T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,13 +55,14 @@ class PixelCodec:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw; `Sampler.settings` fills in the preset's choices."""
+    """How to draw; `Sampler.settings` fills in the preset's choices. token_grid: None for the architecture's own."""
 
     policy: StepPolicy
     solver: Solver
     guidance: Guidance
     num_ar_steps: int
     batch_size: int
+    token_grid: tuple[int, int] | None = None
 
 
 class Sampler:
@@ -65,12 +70,12 @@ class Sampler:
 
     def __init__(
         self, preset: Preset, model: Model, codec: Codec | Path | None = None,
-        device: str | torch.device | None = None, dtype: str = "fp32",
+        device: str | torch.device | None = None, dtype: str = "fp32", tokenizer: Text | Path | str | None = None,
     ) -> None:  # fmt: skip
         self.preset, self.dtype, self.device = preset, dtype, pick_device(device)
         if preset.codec is None and isinstance(codec, Path):
             raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
-        self._codec = codec
+        self._codec, self._text = codec, tokenizer
         model = model.to(self.device, pick_dtype(dtype)).requires_grad_(False).eval()
         if self.device.type == "cpu" and layers.can_pack(pick_dtype(dtype)):
             layers.pack(model)
@@ -81,13 +86,14 @@ class Sampler:
     @classmethod
     def load(
         cls, name: str | Path, checkpoint: str | Path | None = None, vae: str | Path | None = None,
-        device: str | torch.device | None = None, dtype: str = "fp32",
+        device: str | torch.device | None = None, dtype: str = "fp32", tokenizer: str | Path | None = None,
     ) -> Sampler:  # fmt: skip
         """Load a preset by name, a folder that disa wrote, or a hub repository in that layout.
 
         checkpoint: a file with weights for the preset (official or ours); without one, embedded weights or the hub's.
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
-        there is if None. dtype: `fp32` or `bf16`. Raises DisaError.
+        there is if None. dtype: `fp32` or `bf16`. tokenizer: a folder or a hub id, for models that draw from prompts;
+        the folder's or the preset's if None; read with the first prompt. Raises DisaError.
         """
         name, vae_path = str(name), None if vae is None else Path(vae)
         # Weights can be large: what is quick to find comes first.
@@ -96,7 +102,7 @@ class Sampler:
         if name in PRESETS:
             preset = PRESETS[name]
             model = checkpoints.load_model(preset, None if checkpoint is None else Path(checkpoint))
-            return cls(preset, model, vae_path, device, dtype)
+            return cls(preset, model, vae_path, device, dtype, tokenizer)
         if checkpoint is not None:
             raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
         folder = Path(name)
@@ -105,7 +111,8 @@ class Sampler:
                 find_preset(name)
             folder = checkpoints.download_folder(name)
         preset, model, codec = checkpoints.load_folder(folder)
-        return cls(preset, model, vae_path or codec, device, dtype)
+        inside = folder / checkpoints.TOKENIZER
+        return cls(preset, model, vae_path or codec, device, dtype, tokenizer or (inside if inside.is_dir() else None))
 
     from_pretrained = load
 
@@ -120,11 +127,13 @@ class Sampler:
         return cls(preset, model, PixelCodec(), device, dtype)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` and `model.safetensors`, and the autoencoder beside them if one was given or used."""
+        """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
         path = checkpoints.save_model(Path(folder), self.preset, self.model.state_dict())
         codec = self.codec if isinstance(self._codec, Path) else self._codec
         if isinstance(codec, checkpoints.LatentCodec):
             checkpoints.save_codec(path / checkpoints.CODEC, codec)
+        if self._text is not None:
+            self.text.save(path / checkpoints.TOKENIZER)
         return path
 
     @property
@@ -139,6 +148,16 @@ class Sampler:
         assert not isinstance(self._codec, Path)
         return self._codec
 
+    @property
+    def text(self) -> Text:
+        """The tokenizer, read at first use."""
+        if not isinstance(self.model, Harmon):
+            raise DisaError(f"{self.preset.name} takes labels, not prompts: it has no tokenizer.")
+        if not isinstance(self._text, Text):
+            config = self.model.config
+            self._text = Text.load(self._text or self.preset.tokenizer, config.vocab_size, config.max_positions)
+        return self._text
+
     def prepare(self) -> None:
         """Read the autoencoder now, so that a missing one is found before drawing."""
         _ = self.codec
@@ -146,24 +165,50 @@ class Sampler:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image."""
-        config, codec = self.model.config, self.preset.codec
-        channels, stride = (config.latent_channels, 1) if codec is None else (codec.in_channels, codec.stride)
-        return channels, config.latent_size[0] * stride, config.latent_size[1] * stride
+        codec, (height, width) = self.preset.codec, self._latent_size(self.preset.token_grid)
+        channels = self.model.config.latent_channels if codec is None else codec.in_channels
+        return channels, height * self._stride, width * self._stride
+
+    @property
+    def _stride(self) -> int:
+        """Pixels of an image along one side of a latent."""
+        return 1 if self.preset.codec is None else self.preset.codec.stride
+
+    @property
+    def _patch(self) -> int:
+        return getattr(self.model.config, "patch_size", 1)
+
+    def _latent_size(self, token_grid: tuple[int, int] | None) -> tuple[int, int]:
+        if token_grid is None:
+            return self.model.config.latent_size
+        return token_grid[0] * self._patch, token_grid[1] * self._patch
+
+    def _token_grid(self, height: int | None, width: int | None) -> tuple[int, int] | None:
+        """Rows and columns of tokens of an image of so many pixels; None for the architecture's own."""
+        if height is None and width is None:
+            return self.preset.token_grid
+        _, own_height, own_width = self.image_shape
+        size, side = (height or own_height, width or own_width), self._stride * self._patch
+        if not self.preset.any_size and size != (own_height, own_width):
+            only, found = f"{own_height}x{own_width}", f"{size[0]}x{size[1]}"
+            raise DisaError(f"{self.preset.name} draws images of {only} only, found {found}.")
+        if min(size) < 1 or size[0] % side or size[1] % side:
+            raise DisaError(f"height and width must be multiples of {side}, found {size[0]}x{size[1]}.")
+        return (size[0] // side, size[1] // side) if self.preset.any_size else None
 
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
+        height, width = self._latent_size(self.preset.token_grid)
         num_tokens = self.model.config.num_tokens
         self.model.check(min(self.preset.num_ar_steps, num_tokens), num_tokens)
-        height, width = self.model.config.latent_size
-        patch = getattr(self.model.config, "patch_size", 1)
-        return height // patch, width // patch
+        return height // self._patch, width // self._patch
 
     def settings(
         self, policy: str | StepPolicy | None = None, solver: str | None = None, grid: str | None = None,
         guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
         num_ar_steps: int | None = None, batch_size: int | None = None,
-        interval: tuple[float, float] | None = None,
+        interval: tuple[float, float] | None = None, height: int | None = None, width: int | None = None,
     ) -> Settings:  # fmt: skip
         """The preset's choices, except for those that are given; everything that can be wrong is found here."""
         preset = self.preset
@@ -176,14 +221,15 @@ class Sampler:
             temperature if temperature is not None else preset.temperature if name in WITH_TEMPERATURE else 1.0,
         )
         size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
-        self.model.check(size, None)
+        token_grid = self._token_grid(height, width)
+        self.model.check(size, None if token_grid is None else math.prod(token_grid))
         if batch_size is not None and batch_size < 1:
             raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
         given = {"scale": guidance, "ramp": ramp, "interval": interval}
         chosen_guidance = replace(
             preset.guidance, **{name: value for name, value in given.items() if value is not None}
         )
-        settings = Settings(policy, chosen, chosen_guidance, size, batch_size or preset.batch_size)
+        settings = Settings(policy, chosen, chosen_guidance, size, batch_size or preset.batch_size, token_grid)
         return self.with_policy(settings, policy)
 
     def with_policy(self, settings: Settings, policy: str | StepPolicy) -> Settings:
@@ -200,19 +246,23 @@ class Sampler:
         guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
         num_ar_steps: int | None = None, batch_size: int | None = None, interval: tuple[float, float] | None = None,
         known: Tensor | None = None, mask: Tensor | None = None, output_type: str = "pt",
+        prompts: str | Sequence[str] | None = None, negative_prompt: str | None = None,
+        height: int | None = None, width: int | None = None,
     ) -> Samples:  # fmt: skip
-        """Draw images; labels and seeds are paired one to one, a single one is repeated.
+        """Draw images; labels or prompts and seeds are paired one to one, a single one is repeated.
 
-        labels: class indices, or None for unconditional images. steps: a policy or its text (`linear:50-5`).
+        labels: class indices, or None for unconditional images. prompts: for models that draw from them, with a
+        negative prompt that guidance leads away from. height, width: of the images, in pixels.
+        steps: a policy or its text (`linear:50-5`).
         interval: the times (low, high) within 0 (data) and 1 (noise) where guidance acts. known:
         latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
         inpainting and editing (`encode` makes latents). output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
         check_output_type(output_type)
         settings = self.settings(
-            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval
+            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval, height, width
         )  # fmt: skip
-        run = self.start(labels, seeds, settings, known=known, mask=mask)
+        run = self.start(labels, seeds, settings, known, mask, prompts, negative_prompt)
         if output_type != "latent":
             self.prepare()
         for _ in run:
@@ -222,9 +272,43 @@ class Sampler:
     def start(
         self, labels: int | Sequence[int] | None, seeds: int | Sequence[int], settings: Settings,
         known: Tensor | None = None, mask: Tensor | None = None,
+        prompts: str | Sequence[str] | None = None, negative_prompt: str | None = None,
     ) -> Run:  # fmt: skip
         """The same as an iterator: every turn is one `ARStep` of one batch; then `run.result()`."""
-        return Run(self, *pair(labels, seeds), settings, known, mask)
+        if (prompts is not None) != self.preset.prompts or (prompts is not None and labels is not None):
+            wanted, other = ("prompts", "labels") if self.preset.prompts else ("labels", "prompts")
+            raise DisaError(f"{self.preset.name} draws from {wanted}: give {wanted}, and no {other}.")
+        if prompts is None:
+            return Run(self, *pair(labels, seeds), settings, known, mask)
+        texts, many_seeds = pair_prompts(prompts, seeds)
+        return Run(self, None, many_seeds, settings, known, mask, texts, negative_prompt)
+
+    def describe(
+        self, images: Tensor, prompt: str = DESCRIBE, *, temperature: float | None = None,
+        seeds: int | Sequence[int] = 0, max_tokens: int = 1024,
+    ) -> list[str]:  # fmt: skip
+        """A text about each image: images [N, channels, height, width] in [0, 1], sides multiples of a token's.
+
+        temperature: None takes the likeliest token every time; above 0 tokens are drawn, by each image's seed.
+        Officially images are padded to a square with gray (127) and resized to 512x512. Raises DisaError.
+        """
+        turns = list(self.describe_steps(images, prompt, temperature=temperature, seeds=seeds, max_tokens=max_tokens))
+        return [self.text.decode(ids) for ids in torch.stack(turns, dim=1).tolist()]
+
+    def describe_steps(
+        self, images: Tensor, prompt: str = DESCRIBE, *, temperature: float | None = None,
+        seeds: int | Sequence[int] = 0, max_tokens: int = 1024,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """The same as an iterator: every turn is one token id per image [N]; `text.decode` makes words of them."""
+        text, model = self.text, self.model
+        assert isinstance(model, Harmon)
+        if max_tokens < 1:
+            raise DisaError(f"a text has at least one token, found max_tokens={max_tokens}.")
+        grid = self._token_grid(*images.shape[-2:]) or model.config.grid
+        ids = torch.tensor(text.to_describe(prompt, math.prod(grid) + model.config.buffer_size))
+        _, many_seeds = pair([0] * len(images), seeds)
+        choose = (lambda logits: logits.argmax(-1)) if temperature is None else sampled(many_seeds, temperature)
+        return model.describe(self.encode(images), ids, text.image_token, choose, text.stop_ids, max_tokens)
 
     def encode(self, images: Tensor) -> Tensor:
         """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W]."""
@@ -242,11 +326,13 @@ class Run:
     def __init__(
         self, sampler: Sampler, labels: list[int] | None, seeds: list[int], settings: Settings,
         known: Tensor | None, mask: Tensor | None,
+        prompts: list[str] | None = None, negative_prompt: str | None = None,
     ) -> None:  # fmt: skip
         _check_labels(labels, sampler.model.config.num_classes)
         SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
-        self.known, self.mask = _per_image(sampler, known, mask, len(seeds))
+        self.prompts, self._asked = prompts, self._tokenised(prompts, negative_prompt)
+        self.known, self.mask = _per_image(sampler, known, mask, len(seeds), settings.token_grid)
         self.batches = self._plan()
         self.turns_made = 0
         self.latents = torch.empty(0)
@@ -268,6 +354,15 @@ class Run:
         self.turns_made += 1
         return step
 
+    def _tokenised(self, prompts: list[str] | None, negative: str | None) -> tuple[list[list[int]], list[int]] | None:
+        """Token ids of every prompt, and of the one that guidance leads away from."""
+        model = self.sampler.model
+        if prompts is None or not isinstance(model, Harmon):
+            return None
+        count = math.prod(self.settings.token_grid or model.config.grid) + model.config.buffer_size
+        text = self.sampler.text
+        return [text.to_draw(prompt, count) for prompt in prompts], text.unconditional(negative, count)
+
     def _plan(self) -> list[list[int]]:
         """Image indices of each batch: images of one batch must have equally many tokens to draw."""
         groups: dict[int, list[int]] = {}
@@ -276,7 +371,9 @@ class Run:
         for count in groups:
             if count == 0:
                 raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
-            self.sampler.model.check(self.settings.num_ar_steps, None if count < 0 else count)
+            grid = self.settings.token_grid
+            everything = None if grid is None else math.prod(grid)
+            self.sampler.model.check(self.settings.num_ar_steps, everything if count < 0 else count)
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
@@ -284,7 +381,14 @@ class Run:
         sampler, settings = self.sampler, self.settings
         labels = None if self.labels is None else torch.tensor([self.labels[i] for i in batch])
         known, mask = (None if value is None else value[batch] for value in (self.known, self.mask))
-        request = Request(len(batch), settings.num_ar_steps, labels, settings.guidance, known, mask)
+        prompts = None
+        if self._asked is not None:
+            asked, empty = self._asked
+            guided = [empty] * len(batch) if settings.guidance.active else []
+            prompts = Prompts.of([*(asked[i] for i in batch), *guided])
+        request = Request(
+            len(batch), settings.num_ar_steps, labels, settings.guidance, known, mask, prompts, settings.token_grid
+        )
         noise = SeededNoise([self.seeds[i] for i in batch], sampler.device)
         for step in generate_steps(sampler.model, request, settings.policy, settings.solver, noise):
             self._record(step)
@@ -326,7 +430,7 @@ class Run:
             seconds=self.seconds + decode,
             seconds_backbone=sum(s.seconds_backbone for s in self.trace),
             seconds_head=sum(s.seconds_head for s in self.trace),
-            seconds_decode=decode, trace=self.trace, settings=self._about(),
+            seconds_decode=decode, trace=self.trace, settings=self._about(), prompts=self.prompts,
         )  # fmt: skip
 
     def _about(self) -> dict[str, Any]:
@@ -337,6 +441,7 @@ class Run:
             "num_ar_steps": settings.num_ar_steps, "batch_size": settings.batch_size,
             "device": str(sampler.device), "dtype": sampler.dtype, "threads": torch.get_num_threads(),
             "torch": torch.__version__,
+            **({} if settings.token_grid is None else {"token_grid": list(settings.token_grid)}),
         }  # fmt: skip
 
 
@@ -347,16 +452,28 @@ def pair(labels: int | Sequence[int] | None, seeds: int | Sequence[int]) -> tupl
         if not many_seeds:
             raise DisaError("nothing to draw: give at least one seed.")
         return None, many_seeds
-    many_labels = _whole_numbers(labels, "labels")
-    if not many_labels or not many_seeds:
-        raise DisaError("nothing to draw: give at least one label and one seed.")
-    count = max(len(many_labels), len(many_seeds))
-    if {len(many_labels), len(many_seeds)} - {1, count}:
+    return _paired(_whole_numbers(labels, "labels"), many_seeds, "label")
+
+
+def pair_prompts(prompts: str | Sequence[str], seeds: int | Sequence[int]) -> tuple[list[str], list[int]]:
+    """The same with prompts."""
+    many = [prompts] if isinstance(prompts, str) else list(prompts)
+    wrong = [prompt for prompt in many if not isinstance(prompt, str)]
+    if wrong:
+        raise DisaError(f"prompts must be texts, found {wrong[0]!r}.")
+    return _paired(many, _whole_numbers(seeds, "seeds"), "prompt")
+
+
+def _paired(values: list[T], seeds: list[int], what: str) -> tuple[list[T], list[int]]:
+    if not values or not seeds:
+        raise DisaError(f"nothing to draw: give at least one {what} and one seed.")
+    count = max(len(values), len(seeds))
+    if {len(values), len(seeds)} - {1, count}:
         raise DisaError(
-            f"labels and seeds are paired one to one, but there are {len(many_labels)} and {len(many_seeds)}: "
+            f"{what}s and seeds are paired one to one, but there are {len(values)} and {len(seeds)}: "
             "give as many of both, or a single one of either."
         )
-    return many_labels * (count // len(many_labels)), many_seeds * (count // len(many_seeds))
+    return values * (count // len(values)), seeds * (count // len(seeds))
 
 
 def _whole_numbers(values: Any, what: str) -> list[int]:
@@ -394,15 +511,15 @@ def _check_labels(labels: list[int] | None, num_classes: int) -> None:
 
 
 def _per_image(
-    sampler: Sampler, known: Tensor | None, mask: Tensor | None, count: int
+    sampler: Sampler, known: Tensor | None, mask: Tensor | None, count: int, token_grid: tuple[int, int] | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Known latents and masks, one per image."""
     if (known is None) != (mask is None):
         raise DisaError("known latents and a mask of tokens to draw go together: give both or neither.")
     if known is None or mask is None:
         return None, None
-    config = sampler.model.config
-    wanted = {"known": (config.latent_channels, *config.latent_size), "mask": sampler.token_grid}
+    config, own = sampler.model.config, sampler.token_grid
+    wanted = {"known": (config.latent_channels, *sampler._latent_size(token_grid)), "mask": token_grid or own}
     for (name, shape), value in zip(wanted.items(), (known, mask), strict=True):
         if len(value) not in (1, count) or tuple(value.shape[1:]) != tuple(shape):
             raise DisaError(f"{name} must be ({count} or 1, {', '.join(map(str, shape))}), found {tuple(value.shape)}.")

@@ -48,14 +48,16 @@ class Samples:
     seconds_decode: float
     trace: list[TraceStep]
     settings: dict[str, Any] = field(default_factory=dict)
+    prompts: list[str] | None = None
 
     def report(self) -> dict[str, Any]:
         """Everything but tensors, for JSON."""
         numbers = {name: getattr(self, name) for name in (
             "evaluations", "evaluations_per_row", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
         )}  # fmt: skip
+        asked = {"labels": self.labels} if self.prompts is None else {"prompts": self.prompts}
         return {
-            "settings": self.settings, "labels": self.labels, "seeds": self.seeds,
+            "settings": self.settings, **asked, "seeds": self.seeds,
             **numbers, "trace": [asdict(step) for step in self.trace],
         }  # fmt: skip
 

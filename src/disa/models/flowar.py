@@ -162,6 +162,7 @@ class FlowAR(nn.Module):
     def begin(self, request: Request, noise: Noise) -> FlowARState:
         """Check the request, and compute what does not change from scale to scale."""
         c = self.config
+        request.check_fits("FlowAR", "labels")
         self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
         embedding = self._embedding(request)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)

@@ -37,6 +37,14 @@ class Linear(nn.Linear):
         return _ACTIVATIONS[activation](_padded(lambda rows: F.linear(rows, self.weight, self.bias), input))
 
 
+def adopt(model: nn.Module) -> nn.Module:
+    """Turn the plain linear layers of a foreign model into `Linear`, which keeps its promise and can be packed."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+    return model
+
+
 class PackedLinear(nn.Module):
     """A `Linear` whose weight is laid out for oneDNN: inference on a CPU only.
 
@@ -116,20 +124,29 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Softmax attention of [B, H, L, d] tensors; mask: [L, L], added to the scores, for training.
+    """Softmax attention of [B, H, L, d] tensors; mask: [L, L] or [B or 1, 1, L, keys], added to the scores.
 
     On a CPU the fused kernel gives a few queries other bits from thread to thread, so they are padded to whole
     tiles; and it computes bf16 no faster than fp32, where two matrix products are over twice as fast.
     """
-    if query.device.type != "cpu" or torch.is_grad_enabled() or mask is not None:
+    if query.device.type != "cpu" or torch.is_grad_enabled():
         return F.scaled_dot_product_attention(query, key, value, mask)
     if query.dtype != torch.bfloat16:
         count = query.shape[2]
-        query = F.pad(query, (0, 0, 0, -count % QUERY_TILE if count < 2 * QUERY_TILE else 0))
-        return F.scaled_dot_product_attention(query, key, value)[:, :, :count]
+        extra = (0, 0, 0, -count % QUERY_TILE if count < 2 * QUERY_TILE else 0)
+        mask = None if mask is None else F.pad(mask, extra)
+        return F.scaled_dot_product_attention(F.pad(query, extra), key, value, mask)[:, :, :count]
     q, k, v = (x.flatten(0, 1) for x in (query, key, value))
-    scores = torch.baddbmm(q.new_zeros(1), q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+    bias = q.new_zeros(1) if mask is None else mask.expand(*query.shape[:3], key.shape[2]).flatten(0, 1)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), beta=int(mask is not None), alpha=q.shape[-1] ** -0.5)
     return torch.bmm(scores.softmax(-1), v).view_as(query)
+
+
+class Swish(nn.Module):
+    """`swish` where a module is expected."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return swish(x)
 
 
 class MLP(nn.Module):
@@ -184,7 +201,7 @@ def initialise(model: nn.Module, seed: int) -> None:
             nn.init.constant_(parameter, float(name.endswith("weight")))
         elif name.endswith("bias"):
             nn.init.zeros_(parameter)
-        elif parameter.dim() == 2 and "class" not in name:
+        elif parameter.dim() == 2 and "class" not in name and "embed" not in name:
             nn.init.xavier_uniform_(parameter, generator=random)
         else:
             nn.init.normal_(parameter, std=0.02, generator=random)

@@ -130,7 +130,13 @@ class MAR(nn.Module):
 
     def begin(self, request: Request, noise: Noise) -> MARState:
         """Check the request and plan every AR step from the token orders."""
-        known, orders, num_unknown = self._known(request, noise.orders(self.config.num_tokens))
+        request.check_fits("MAR", "labels", "token_grid")
+        return self.plan(request, noise, self._embedding(request))
+
+    def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
+        """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
+        num_tokens = math.prod(request.token_grid or self.config.grid)
+        known, orders, num_unknown = self._known(request, noise.orders(num_tokens))
         self.check(request.num_ar_steps, num_unknown)
         num_masked = masked_counts(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
@@ -138,16 +144,21 @@ class MAR(nn.Module):
             request, known, orders, num_masked,
             visible=[orders[:, masked:].sort(1).values for _, masked in spans],
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
-            embedding=self._embedding(request),
+            embedding=embedding,
         )  # fmt: skip
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
+        visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
+        grid = state.request.token_grid
+        return self.problem(state, self.condition(state.tokens, state.embedding, visible, drawn, grid))
+
+    def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
+        """The problem of this AR step, given the condition vectors [B', N, D] of its tokens."""
         step, request = state.ar_step, state.request
         drawn = state.drawn[step]
         batch, count = drawn.shape
-        z = self.condition(state.tokens, state.embedding, state.visible[step], drawn).flatten(0, 1)
-        halves = [*z.split(batch * count), None]
+        halves = [*z.flatten(0, 1).split(batch * count), None]
         scale = request.guidance.at(self._progress(state))
         return DenoisingProblem(
             field=HeadField.of(self.head, halves[0], halves[1], scale, state.counter, request.guidance.interval),
@@ -170,12 +181,12 @@ class MAR(nn.Module):
 
     def finish(self, state: MARState) -> Tensor:
         """Latents [B, C, H, W]."""
-        return self.unpatchify(state.tokens)
+        return self.unpatchify(state.tokens, state.request.token_grid)
 
     def _progress(self, state: MARState) -> float:
         """Share of the image known after this AR step; the official formula leaves one token masked at the last."""
-        remaining = max(1, state.num_masked[state.ar_step + 1])
-        return (self.config.num_tokens - remaining) / self.config.num_tokens
+        num_tokens, remaining = state.tokens.shape[1], max(1, state.num_masked[state.ar_step + 1])
+        return (num_tokens - remaining) / num_tokens
 
     def _embedding(self, request: Request) -> Tensor:
         """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""
@@ -190,57 +201,83 @@ class MAR(nn.Module):
 
     def _known(self, request: Request, orders: Tensor) -> tuple[Tensor, Tensor, int]:
         """Tokens [B, L, C] with the given ones filled in, orders that end with them, and how many are unknown."""
-        size = (request.batch_size, self.config.num_tokens, self.config.token_channels)
+        size = (request.batch_size, orders.shape[1], self.config.token_channels)
         orders = orders.to(self.no_class.device)
         if request.known is None or request.mask is None:
-            return torch.zeros(size, device=orders.device), orders, self.config.num_tokens
+            return torch.zeros(size, device=orders.device), orders, orders.shape[1]
         unknown = request.mask.to(orders.device).flatten(1)
         counts = unknown.sum(1).tolist()
         if len(set(counts)) != 1:
             raise DisaError(f"images of one batch must have equally many tokens to draw, found {sorted(set(counts))}.")
-        tokens = self.patchify(request.known.to(orders.device).float()) * ~unknown[:, :, None]
+        tokens = self.patchify(request.known.to(orders.device).float(), request.token_grid) * ~unknown[:, :, None]
         given_last = (~unknown).gather(1, orders).long().argsort(dim=1, stable=True)
         return tokens, orders.gather(1, given_last), counts[0]
 
     # -- the backbone --------------------------------------------------------------------------------------------
 
-    def condition(self, tokens: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+    def condition(
+        self, tokens: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int] | None = None
+    ) -> Tensor:
         """Condition vectors [B', N, D] of the tokens at `wanted` [B, N], given those at `visible` [B, V].
 
-        tokens: [B, L, C], embedding: [B', D] of classes (or of none). Only the last decoder block may leave tokens
-        out: everything before it feeds keys and values that the wanted tokens attend to.
+        tokens: [B, L, C], embedding: [B', D] of classes (or of none). grid: rows and columns of tokens, if not those
+        of the configuration.
         """
+        return self.decode(self.encode(tokens, embedding, visible, grid), visible, wanted, grid)
+
+    def encode(self, tokens: Tensor, embedding: Tensor, visible: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """What the encoder makes of the buffer and the visible tokens: [B', P + V, D], buffer first."""
         buffer = self.config.buffer_size
         halves = len(embedding) // len(tokens)
         dtype = self.no_class.dtype
         x = self.token_in(take(tokens, visible).to(dtype)).repeat(halves, 1, 1)
         x = torch.cat([embedding[:, None].expand(-1, buffer, -1), x], dim=1)
-        with_buffer = torch.cat([torch.arange(buffer, device=visible.device).expand(len(visible), -1),
-                                 visible + buffer], dim=1).repeat(halves, 1)  # fmt: skip
-        x = self.token_norm(x + functional.embedding(with_buffer, self.encoder_positions[0]))
+        positions = self._resized(self.encoder_positions, grid)
+        x = self.token_norm(x + functional.embedding(self._with_buffer(visible).repeat(halves, 1), positions[0]))
         for block in self.encoder:
             x = block(x)
-        x = self.decoder_in(self.encoder_norm(x))
-        places = with_buffer[:, :, None].expand(-1, -1, x.shape[-1])
-        x = self.mask_token.expand(len(x), self.decoder_positions.shape[1], -1).to(x.dtype).scatter(1, places, x)
-        x = x + self.decoder_positions
+        return self.encoder_norm(x)
+
+    def decode(self, x: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Condition vectors [B', N, D] from what `encode` gave. Only the last block may leave tokens out: everything
+        before it feeds keys and values that the wanted tokens attend to."""
+        halves = len(x) // len(visible)
+        x = self.decoder_in(x)
+        positions = self._resized(self.decoder_positions, grid)
+        places = self._with_buffer(visible).repeat(halves, 1)[:, :, None].expand(-1, -1, x.shape[-1])
+        x = self.mask_token.expand(len(x), positions.shape[1], -1).to(x.dtype).scatter(1, places, x)
+        x = x + positions
         places = wanted.repeat(halves, 1)
         for i, block in enumerate(self.decoder):
-            x = block(x, places + buffer if i == len(self.decoder) - 1 else None)
-        return self.decoder_norm(x) + functional.embedding(places, self.head_positions[0])
+            x = block(x, places + self.config.buffer_size if i == len(self.decoder) - 1 else None)
+        return self.decoder_norm(x) + functional.embedding(places, self._resized(self.head_positions, grid)[0])
 
-    def patchify(self, latents: Tensor) -> Tensor:
+    def _with_buffer(self, visible: Tensor) -> Tensor:
+        """[B, P + V] places of the buffer and of the tokens at `visible` [B, V]."""
+        buffer = torch.arange(self.config.buffer_size, device=visible.device).expand(len(visible), -1)
+        return torch.cat([buffer, visible + self.config.buffer_size], dim=1)
+
+    def _resized(self, table: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """A position table [1, P + L, D] or [1, L, D] whose image part is interpolated to another grid of tokens."""
+        if grid is None or tuple(grid) == self.config.grid:
+            return table
+        buffer, image = table.split([table.shape[1] - self.config.num_tokens, self.config.num_tokens], dim=1)
+        image = image.transpose(1, 2).unflatten(2, self.config.grid)
+        image = functional.interpolate(image, size=tuple(grid), mode="bilinear")
+        return torch.cat([buffer, image.flatten(2).transpose(1, 2)], dim=1)
+
+    def patchify(self, latents: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """[B, C, H, W] -> [B, L, C p^2]; inside a token: channel, row, column."""
-        (rows, columns), patch = self.config.grid, self.config.patch_size
-        if latents.shape[1:] != (self.config.latent_channels, *self.config.latent_size):
-            expected = (self.config.latent_channels, *self.config.latent_size)
+        (rows, columns), patch = grid or self.config.grid, self.config.patch_size
+        expected = (self.config.latent_channels, rows * patch, columns * patch)
+        if latents.shape[1:] != expected:
             raise DisaError(f"expected latents of shape (images, {expected}), found {tuple(latents.shape)}.")
         x = latents.reshape(len(latents), -1, rows, patch, columns, patch)
         return x.permute(0, 2, 4, 1, 3, 5).reshape(len(latents), rows * columns, -1)
 
-    def unpatchify(self, tokens: Tensor) -> Tensor:
+    def unpatchify(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """[B, L, C p^2] -> [B, C, H, W]."""
-        (rows, columns), patch = self.config.grid, self.config.patch_size
+        (rows, columns), patch = grid or self.config.grid, self.config.patch_size
         x = tokens.reshape(len(tokens), rows, columns, -1, patch, patch)
         return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch, columns * patch)
 
@@ -255,8 +292,13 @@ class MAR(nn.Module):
         embedding: [B, D], see `embed`. Rows are m copies of the flattened [B, N]. The official loss is their mean.
         """
         tokens = self.patchify(latents)
-        z = self.condition(tokens, embedding, visible, wanted).flatten(0, 1)
-        start = take(tokens, wanted).flatten(0, 1)
+        return self.head_loss(objective, tokens, self.condition(tokens, embedding, visible, wanted), wanted, t, noise)
+
+    def head_loss(
+        self, objective: TrainingLoss, tokens: Tensor, z: Tensor, wanted: Tensor, t: Tensor, noise: Tensor
+    ) -> LossTerms:
+        """The same from condition vectors z [B, N, D]; tokens: [B, L, C]."""
+        start, z = take(tokens, wanted).flatten(0, 1), z.flatten(0, 1)
         copies = len(t) // len(start)
         start, z = start.repeat(copies, 1), z.repeat(copies, 1)
         prediction = self.head(objective.noised(start, t, noise), t, z)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,24 +23,34 @@ class Part:
 class NameMap:
     """Our name -> the official tensors that it is made of, stacked along the first dimension.
 
-    ignored: whether an official name is a buffer that follows from the architecture: a checkpoint may hold it or not.
+    ignored: whether an official name is a buffer that follows from the architecture, or of another model: a checkpoint
+    may hold it or not. copies: official names under which another official tensor lies once more; a checkpoint may
+    hold both or one of them.
     """
 
     parts: Mapping[str, list[Part]]
     ignored: Callable[[str], bool] = lambda _: False
+    copies: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def official(self) -> set[str]:
         """Every official name."""
-        return {part.name for parts in self.parts.values() for part in parts}
+        return {part.name for parts in self.parts.values() for part in parts} | set(self.copies)
 
     def known(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The official tensors without the ignored ones."""
-        return {name: value for name, value in state.items() if not self.ignored(name)}
+        """The official tensors without the ignored ones, and with every copy."""
+        known = {name: value for name, value in state.items() if not self.ignored(name)}
+        for copy, name in self.copies.items():
+            found = [known[each] for each in (name, copy) if each in known]
+            if len(found) == 2 and not _same(*found):
+                raise DisaError(f"the checkpoint does not fit this model: {copy} should be equal to {name}.")
+            known |= dict.fromkeys((name, copy), found[0]) if found else {}
+        return known
 
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every official tensor, and no other but ignored ones, must be there."""
-        check_names(self.official, set(self.known(state)))
+        state = self.known(state)
+        check_names(self.official, set(state))
         return {
             name: state[parts[0].name] if len(parts) == 1 else torch.cat([state[part.name] for part in parts])
             for name, parts in self.parts.items()
@@ -53,7 +63,12 @@ class NameMap:
         for name, parts in self.parts.items():
             pieces = [state[name]] if len(parts) == 1 else state[name].split([part.rows or 0 for part in parts])
             official |= {part.name: piece for part, piece in zip(parts, pieces, strict=True)}
-        return official
+        # A file cannot hold one tensor under two names.
+        return official | {copy: official[name].clone() for copy, name in self.copies.items()}
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
 
 
 def check_names(expected: set[str], found: set[str]) -> None:

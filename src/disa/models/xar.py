@@ -132,6 +132,7 @@ class XAR(nn.Module):
     def begin(self, request: Request, noise: Noise) -> XARState:
         """Check the request, and make room for the keys and values of every cell."""
         c = self.config
+        request.check_fits("xAR", "labels")
         self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
         embedding = self._embedding(request)
         tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)

@@ -1,0 +1,124 @@
+"""Prompts of Harmon: chat template, tokenizer, and how the next text token is chosen.
+
+transformers is imported when a tokenizer is loaded. The strings are those the published weights were trained with.
+
+Shapes: B texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disa.errors import DisaError
+from disa.noise import SeededNoise
+
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+DRAW, UNCONDITIONAL = "Generate an image: {}", "Generate an image."
+DESCRIBE = "Describe the image in detail."
+IMAGE = "<image>"
+STOP = ("<|im_end|>", "<|endoftext|>")
+RESERVED = ("<|im_start|>", *STOP, IMAGE)
+
+
+class Text:
+    """A tokenizer that fits a checkpoint.
+
+    vocab_size: rows of the checkpoint's table. longest: positions that the language model has. The image token is
+    added where the tokenizer has none, as officially. Raises DisaError where they do not fit.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, longest: int, source: str = "the tokenizer") -> None:
+        self.tokenizer, self.longest = tokenizer, longest
+        if len(tokenizer.encode(IMAGE, add_special_tokens=False)) != 1:
+            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+        for token in (RESERVED[0], STOP[0], IMAGE):
+            if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
+                raise DisaError(f"{source} does not fit this checkpoint: expected {token} to be one token of it. "
+                                "Give the tokenizer of the checkpoint's language model.")  # fmt: skip
+        if len(tokenizer) > vocab_size:
+            raise DisaError(f"{source} does not fit this checkpoint: expected at most {vocab_size} tokens, found "
+                            f"{len(tokenizer)}. Give the tokenizer of the checkpoint's language model.")  # fmt: skip
+        self.image_token = self._ids(IMAGE)[0]
+        self.stop_ids = [ids[0] for ids in map(self._ids, STOP) if len(ids) == 1]
+
+    @classmethod
+    def load(cls, source: str | Path, vocab_size: int, longest: int) -> Text:
+        """From a folder with a tokenizer in it, or a hub id."""
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise DisaError('prompts need transformers: pip install "disa[harmon]".') from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            raise DisaError(f"no tokenizer could be read from {source} ({reason}): expected a folder with "
+                            "tokenizer.json, or the hub id of one.") from error  # fmt: skip
+        return cls(tokenizer, vocab_size, longest, str(source))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load` reads."""
+        self.tokenizer.save_pretrained(str(folder))
+
+    def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
+        """Token ids that ask for an image of so many tokens, buffer included."""
+        return self._asked(USER + DRAW.format(_checked(prompt)) + ASSISTANT, num_image_tokens)
+
+    def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
+        """Token ids that ask for any image, which guidance leads away from; or for the negative prompt's."""
+        if negative_prompt is not None:
+            return self.to_draw(negative_prompt, num_image_tokens)
+        return self._asked(USER + UNCONDITIONAL + ASSISTANT, num_image_tokens)
+
+    def to_describe(self, prompt: str, num_image_tokens: int) -> list[int]:
+        """Token ids that ask about an image: the image token stands so many times."""
+        return self._asked(USER + IMAGE * num_image_tokens + "\n" + _checked(prompt) + ASSISTANT, 1)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids up to the first stop token."""
+        text = []
+        for token in ids:
+            if token in self.stop_ids:
+                break
+            text.append(token)
+        return self.tokenizer.decode(text).strip()
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _asked(self, text: str, num_following: int) -> list[int]:
+        ids, room = self._ids(text), self.longest - num_following
+        if len(ids) > room:
+            raise DisaError(f"the prompt is too long: expected at most {room} tokens, found {len(ids)}. Shorten it.")
+        return ids
+
+
+def _checked(prompt: str) -> str:
+    """Neither empty nor with a string that means something to the template."""
+    if not prompt.strip():
+        raise DisaError("a prompt is empty: expected words.")
+    wrong = [token for token in RESERVED if token in prompt]
+    if wrong:
+        raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
+    return prompt.strip()
+
+
+def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Choose token i of text b by a number that follows from (seeds[b], i): logits [B, vocabulary] -> ids [B]."""
+    if not temperature > 0:
+        raise DisaError(f"the temperature of a text must be above 0, found {temperature}; leave it out to be greedy.")
+    noise, turn = SeededNoise(seeds), 0
+
+    def choose(logits: Tensor) -> Tensor:
+        nonlocal turn
+        share = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
+        chosen = torch.searchsorted(share, noise.uniform(turn)[:, None] * share[:, -1:])[:, 0]
+        turn += 1
+        return chosen.clamp(max=logits.shape[-1] - 1).to(logits.device)
+
+    return choose
