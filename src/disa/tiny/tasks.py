@@ -32,13 +32,15 @@ from disa.tiny.data import Split, digits
 
 @dataclass(frozen=True)
 class Recipe:
-    """copies: timesteps drawn per masked token. learning_rate: peak of a cosine after a linear warm-up."""
+    """copies: timesteps drawn per masked token. learning_rate: peak after a linear warm-up; it falls along a cosine in
+    each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017)."""
 
     iterations: int
     batch_size: int = 32
     copies: int = 1
     learning_rate: float = 1.2e-3
     warmup: int = 200
+    cycles: int = 1
     weight_decay: float = 0.02
     ema: float = 0.999
     label_dropout: float = 0.1
@@ -181,7 +183,7 @@ class XARTask(ImageTask):
 
 RECIPES: dict[str, tuple[Callable[[str, Recipe], Task], Recipe]] = {
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
-    "mar-digits": (MARTask, Recipe(5_500)),
+    "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }
