@@ -88,10 +88,10 @@ def has_fast_bf16() -> bool:
 
 def pack(model: nn.Module) -> nn.Module:
     """Replace every `Linear` of an inference model on the CPU by its packed form, one at a time to save memory."""
-    for module in list(model.modules()):
-        for name, child in list(module.named_children()):
-            if type(child) is Linear:
-                setattr(module, name, PackedLinear(child))
+    parents = [module for module in model.modules() if type(module) is not Linear]  # naming a layer keeps it alive
+    for parent in parents:
+        for name in [name for name, child in parent.named_children() if type(child) is Linear]:
+            setattr(parent, name, PackedLinear(getattr(parent, name)))
     return model
 
 
