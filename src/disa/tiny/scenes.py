@@ -1,0 +1,616 @@
+"""Captioned scenes for a small text-to-image model: coloured shapes on a soft background, and words for them.
+
+Positions and radii are in pixels, x to the right, y downwards, (0, 0) is the picture's upper left corner. The radius
+of any shape is that of the circle with its area, and its centre is its centroid: sizes compare across shapes, and a
+reader of pictures finds both without knowing the shape.
+
+Captions follow a small grammar (`parse`), their words are `VOCABULARY`, and they come in GenEval's six categories
+(Ghosh et al. 2023). Some combinations are held out: no scene of the split "train" ever shows them, whatever its
+caption says, and each scene of the split "test" shows exactly one kind of them, named by its caption:
+
+- colours: 5 of the 40 pairs of colour and shape, each shape once and no colour twice;
+- two objects: 2 of the 10 pairs of different shapes that may be in one picture;
+- counting: every eighth triple of count (two to four), colour and shape;
+- position: every eighth arrangement of two different shapes, side by side or one above the other;
+- colour attribution: every eighth pair of a coloured shape and one of another colour.
+
+Single objects combine nothing, so their captions occur in both splits. What is held out is decided by SHA-256.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from itertools import combinations, permutations, product
+from typing import Literal, TypeVar, get_args
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from disa.errors import DisaError
+
+Shape = Literal["circle", "square", "triangle", "star", "cross"]
+Colour = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]
+Size = Literal["small", "large"]
+Relation = Literal["left of", "right of", "above", "below"]
+Category = Literal["single object", "two objects", "counting", "colours", "position", "colour attribution"]
+Split = Literal["train", "test"]
+RGB = tuple[int, int, int]
+T = TypeVar("T")
+
+IMAGE_SIZE = 48
+SHAPES: tuple[Shape, ...] = get_args(Shape)
+SIZES: tuple[Size, ...] = get_args(Size)
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+LARGEST_COUNT = 4
+PALETTE: dict[Colour, RGB] = {
+    "red": (217, 32, 40),
+    "orange": (250, 128, 14),
+    "yellow": (250, 216, 40),
+    "green": (34, 160, 72),
+    "cyan": (40, 200, 214),
+    "blue": (44, 96, 232),
+    "purple": (138, 56, 188),
+    "pink": (255, 122, 190),
+}
+COLOURS: tuple[Colour, ...] = tuple(PALETTE)
+
+# Radii: nothing lies between small and large, so that a size can be told from the picture.
+LARGEST_SMALL, SMALLEST_LARGE = 5.6, 7.4
+_SMALLEST, _LARGEST_ALONE, _LARGEST_TOGETHER = 4.6, 14.0, 9.5
+_MARGIN, GAP = 1.0, 2.5
+_LARGEST_SLANT = 0.5
+_SUPERSAMPLING = 8
+_TRIES = 1000
+
+# Light and dark, near grey: no colour of the palette is less than three times as saturated.
+_BACKGROUNDS: tuple[RGB, ...] = (
+    (247, 246, 243), (250, 243, 232), (232, 240, 248), (235, 245, 236), (248, 236, 240), (240, 236, 248),
+    (222, 224, 228), (206, 205, 202), (33, 36, 44), (44, 42, 40), (30, 42, 46), (46, 38, 50), (62, 64, 70),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Group:
+    """`count` equal objects, or what a caption says of them: None is left open."""
+
+    shape: Shape
+    colour: Colour | None = None
+    size: Size | None = None
+    count: int = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """One group of 1 to 4 equal objects, or two single objects; `relation` is where the first is, seen from the second.
+
+    Raises DisaError where two objects cannot be told apart by shape or by colours that are both given.
+    """
+
+    groups: tuple[Group, ...]
+    relation: Relation | None = None
+
+    def __post_init__(self) -> None:
+        counts = [group.count for group in self.groups]
+        if counts not in ([1], [2], [3], [4], [1, 1]) or (self.relation and len(counts) == 1):
+            raise DisaError("a scene has one to four equal objects, or two single objects that may have a relation.")
+        if len(counts) == 2 and _same_kind(*self.groups):
+            first, second = (_words(group) for group in self.groups)
+            raise DisaError(f'"{first}" and "{second}" must differ in shape or in a colour that both have.')
+
+    @property
+    def category(self) -> Category:
+        """GenEval's category. With a relation it is "position", however many colours are given."""
+        if self.relation:
+            return "position"
+        coloured = [group.colour is not None for group in self.groups]
+        if len(self.groups) == 2:
+            return "colour attribution" if all(coloured) else "two objects"
+        if self.groups[0].count > 1:
+            return "counting"
+        return "colours" if coloured[0] else "single object"
+
+
+@dataclass(frozen=True)
+class SceneObject:
+    """A shape in a colour around (x, y); `radius` is that of the circle with the same area. All in pixels."""
+
+    shape: Shape
+    colour: Colour
+    x: float
+    y: float
+    radius: float
+
+    @property
+    def size(self) -> Size:
+        return "small" if self.radius <= LARGEST_SMALL else "large"
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom."""
+        (left, top), (right, bottom) = _extent(self.shape)
+        r = self.radius
+        return self.x + r * left, self.y + r * top, self.x + r * right, self.y + r * bottom
+
+
+@dataclass(frozen=True)
+class Background:
+    """A linear gradient from one colour to another, in the direction `angle` (radians, clockwise from the right)."""
+
+    start: RGB
+    end: RGB
+    angle: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is drawn. Objects lie inside the picture, and their boxes are at least GAP pixels apart."""
+
+    objects: tuple[SceneObject, ...]
+    background: Background
+
+
+# --- sampling -----------------------------------------------------------------------------------------------------
+
+
+def scene_at(index: int, split: Split = "train", seed: int = 0) -> tuple[Scene, str]:
+    """Scene number `index` of a split and its caption: a function of the three arguments alone.
+
+    Raises DisaError for an unknown split and for negative numbers.
+    """
+    if split not in get_args(Split) or index < 0 or seed < 0:
+        raise DisaError(
+            f'scenes have the splits "train" and "test" and numbers from 0, found {split!r}, {index}, {seed}.'
+        )
+    return sample_scene(np.random.default_rng([seed, get_args(Split).index(split), index]), split)
+
+
+def sample_scene(
+    random: np.random.Generator, split: Split = "train", category: Category | None = None
+) -> tuple[Scene, str]:
+    """A scene and a caption that is true of it, of the given category or of one drawn with equal chances."""
+    complete, stated = _sample_facts(random, split, category or _pick(random, CATEGORIES))
+    return compose(complete, random), phrase(stated, random)
+
+
+def held_out_captions(count: int, seed: int = 0) -> list[str]:
+    """`count` captions of the split "test", the six categories in turn, for measuring a text-to-image model.
+
+    Single objects excepted, each names a combination that training never shows. Sizes are left open, as in GenEval.
+    """
+    random = np.random.default_rng([seed, len(get_args(Split))])
+    captions = []
+    for index in range(count):
+        stated = _sample_facts(random, "test", CATEGORIES[index % len(CATEGORIES)])[1]
+        open_size = replace(stated, groups=tuple(replace(group, size=None) for group in stated.groups))
+        captions.append(phrase(open_size, random))
+    return captions
+
+
+def facts(scene: Scene) -> Facts:
+    """All there is to say: with two objects, the first is the one to the left or above.
+
+    Raises DisaError for a hand-made scene that the grammar has no words for.
+    """
+    objects = scene.objects
+    kinds = {Group(thing.shape, thing.colour, thing.size) for thing in objects}
+    if len(kinds) == 1:
+        return Facts((replace(kinds.pop(), count=len(objects)),))
+    if len(objects) != 2:
+        raise DisaError(f"a scene has equal objects or two, found {len(objects)} of {len(kinds)} kinds.")
+    first, second = objects
+    relation = relation_of(first.x - second.x, first.y - second.y)
+    if relation in ("right of", "below"):
+        first, second = second, first
+        relation = _OPPOSITE[relation]
+    return Facts(tuple(Group(thing.shape, thing.colour, thing.size) for thing in (first, second)), relation)
+
+
+def relation_of(dx: float, dy: float) -> Relation:
+    """Where something is, seen from something else, by the larger of the two distances; y points downwards."""
+    if abs(dx) >= abs(dy):
+        return "right of" if dx > 0 else "left of"
+    return "below" if dy > 0 else "above"
+
+
+def _sample_facts(random: np.random.Generator, split: Split, category: Category) -> tuple[Facts, Facts]:
+    """All facts of a scene, and those that its caption gives."""
+    wanted = set() if split == "train" or category == "single object" else {category}
+    while True:
+        complete = _complete_facts(random, category)
+        if held_out(complete) == wanted:
+            stated = _left_open(complete, category, random)
+            if split == "train" or held_out(stated) == wanted:
+                return complete, stated
+
+
+def _complete_facts(random: np.random.Generator, category: Category) -> Facts:
+    def group(count: int = 1) -> Group:
+        size = "small" if count > 2 or random.random() < 0.4 else "large"
+        return Group(_pick(random, SHAPES), _pick(random, COLOURS), size, count)
+
+    if category in ("single object", "colours"):
+        return Facts((group(),))
+    if category == "counting":
+        return Facts((group(_pick(random, range(2, LARGEST_COUNT + 1))),))
+    while True:
+        first, second = group(), group()
+        alike = first.shape == second.shape, first.colour == second.colour
+        # Two objects of one shape need their colours to be told apart; where colours are the point, they differ.
+        if not alike[0] if category == "two objects" else not alike[1]:
+            return Facts((first, second), _pick(random, RELATIONS))
+
+
+def _left_open(complete: Facts, category: Category, random: np.random.Generator) -> Facts:
+    coloured = category in ("colours", "colour attribution") or (
+        category in ("counting", "position") and (_needs_colours(complete) or random.random() < 0.6)
+    )
+    sized = random.random() < 0.3
+    groups = (
+        replace(g, colour=g.colour if coloured else None, size=g.size if sized else None) for g in complete.groups
+    )
+    return Facts(tuple(groups), complete.relation if category == "position" else None)
+
+
+def _needs_colours(stated: Facts) -> bool:
+    return len(stated.groups) == 2 and stated.groups[0].shape == stated.groups[1].shape
+
+
+def compose(stated: Facts, random: np.random.Generator) -> Scene:
+    """A scene of which `stated` is true; what it leaves open is drawn.
+
+    Raises DisaError where the picture has no room for it: for four large stars.
+    """
+    groups = [_filled(group, random) for group in stated.groups]
+    relation = stated.relation or _pick(random, RELATIONS)
+    for attempt in range(_TRIES):
+        sized = [(kind, _radius(kind, stated.groups, attempt, random)) for kind in groups]
+        pair = len(groups) == 2
+        objects = _related(sized[0], sized[-1], relation, random) if pair else _scattered(*sized[0], random)
+        if objects:
+            return Scene(objects, _background(random))
+    raise DisaError(f"a picture of {IMAGE_SIZE} x {IMAGE_SIZE} pixels has no room for {describe(stated)}.")
+
+
+def _filled(group: Group, random: np.random.Generator) -> Group:
+    colour = group.colour or _pick(random, COLOURS)
+    size = group.size or ("small" if group.count > 2 or random.random() < 0.4 else "large")
+    return replace(group, colour=colour, size=size)
+
+
+def _radius(kind: Group, groups: Sequence[Group], attempt: int, random: np.random.Generator) -> float:
+    alone = len(groups) == 1 and kind.count == 1
+    if kind.size == "small":
+        low, high = _SMALLEST, LARGEST_SMALL
+    else:
+        low, high = SMALLEST_LARGE, _LARGEST_ALONE if alone else _LARGEST_TOGETHER
+    # Where there is little room, later attempts ask for less of it.
+    return low + (high - low) * random.random() / (1 + attempt / 10)
+
+
+def _scattered(kind: Group, radius: float, random: np.random.Generator) -> tuple[SceneObject, ...] | None:
+    """Equal objects anywhere, or None where chance left no room."""
+    objects: list[SceneObject] = []
+    for _ in range(10 * kind.count):
+        thing = _anywhere(kind, radius, random)
+        if not any(_near(thing.box, other.box) for other in objects):
+            objects.append(thing)
+        if len(objects) == kind.count:
+            return tuple(objects)
+    return None
+
+
+def _related(
+    first: tuple[Group, float], second: tuple[Group, float], relation: Relation, random: np.random.Generator
+) -> tuple[SceneObject, ...] | None:
+    """Two objects, the first clearly `relation` the second, or None where chance left no room."""
+    if relation in ("right of", "below"):
+        swapped = _related(second, first, _OPPOSITE[relation], random)
+        return swapped and swapped[::-1]
+    a, b = _anywhere(*first, random), _anywhere(*second, random)
+    axis = 0 if relation == "left of" else 1
+    lengths = [thing.box[axis + 2] - thing.box[axis] for thing in (a, b)]
+    room = IMAGE_SIZE - 2 * _MARGIN - GAP - sum(lengths)
+    before, after = sorted((random.random(), random.random()))
+    a = _moved(a, axis, _MARGIN + room * before)
+    b = _moved(b, axis, _MARGIN + room * after + lengths[0] + GAP)
+    distances = abs(a.x - b.x), abs(a.y - b.y)
+    return (a, b) if room >= 0 and distances[1 - axis] <= _LARGEST_SLANT * distances[axis] else None
+
+
+def _anywhere(kind: Group, radius: float, random: np.random.Generator) -> SceneObject:
+    (left, top), (right, bottom) = _extent(kind.shape)
+    x = _between(random, _MARGIN - radius * left, IMAGE_SIZE - _MARGIN - radius * right)
+    y = _between(random, _MARGIN - radius * top, IMAGE_SIZE - _MARGIN - radius * bottom)
+    return SceneObject(kind.shape, kind.colour or COLOURS[0], x, y, radius)
+
+
+def _moved(thing: SceneObject, axis: int, start: float) -> SceneObject:
+    """The object with its box beginning at `start` along an axis (0: x, 1: y)."""
+    change = start - thing.box[axis]
+    return replace(thing, x=thing.x + change) if axis == 0 else replace(thing, y=thing.y + change)
+
+
+def _near(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
+    return a[0] < b[2] + GAP and b[0] < a[2] + GAP and a[1] < b[3] + GAP and b[1] < a[3] + GAP
+
+
+def _background(random: np.random.Generator) -> Background:
+    tone = _pick(random, _BACKGROUNDS)
+    dark = max(tone) < 128
+    shift = random.random() * (26 if dark else -30)
+    end = tuple(round(channel + shift) for channel in tone)
+    return Background(tone, (end[0], end[1], end[2]), random.random() * 2 * math.pi)
+
+
+def _pick(random: np.random.Generator, choices: Sequence[T]) -> T:
+    # Only random(): its stream has never changed between versions of numpy, and it is the fastest call.
+    return choices[int(random.random() * len(choices))]
+
+
+def _between(random: np.random.Generator, low: float, high: float) -> float:
+    return low + (high - low) * random.random()
+
+
+# --- what is held out ---------------------------------------------------------------------------------------------
+
+
+def held_out(known: Facts) -> set[Category]:
+    """The categories whose combinations, among these facts, training never shows."""
+    groups, found = known.groups, set[Category]()
+    secret = _held_out_combinations()
+    if any(_key("colours", g.colour, g.shape) in secret for g in groups):
+        found.add("colours")
+    if len(groups) == 1:
+        group = groups[0]
+        return found | ({"counting"} if _key("counting", group.count, group.colour, group.shape) in secret else set())
+    shapes: list[Shape] = [group.shape for group in groups]
+    if _key("two objects", *sorted(shapes)) in secret:
+        found.add("two objects")
+    if known.relation and _key("position", *_arrangement(known.relation, shapes)) in secret:
+        found.add("position")
+    if _key("colour attribution", *sorted(f"{group.colour} {group.shape}" for group in groups)) in secret:
+        found.add("colour attribution")
+    return found
+
+
+def _arrangement(relation: Relation, shapes: Sequence[Shape]) -> tuple[str, str, str]:
+    if relation in ("right of", "below"):
+        return _OPPOSITE[relation], shapes[1], shapes[0]
+    return relation, shapes[0], shapes[1]
+
+
+@cache
+def _held_out_combinations() -> frozenset[str]:
+    coloured = _apart(product(COLOURS, SHAPES), 5)
+    together = _apart(combinations(sorted(SHAPES), 2), 2)
+    seen = [pair for pair in product(COLOURS, SHAPES) if pair not in coloured]
+    orders = [o for o in permutations(SHAPES, 2) if tuple(sorted(o)) not in together]
+    pairs = [(a, b) for a, b in combinations(seen, 2) if a[0] != b[0] and tuple(sorted((a[1], b[1]))) not in together]
+    return frozenset().union(
+        (_key("colours", *pair) for pair in coloured),
+        (_key("two objects", *pair) for pair in together),
+        _eighth(_key("counting", count, *pair) for count in range(2, LARGEST_COUNT + 1) for pair in seen),
+        _eighth(_key("position", relation, *order) for relation in ("left of", "above") for order in orders),
+        _eighth(_key("colour attribution", *sorted((" ".join(a), " ".join(b)))) for a, b in pairs),
+    )
+
+
+def _key(*parts: object) -> str:
+    return ", ".join(map(str, parts))
+
+
+def _rank(key: str) -> bytes:
+    return sha256(key.encode()).digest()
+
+
+def _eighth(keys: Iterable[str]) -> list[str]:
+    ranked = sorted(keys, key=_rank)
+    return ranked[: len(ranked) // 8]
+
+
+def _apart(pairs: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]]:
+    """The first pairs, by their hash, of which no two share a part: training misses no word more than others."""
+    chosen: list[tuple[str, str]] = []
+    for pair in sorted(pairs, key=lambda pair: _rank(_key(*pair))):
+        if not any(set(pair) & set(other) for other in chosen):
+            chosen.append(pair)
+    return chosen[:count]
+
+
+# --- words --------------------------------------------------------------------------------------------------------
+
+_COUNTS = ("one", "two", "three", "four")
+_PLURALS: dict[Shape, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+_SIZE_WORDS: dict[str, Size] = {"small": "small", "little": "small", "large": "large", "big": "large"}
+_RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
+    "left of": ("left of", "to the left of", "on the left of"),
+    "right of": ("right of", "to the right of", "on the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+_OPPOSITE: dict[Relation, Relation] = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
+_PREFIXES = ("a picture of", "an image of", "a drawing of", "there is", "there are")
+VOCABULARY: tuple[str, ...] = tuple(
+    sorted(
+        {"a", "an", "and", "is", *_COUNTS, *COLOURS, *SHAPES, *_PLURALS.values(), *_SIZE_WORDS}
+        | {word for phrases in (_PREFIXES, *_RELATION_WORDS.values()) for part in phrases for word in part.split()}
+    )
+)
+"""Every word a caption may have; there is no punctuation."""
+
+
+def describe(known: Facts) -> str:
+    """The canonical wording, the shortest with articles. `parse(describe(known)) == known`."""
+    return f" {known.relation or 'and'} ".join(_words(group) for group in known.groups)
+
+
+def phrase(known: Facts, random: np.random.Generator) -> str:
+    """One of the many wordings. `parse(phrase(known, random)) == known`."""
+    choice = random.random()
+    article = choice < 0.7
+    words = [_words(group, article, random) for group in known.groups]
+    if choice < 0.05 and len(words) == known.groups[0].count == 1:
+        words[0] = f"one {words[0].partition(' ')[2]}"
+    plural = known.groups[0].count > 1
+    prefixes = ("", "", "", *_PREFIXES[:3], _PREFIXES[4 if plural else 3])
+    prefix = _pick(random, prefixes) if article or plural else ""
+    link = _pick(random, _RELATION_WORDS[known.relation]) if known.relation else "and"
+    if known.relation and not prefix.startswith("there") and random.random() < 0.2:
+        link = f"is {link}"
+    return f"{prefix} {f' {link} '.join(words)}".strip()
+
+
+def _words(group: Group, article: bool = True, random: np.random.Generator | None = None) -> str:
+    size = group.size
+    if size and random is not None:
+        size = _pick(random, [word for word, meaning in _SIZE_WORDS.items() if meaning == size])
+    noun = group.shape if group.count == 1 else _PLURALS[group.shape]
+    words = [word for word in (size, group.colour, noun) if word]
+    if group.count > 1:
+        words.insert(0, _COUNTS[group.count - 1])
+    elif article:
+        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
+    return " ".join(words)
+
+
+def _same_kind(a: Group, b: Group) -> bool:
+    return a.shape == b.shape and (None in (a.colour, b.colour) or a.colour == b.colour)
+
+
+def parse(caption: str) -> Facts:
+    """What a caption says. Upper case and a final full stop do not matter.
+
+        [a picture of | there is] group [[is] left of | to the right of | above | under | and ... group]
+        group: [a | one | two ...] [small | big ...] [red ...] circle | squares | ...
+
+    Raises DisaError that says what was expected and what was found.
+    """
+    text = caption.lower().strip().removesuffix(".")
+    words = text.split()
+    unknown = [word for word in words if word not in VOCABULARY]
+    if unknown:
+        raise DisaError(f'"{unknown[0]}" is no word of a caption; the words are: {", ".join(VOCABULARY)}.')
+    prefix = next((prefix.split() for prefix in _PREFIXES if text.startswith(f"{prefix} ")), [])
+    first, rest = _parse_group(words[len(prefix) :], caption)
+    if not rest:
+        return Facts((first,))
+    relation, rest = _parse_link(rest, caption)
+    second, rest = _parse_group(rest, caption)
+    if rest:
+        raise DisaError(f'expected the end of "{caption}" after its second object, found "{" ".join(rest)}".')
+    return Facts((first, second), relation)
+
+
+def _parse_group(words: list[str], caption: str) -> tuple[Group, list[str]]:
+    count, words = _taken(words, {"a": 1, "an": 1, **{word: i + 1 for i, word in enumerate(_COUNTS)}})
+    size, words = _taken(words, _SIZE_WORDS)
+    colours: dict[str, Colour] = {colour: colour for colour in COLOURS}
+    colour, words = _taken(words, colours)
+    nouns: dict[str, Shape] = {shape if count in (None, 1) else plural: shape for shape, plural in _PLURALS.items()}
+    shape, rest = _taken(words, nouns)
+    if shape is None:
+        raise DisaError(f'expected one of {", ".join(nouns)} in "{caption}", found {_found(words)}.')
+    return Group(shape, colour, size, count or 1), rest
+
+
+def _taken(words: list[str], meanings: Mapping[str, T]) -> tuple[T | None, list[str]]:
+    meaning = meanings.get(words[0]) if words else None
+    return meaning, words if meaning is None else words[1:]
+
+
+def _parse_link(words: list[str], caption: str) -> tuple[Relation | None, list[str]]:
+    if words[0] == "and":
+        return None, words[1:]
+    words = words[1:] if words[0] == "is" else words
+    for relation, phrases in _RELATION_WORDS.items():
+        for part in phrases:
+            if words[: len(part.split())] == part.split():
+                return relation, words[len(part.split()) :]
+    raise DisaError(f'expected "and" or one of {", ".join(RELATIONS)} in "{caption}", found {_found(words)}.')
+
+
+def _found(words: list[str]) -> str:
+    return f'"{words[0]}"' if words else "its end"
+
+
+# --- drawing ------------------------------------------------------------------------------------------------------
+
+
+def draw(scene: Scene) -> np.ndarray:
+    """The picture, uint8 [48, 48, 3], with smooth edges."""
+    picture = _gradient(scene.background)
+    for thing in scene.objects:
+        coverage, rows, columns = _coverage_in_box(thing.shape, thing.x, thing.y, thing.radius)
+        region = picture[rows, columns]
+        region += coverage[..., None] * (np.asarray(PALETTE[thing.colour], dtype=np.float32) - region)
+    return (picture + 0.5).astype(np.uint8)
+
+
+def coverage(shape: Shape, x: float, y: float, radius: float) -> np.ndarray:
+    """How much of each pixel a shape covers, float32 [48, 48] in [0, 1]."""
+    whole = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=np.float32)
+    part, rows, columns = _coverage_in_box(shape, x, y, radius)
+    whole[rows, columns] = part
+    return whole
+
+
+def _coverage_in_box(shape: Shape, x: float, y: float, radius: float) -> tuple[np.ndarray, slice, slice]:
+    (left, top), (right, bottom) = _extent(shape)
+    x0, x1 = _pixels(x + radius * left, x + radius * right)
+    y0, y1 = _pixels(y + radius * top, y + radius * bottom)
+    if x0 >= x1 or y0 >= y1:
+        return np.zeros((0, 0), dtype=np.float32), slice(0, 0), slice(0, 0)
+    fine = Image.new("L", ((x1 - x0) * _SUPERSAMPLING, (y1 - y0) * _SUPERSAMPLING))
+    points = (_outline(shape) * radius + (x - x0, y - y0)) * _SUPERSAMPLING
+    ImageDraw.Draw(fine).polygon(points.ravel().tolist(), fill=255)
+    part = np.asarray(fine.reduce(_SUPERSAMPLING), dtype=np.float32) / 255
+    return part, slice(y0, y1), slice(x0, x1)
+
+
+def _pixels(low: float, high: float) -> tuple[int, int]:
+    return max(math.floor(low), 0), min(math.ceil(high), IMAGE_SIZE)
+
+
+def _gradient(background: Background) -> np.ndarray:
+    start, end = (np.asarray(tone, dtype=np.float32) for tone in (background.start, background.end))
+    position = (np.arange(IMAGE_SIZE, dtype=np.float32) + 0.5) / IMAGE_SIZE - 0.5
+    slope_x, slope_y = math.cos(background.angle), math.sin(background.angle)
+    # At the corners the ends of the gradient, whatever its direction.
+    along = (position * slope_x + position[:, None] * slope_y) / (abs(slope_x) + abs(slope_y)) + 0.5
+    return start + along[..., None] * (end - start)
+
+
+@cache
+def _outline(shape: Shape) -> np.ndarray:
+    """The corners [points, 2] of a shape with its centroid at (0, 0) and the area of the unit circle."""
+    if shape == "circle":
+        points = _ring(64)
+    elif shape == "square":
+        points = _ring(4, turn=math.pi / 4)
+    elif shape == "triangle":
+        points = _ring(3)
+    elif shape == "star":
+        points = _ring(10) * np.where(np.arange(10) % 2, 0.45, 1)[:, None]
+    else:
+        quarter = np.array([[-0.36, -1], [0.36, -1], [0.36, -0.36]])
+        turns = [np.array([[c, s], [-s, c]]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+        points = np.concatenate([quarter @ turn for turn in turns])
+    x, y = points.T
+    area = abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2
+    return points * math.sqrt(math.pi / area)
+
+
+def _ring(num_points: int, turn: float = 0.0) -> np.ndarray:
+    angles = np.arange(num_points) * (2 * math.pi / num_points) - math.pi / 2 + turn
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+@cache
+def _extent(shape: Shape) -> tuple[tuple[float, float], tuple[float, float]]:
+    """(left, top), (right, bottom) of the outline."""
+    points = _outline(shape)
+    (left, top), (right, bottom) = points.min(axis=0).tolist(), points.max(axis=0).tolist()
+    return (left, top), (right, bottom)
