@@ -23,6 +23,7 @@ from PIL import Image
 
 import small
 from disa import cli
+from disa.cli.options import parse_labels, parse_numbers
 from disa.presets import PRESETS
 from disa.tiny import train as training
 
@@ -97,7 +98,9 @@ def only_whole(folder: Path) -> list[str]:
 
 def test_sample_writes_pictures_a_grid_and_a_trace(disa: Command, model: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "out"
-    done = disa("sample", "--model", model, "--labels", "3,5-6", "--seeds", "7-9", *QUICK, "--out", out)
+    done = disa(
+        "sample", "--model", model, "--labels", "3,5-6", "--seeds", "7-9", "--guidance", 1.5, *QUICK, "--out", out
+    )
     assert (done.code, done.err) == (0, "")
     assert "3 images in" in done.out
     assert f"are in {out}" in done.out
@@ -237,7 +240,7 @@ def test_train_makes_the_classifier(disa: Command, tmp_path: Path) -> None:
 
 # -- help and completion -------------------------------------------------------------------------------------------
 
-COMMANDS = ("sample", "compare", "demo", "bench", "presets", "convert", "train")
+COMMANDS = ("sample", "describe", "compare", "demo", "bench", "presets", "convert", "train")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -286,10 +289,10 @@ def complaint(done: Done) -> str:
 
 
 def test_numbers_and_ranges() -> None:
-    assert cli.parse_numbers("3", "seeds") == [3]
-    assert cli.parse_numbers("0-3", "seeds") == [0, 1, 2, 3]
-    assert cli.parse_numbers("1,5,8-9,5", "seeds") == [1, 5, 8, 9, 5]
-    assert cli.parse_labels("none") is None
+    assert parse_numbers("3", "seeds") == [3]
+    assert parse_numbers("0-3", "seeds") == [0, 1, 2, 3]
+    assert parse_numbers("1,5,8-9,5", "seeds") == [1, 5, 8, 9, 5]
+    assert parse_labels("none") is None
 
 
 BAD_SAMPLES = [

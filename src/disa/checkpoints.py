@@ -32,7 +32,6 @@ from disa.presets import PRESETS, HubFile, Model, Preset, find_preset
 
 WEIGHTS, CONFIG, CODEC, TOKENIZER = "model.safetensors", "config.json", "vae", "tokenizer"
 CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
-SMALL_CODEC = "digits-vae"
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
 LONGEST_NAME = 200
 
@@ -291,6 +290,13 @@ def _embedded(name: str) -> Mapping[str, Any]:
         return _read_safetensors(path)
 
 
+def tokenizer_source(preset: Preset) -> Path | str:
+    """The preset's tokenizer: a folder in the package, or a hub id."""
+    if preset.embedded_tokenizer:
+        return Path(str(resources.files("disa.tiny"))) / "weights" / preset.embedded_tokenizer
+    return preset.tokenizer
+
+
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
     """The preset's autoencoder: KL-16 from `kl16.ckpt`, its safetensors form, a diffusers folder or the hub; the small
     one from the package or a folder that disa wrote."""
@@ -298,7 +304,7 @@ def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
     path = path / CODEC_WEIGHTS if path is not None and path.is_dir() else path
     if isinstance(preset.codec, SmallVAEConfig):
-        return _load_small(preset.codec, path)
+        return _load_small(preset.codec, preset.embedded_codec, path)
     missing = "this model needs an autoencoder: give one with vae=FILE (kl16.ckpt)."
     key, path = _locate(path, preset.codec_weights, preset.page, missing)
     state = read_tensors(path)
@@ -319,8 +325,8 @@ def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
     return KL16Codec(network.requires_grad_(False).eval())
 
 
-def _load_small(config: SmallVAEConfig, path: Path | None) -> LatentCodec:
-    state, source = (_embedded(SMALL_CODEC), SMALL_CODEC) if path is None else (read_tensors(path), str(path))
+def _load_small(config: SmallVAEConfig, name: str, path: Path | None) -> LatentCodec:
+    state, source = (_embedded(name), name) if path is None else (read_tensors(path), str(path))
     with torch.device("meta"):
         network = SmallVAE(config)
     _check_layout(state, _shapes(network.state_dict()), source)

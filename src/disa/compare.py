@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.sampler import Sampler, Settings, pair
-from disa.samples import Samples
+from disa.measures import MEASURES, Measure
+from disa.sampler import Sampler, Settings, pair, pair_prompts
+from disa.samples import Samples, Wanted
 from disa.steps import constant
 
 
@@ -41,20 +42,25 @@ class Policy:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` returns: one `Policy` per step policy, the images of each in [0, 1], and what real data score."""
+    """What `compare` returns: one `Policy` per step policy, the images of each in [0, 1], and what real data score.
+
+    measure: what the qualities are by; None where there is none, with the reason, if any, as `unmeasured`.
+    """
 
     policies: list[Policy]
     images: list[Tensor]
-    labels: list[int] | None
-    seeds: list[int]
+    wanted: Wanted
     settings: dict[str, Any]
     yardsticks: Any = None
+    measure: Measure | None = None
+    unmeasured: str = ""
 
     def report(self) -> dict[str, Any]:
         """Everything but images, for JSON."""
         return {
             "settings": self.settings,
-            "num_images": len(self.seeds),
+            "num_images": len(self.wanted.seeds),
+            **({} if self.wanted.prompts is None else {"prompts": self.wanted.prompts}),
             "policies": [policy.row() for policy in self.policies],
             "yardsticks": None if self.yardsticks is None else asdict(self.yardsticks),
         }
@@ -67,48 +73,67 @@ def compare(
     seeds: int | Sequence[int],
     settings: Settings,
     on_turn: Callable[[str], None] = lambda policy: None,
+    prompts: str | Sequence[str] | None = None,
+    negative_prompt: str | None = None,
 ) -> Comparison:
-    """Draw labels and seeds under every policy; `settings` says everything else. on_turn is called per AR step."""
-    variants = check(sampler, step_policies, labels, seeds, settings)
-    wanted_labels, wanted_seeds = pair(labels, seeds)
-    _warm_up(sampler, settings, wanted_labels)
+    """Draw labels or prompts and seeds under every policy; `settings` says everything else.
+
+    on_turn is called per AR step. Raises DisaError.
+    """
+    variants = check(sampler, step_policies, labels, seeds, settings, prompts, negative_prompt)
+    if prompts is None:
+        wanted = Wanted(*pair(labels, seeds))
+    else:
+        texts, many_seeds = pair_prompts(prompts, seeds)
+        wanted = Wanted(None, many_seeds, texts, negative_prompt)
+    _warm_up(sampler, settings, wanted)
     parts: dict[str, list[Samples]] = {text: [] for text in step_policies}
-    for start in range(0, len(wanted_seeds), settings.batch_size):
-        chosen = slice(start, start + settings.batch_size)
+    for start in range(0, len(wanted.seeds), settings.batch_size):
+        part = wanted.part(slice(start, start + settings.batch_size))
         for text, variant in variants.items():
-            run = sampler.start(wanted_labels and wanted_labels[chosen], wanted_seeds[chosen], variant)
+            run = sampler.start(**vars(part), settings=variant)
             for _ in run:
                 on_turn(text)
             parts[text].append(run.result())
     images = [torch.cat([part.images for part in parts[text]]) for text in step_policies]
-    qualities, differences, real = _measure(sampler, images, wanted_labels)
+    measure = MEASURES.get(sampler.preset.quality)
+    unmeasured = measure.refusal(images[0], wanted) if measure else ""
+    measured = measure.measure(images, wanted) if measure and not unmeasured else None
+    nothing = [None] * len(images)
     first = sum(part.seconds for part in parts[step_policies[0]])
     rows = [
         _policy(text, parts[text], first, quality, difference)
-        for text, quality, difference in zip(step_policies, qualities, differences, strict=True)
+        for text, quality, difference in zip(
+            step_policies,
+            measured.qualities if measured else nothing,
+            measured.differences if measured else nothing,
+            strict=True,
+        )
     ]
     about = parts[step_policies[0]][0].settings | {"steps": list(step_policies), "batch_size": settings.batch_size}
-    return Comparison(rows, images, wanted_labels, wanted_seeds, about, real)
+    return Comparison(
+        rows, images, wanted, about, measured and measured.yardsticks, measure if measured else None, unmeasured
+    )
 
 
 def check(
     sampler: Sampler, step_policies: Sequence[str], labels: int | Sequence[int] | None, seeds: int | Sequence[int],
-    settings: Settings,
+    settings: Settings, prompts: str | Sequence[str] | None = None, negative_prompt: str | None = None,
 ) -> dict[str, Settings]:  # fmt: skip
     """Find what is wrong before any work is done; the settings of every policy."""
     if len(step_policies) < 2:
         raise DisaError("a comparison needs at least two step policies: give --steps more than once.")
     if len(set(step_policies)) != len(step_policies):
         raise DisaError(f"each step policy can be compared once, found {', '.join(step_policies)}.")
-    sampler.start(labels, seeds, settings)
+    sampler.start(labels, seeds, settings, prompts=prompts, negative_prompt=negative_prompt)
     sampler.prepare()
     return {text: sampler.with_policy(settings, text) for text in step_policies}
 
 
-def _warm_up(sampler: Sampler, settings: Settings, labels: list[int] | None) -> None:
+def _warm_up(sampler: Sampler, settings: Settings, wanted: Wanted) -> None:
     """The first calls pay for memory and kernel set-up: two AR steps, and a picture."""
     few = sampler.with_policy(settings, constant(2))
-    run = sampler.start(labels and labels[0], list(range(settings.batch_size)), few)
+    run = sampler.start(**vars(wanted.part(slice(settings.batch_size))), settings=few)
     for _ in zip(range(2), run, strict=False):
         pass
     config = sampler.model.config
@@ -125,19 +150,6 @@ def _policy(text: str, parts: list[Samples], first: float, quality: Any, differe
         speedup=first / seconds, counts=[step.steps for step in parts[0].trace],
         quality=quality, difference=difference,
     )  # fmt: skip
-
-
-def _measure(sampler: Sampler, images: list[Tensor], labels: list[int] | None) -> tuple[list[Any], list[Any], Any]:
-    """Quality per policy, its paired difference from the first, and yardsticks, where the preset has a measure."""
-    nothing = [None] * len(images)
-    if sampler.preset.quality != "digits" or len(images[0]) < 20:
-        return nothing, nothing, None
-    from disa.tiny.quality import digit_difference, digit_quality, yardsticks
-
-    scaled = [part * 2 - 1 for part in images]
-    wanted = None if labels is None else torch.tensor(labels)
-    differences = [None, *(digit_difference(part, scaled[0], wanted) for part in scaled[1:])]
-    return [digit_quality(part, wanted) for part in scaled], differences, yardsticks()
 
 
 @dataclass(frozen=True)
@@ -163,10 +175,11 @@ def bench(
         for text in step_policies
     ]
     sampler.prepare()
+    asked: dict[str, Any] = {"labels": None, "prompts": "a prompt"} if sampler.preset.prompts else {"labels": 0}
     results: dict[tuple[str, int], list[Samples]] = {}
     for repeat in range(repeats + 1):
         for text, size, variant in cells:
-            run = sampler.start(0, list(range(size)), variant)
+            run = sampler.start(**asked, seeds=list(range(size)), settings=variant)
             for _ in run:
                 pass
             result = run.result()

@@ -1,4 +1,4 @@
-"""Pictures and masks for editing: what is kept, and which tokens are drawn again."""
+"""Pictures as models take them, and masks for editing: what is kept, and which tokens are drawn again."""
 
 from __future__ import annotations
 
@@ -13,17 +13,35 @@ from torch import Tensor
 from disa.errors import DisaError
 
 
-def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
-    """A picture as [1, channels, height, width] in [0, 1], resized to `shape` (channels, height, width)."""
-    channels, height, width = shape
+def open_picture(path: Path) -> Image.Image:
+    """A picture of any format that Pillow reads. Raises DisaError."""
     try:
         with Image.open(path) as image:
             image.load()
-            picture = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BICUBIC)
+            return image.convert("L" if image.mode in ("1", "L", "F") or image.mode.startswith("I") else "RGB")
     except Exception as error:  # a damaged file raises whatever its decoder stumbles over
         raise DisaError(f"{path} cannot be read as a picture: {error}. Expected a PNG, JPEG or the like.") from error
+
+
+def squared(image: Image.Image) -> Image.Image:
+    """Padded to a square with gray (127), the picture in the middle, as Harmon's official code does."""
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), (127, 127, 127))
+    square.paste(image.convert("RGB"), ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def fitted(image: Image.Image, shape: tuple[int, int, int]) -> Tensor:
+    """A picture as [1, channels, height, width] in [0, 1], resized to `shape` (channels, height, width)."""
+    channels, height, width = shape
+    picture = image.convert("L" if channels == 1 else "RGB").resize((width, height), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(picture, dtype=np.float32) / 255)
     return pixels.reshape(1, height, width, channels).permute(0, 3, 1, 2)
+
+
+def read_picture(path: Path, shape: tuple[int, int, int]) -> Tensor:
+    """`open_picture`, then `fitted`."""
+    return fitted(open_picture(path), shape)
 
 
 def box_mask(edges: Sequence[int], grid: tuple[int, int]) -> Tensor:

@@ -57,9 +57,10 @@ class HubFile:
 class Preset:
     """A model by name. original, steps: the undistilled setting and DiSA's, as `--steps` reads them.
 
-    codec: the autoencoder, or None where tokens are pixels. quality: which measure of `compare` fits, if any ships.
+    codec: the autoencoder, or None where tokens are pixels. embedded_codec: the name of its weights in the package,
+    where it is a small one. quality: which measure of `compare` fits, if any ships.
     token_grid: rows and columns of tokens to draw if not asked otherwise, where they are not the architecture's own.
-    tokenizer: the hub repository of the tokenizer, for models that draw from prompts.
+    tokenizer, embedded_tokenizer: its hub repository, or its folder in the package, for models that draw from prompts.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Preset:
     grid: str = "clipped-950"
     temperature: float = 1.0
     codec: VAEConfig | SmallVAEConfig | None = None
+    embedded_codec: str = "digits-vae"
     weights: HubFile | None = None
     codec_weights: HubFile | None = None
     page: str = ""
@@ -81,6 +83,7 @@ class Preset:
     quality: str = ""
     token_grid: tuple[int, int] | None = None
     tokenizer: str = ""
+    embedded_tokenizer: str = ""
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Model:
@@ -163,7 +166,7 @@ _DIGITS = Preset(
         num_classes=10, buffer_size=8, head_width=256, head_depth=4,
     ),
     num_ar_steps=32,
-    guidance=Guidance(1.5),
+    guidance=Guidance(1.0),
     about="MAR, 2.7 M parameters, handwritten digits 32x32; ships with the package",
     codec=SmallVAEConfig(),
     batch_size=100,
@@ -336,12 +339,32 @@ _HARMON_LARGE = replace(
     },
 )  # fmt: skip
 
+SHAPES_CODEC = SmallVAEConfig(in_channels=3, latent_channels=16, eighth_width=96)
+_HARMON_SHAPES = Preset(
+    name="harmon-shapes",
+    family="harmon",
+    architecture=HarmonConfig(
+        latent_size=(6, 6), latent_channels=16,
+        encoder_width=192, encoder_depth=2, encoder_heads=4, decoder_width=192, decoder_depth=4, decoder_heads=4,
+        num_classes=1, buffer_size=8, head_width=256, head_depth=3,
+        vocab_size=64, llm_width=192, llm_hidden=512, llm_depth=4, llm_heads=4, llm_kv_heads=2, max_positions=256,
+    ),
+    num_ar_steps=16,
+    guidance=Guidance(3.0, "constant"),
+    about="Harmon, 6 M parameters, captioned shapes 48x48, text to image and image to text",
+    codec=SHAPES_CODEC,
+    embedded_codec="shapes-vae",
+    batch_size=100,
+    quality="shapes",
+    embedded_tokenizer="shapes-tokenizer",
+)  # fmt: skip
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
         _DIGITS, _FLOWAR_DIGITS, _XAR_DIGITS, _BASE, _LARGE, _HUGE,
         _FLOWAR_SMALL, _FLOWAR_LARGE, _FLOWAR_HUGE, _XAR_BASE, _XAR_LARGE, _XAR_HUGE,
-        _HARMON_SMALL, _HARMON_LARGE,
+        _HARMON_SMALL, _HARMON_LARGE, _HARMON_SHAPES,
     )
 }  # fmt: skip
 

@@ -86,7 +86,7 @@ class Sampler:
     @classmethod
     def load(
         cls, name: str | Path, checkpoint: str | Path | None = None, vae: str | Path | None = None,
-        device: str | torch.device | None = None, dtype: str = "fp32", tokenizer: str | Path | None = None,
+        device: str | torch.device | None = None, dtype: str = "fp32", tokenizer: Text | Path | str | None = None,
     ) -> Sampler:  # fmt: skip
         """Load a preset by name, a folder that disa wrote, or a hub repository in that layout.
 
@@ -117,14 +117,16 @@ class Sampler:
     from_pretrained = load
 
     @classmethod
-    def untrained(cls, name: str, seed: int = 0, device: str | None = None, dtype: str = "fp32") -> Sampler:
+    def untrained(
+        cls, name: str, seed: int = 0, device: str | None = None, dtype: str = "fp32", tokenizer: Text | None = None
+    ) -> Sampler:
         """The preset's architecture with random weights: for measuring speed without a checkpoint."""
         preset = find_preset(name)
         pick_device(device)
         pick_dtype(dtype)
         model = preset.build()
         layers.initialise(model, seed)
-        return cls(preset, model, PixelCodec(), device, dtype)
+        return cls(preset, model, PixelCodec(), device, dtype, tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
@@ -155,7 +157,8 @@ class Sampler:
             raise DisaError(f"{self.preset.name} takes labels, not prompts: it has no tokenizer.")
         if not isinstance(self._text, Text):
             config = self.model.config
-            self._text = Text.load(self._text or self.preset.tokenizer, config.vocab_size, config.max_positions)
+            source = self._text or checkpoints.tokenizer_source(self.preset)
+            self._text = Text.load(source, config.vocab_size, config.max_positions)
         return self._text
 
     def prepare(self) -> None:
@@ -164,8 +167,15 @@ class Sampler:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image."""
-        codec, (height, width) = self.preset.codec, self._latent_size(self.preset.token_grid)
+        """Channels, height and width of an image, if not asked otherwise."""
+        return self._image_shape(self.preset.token_grid)
+
+    def shape_of(self, settings: Settings) -> tuple[int, int, int]:
+        """The same of an image that is drawn with these settings."""
+        return self._image_shape(settings.token_grid)
+
+    def _image_shape(self, token_grid: tuple[int, int] | None) -> tuple[int, int, int]:
+        codec, (height, width) = self.preset.codec, self._latent_size(token_grid)
         channels = self.model.config.latent_channels if codec is None else codec.in_channels
         return channels, height * self._stride, width * self._stride
 
@@ -188,7 +198,8 @@ class Sampler:
         if height is None and width is None:
             return self.preset.token_grid
         _, own_height, own_width = self.image_shape
-        size, side = (height or own_height, width or own_width), self._stride * self._patch
+        size = own_height if height is None else height, own_width if width is None else width
+        side = self._stride * self._patch
         if not self.preset.any_size and size != (own_height, own_width):
             only, found = f"{own_height}x{own_width}", f"{size[0]}x{size[1]}"
             raise DisaError(f"{self.preset.name} draws images of {only} only, found {found}.")
@@ -278,6 +289,8 @@ class Sampler:
         if (prompts is not None) != self.preset.prompts or (prompts is not None and labels is not None):
             wanted, other = ("prompts", "labels") if self.preset.prompts else ("labels", "prompts")
             raise DisaError(f"{self.preset.name} draws from {wanted}: give {wanted}, and no {other}.")
+        if prompts is None and negative_prompt is not None:
+            raise DisaError(f"{self.preset.name} draws from labels: leave the negative prompt out.")
         if prompts is None:
             return Run(self, *pair(labels, seeds), settings, known, mask)
         texts, many_seeds = pair_prompts(prompts, seeds)
@@ -331,7 +344,8 @@ class Run:
         _check_labels(labels, sampler.model.config.num_classes)
         SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
-        self.prompts, self._asked = prompts, self._tokenised(prompts, negative_prompt)
+        self.prompts, self.negative_prompt = prompts, negative_prompt
+        self._asked = self._tokenised(prompts, negative_prompt)
         self.known, self.mask = _per_image(sampler, known, mask, len(seeds), settings.token_grid)
         self.batches = self._plan()
         self.turns_made = 0
@@ -442,6 +456,7 @@ class Run:
             "device": str(sampler.device), "dtype": sampler.dtype, "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             **({} if settings.token_grid is None else {"token_grid": list(settings.token_grid)}),
+            **({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}),
         }  # fmt: skip
 
 

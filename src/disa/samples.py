@@ -5,14 +5,34 @@ Shapes: N images of a call, C latent channels, H x W latents.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.files import make_folder, write_text, write_whole
+from disa.prompts import slug
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw, one per seed: labels, prompts with what guidance leads away from, or neither."""
+
+    labels: list[int] | None
+    seeds: list[int]
+    prompts: list[str] | None = None
+    negative_prompt: str | None = None
+
+    def part(self, chosen: slice) -> Wanted:
+        """Some of it."""
+        labels, prompts = (values and values[chosen] for values in (self.labels, self.prompts))
+        return replace(self, labels=labels, seeds=self.seeds[chosen], prompts=prompts)
 
 
 @dataclass(frozen=True)
@@ -60,6 +80,55 @@ class Samples:
             "settings": self.settings, **asked, "seeds": self.seeds,
             **numbers, "trace": [asdict(step) for step in self.trace],
         }  # fmt: skip
+
+    def file_names(self) -> list[str]:
+        """A name for each image, by its seed and what it was drawn from."""
+        if self.prompts is not None:
+            asked = [f"_{slug(prompt)}" for prompt in self.prompts]
+        else:
+            asked = [f"_label{label:04d}" for label in self.labels] if self.labels else [""] * len(self.seeds)
+        return [f"seed{seed:06d}{about}.png" for seed, about in zip(self.seeds, asked, strict=True)]
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write images (`pt`), `grid.png` and `trace.json`, which is the report with the names; returns it."""
+        names = self.file_names()
+        for name, image in zip(names, self.images, strict=True):
+            _write_picture(folder / name, image)
+        _write_grid(folder / "grid.png", self.images)
+        return self._write_trace(folder, names)
+
+    def save_for_geneval(self, folder: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The same in the layout that GenEval's evaluation reads: a folder for each entry of its list of prompts.
+
+        entries: each with its "prompt", in the order of the images, of which each has equally many.
+        """
+        count, names = len(self.seeds) // len(entries), []
+        for i, entry in enumerate(entries):
+            images, place = self.images[i * count : (i + 1) * count], f"{i:05d}"
+            make_folder(folder / place / "samples")
+            write_text(folder / place / "metadata.jsonl", json.dumps(entry) + "\n")
+            for j, image in enumerate(images):
+                names.append(f"{place}/samples/{j:05d}.png")
+                _write_picture(folder / names[-1], image)
+            _write_grid(folder / place / "grid.png", images)
+        return self._write_trace(folder, names)
+
+    def _write_trace(self, folder: Path, names: list[str]) -> dict[str, Any]:
+        report = self.report() | {"files": names}
+        write_text(folder / "trace.json", json.dumps(report, indent=1) + "\n")
+        return report
+
+
+def _write_picture(path: Path, image: Tensor) -> None:
+    from disa.pictures import png, to_image  # pillow is needed only for writing
+
+    write_whole(path, lambda file: file.write(png(to_image(image))))
+
+
+def _write_grid(path: Path, images: Tensor) -> None:
+    from disa.pictures import grid, png
+
+    write_whole(path, lambda file: file.write(png(grid(images))))
 
 
 def check_output_type(name: str) -> None:

@@ -7,7 +7,7 @@ Shapes: B texts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,18 @@ class Text:
             text.append(token)
         return self.tokenizer.decode(text).strip()
 
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The same piece by piece, as the ids come; together they are `decode` of all."""
+        seen, told = [], ""
+        for token in ids:
+            seen.append(token)
+            text = self.decode(seen)
+            # A character of several bytes may be on its way.
+            if text.startswith(told) and not text.endswith("\ufffd"):
+                yield text[len(told) :]
+                told = text
+        yield self.decode(seen).removeprefix(told)
+
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -96,6 +108,22 @@ class Text:
         if len(ids) > room:
             raise DisaError(f"the prompt is too long: expected at most {room} tokens, found {len(ids)}. Shorten it.")
         return ids
+
+
+class FixedLength(Text):
+    """Stands in for a tokenizer where only speed matters: every prompt is so many tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        if num_tokens < 1:
+            raise DisaError(f"a prompt has at least one token, found {num_tokens}.")
+        self.num_tokens = num_tokens
+
+    def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
+        return [0] * self.num_tokens
+
+    def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
+        # What the official one is in Qwen's tokens, or less.
+        return [0] * min(self.num_tokens, 12)
 
 
 def _checked(prompt: str) -> str:

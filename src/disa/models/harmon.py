@@ -163,13 +163,15 @@ class Harmon(nn.Module):
         """Keys and values of the prompts, padding included: nothing real attends to it.
 
         On a CPU prompts of equal length go together, so that no key is padding and an image does not depend on its
-        batch: masked keys would change the order in which a kernel sums. Elsewhere one call reads them all.
+        batch: masked keys would change the order in which a kernel sums. Elsewhere, and in training, one call reads
+        them all.
         """
         device = self.mar.no_class.device
         ids, lengths = prompts.ids.to(device), prompts.lengths.to(device)
         everything = torch.arange(len(ids), device=device)
         apart = [everything[lengths == length] for length in lengths.unique()]
-        return [self._read(ids, lengths, rows) for rows in (apart if device.type == "cpu" else [everything])]
+        together = device.type != "cpu" or torch.is_grad_enabled()
+        return [self._read(ids, lengths, rows) for rows in ([everything] if together else apart)]
 
     def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> Prefix:
         lengths = lengths[rows]

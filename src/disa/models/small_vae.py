@@ -1,15 +1,16 @@
-"""A small KL autoencoder for the embedded models: images to latents at a quarter of the size, and back.
+"""A small KL autoencoder for the embedded models: images to latents at a quarter or an eighth of the size, and back.
 
 A convolutional decoder joins neighbouring tokens smoothly, and noise on the latents in training makes it forgiving: no
 edges show between tokens that were drawn apart. Its latents are normalised by statistics kept with the weights.
 
-Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / 4, w = W / 4).
+Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride, w = W / stride).
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +23,25 @@ NORM_GROUPS = 8
 
 @dataclass(frozen=True)
 class SmallVAEConfig:
-    """Channels of the image, of the latents, and of the network at half, a quarter and full resolution."""
+    """Channels of the image, of the latents, and of the network at half, a quarter, full and an eighth of the
+    resolution. eighth_width: 0 where a quarter is the coarsest."""
 
     in_channels: int = 1
     latent_channels: int = 8
     half_width: int = 32
     quarter_width: int = 48
     full_width: int = 24
+    eighth_width: int = 0
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """From half the resolution to the coarsest."""
+        return (self.half_width, self.quarter_width, *([self.eighth_width] if self.eighth_width else []))
 
     @property
     def stride(self) -> int:
         """Pixels per latent position along one side."""
-        return 4
+        return 2 ** len(self.widths)
 
 
 class ResidualConvolutions(nn.Module):
@@ -57,21 +65,23 @@ class SmallVAE(nn.Module):
     def __init__(self, config: SmallVAEConfig) -> None:
         super().__init__()
         self.config = c = config
+        coarsest = c.widths[-1]
+        down, up = list[nn.Module](), list[nn.Module]()
+        for finer, width in pairwise((c.in_channels, *c.widths)):
+            down += [_convolution(finer, width, stride=2), nn.SiLU()]
+        for width, finer in pairwise(c.widths[::-1]):
+            up += [nn.Upsample(scale_factor=2), _convolution(width, finer), ResidualConvolutions(finer)]
         self.encoder = nn.Sequential(
-            _convolution(c.in_channels, c.half_width, stride=2),
+            *down[:-1],
+            ResidualConvolutions(coarsest),
+            nn.GroupNorm(NORM_GROUPS, coarsest),
             nn.SiLU(),
-            _convolution(c.half_width, c.quarter_width, stride=2),
-            ResidualConvolutions(c.quarter_width),
-            nn.GroupNorm(NORM_GROUPS, c.quarter_width),
-            nn.SiLU(),
-            _convolution(c.quarter_width, 2 * c.latent_channels),
+            _convolution(coarsest, 2 * c.latent_channels),
         )
         self.decoder = nn.Sequential(
-            _convolution(c.latent_channels, c.quarter_width),
-            ResidualConvolutions(c.quarter_width),
-            nn.Upsample(scale_factor=2),
-            _convolution(c.quarter_width, c.half_width),
-            ResidualConvolutions(c.half_width),
+            _convolution(c.latent_channels, coarsest),
+            ResidualConvolutions(coarsest),
+            *up,
             nn.Upsample(scale_factor=2),
             _convolution(c.half_width, c.full_width),
             nn.GroupNorm(NORM_GROUPS, c.full_width),

@@ -15,25 +15,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disa.checkpoints import load_codec, save_codec, save_model
+from disa.checkpoints import TOKENIZER, load_codec, save_codec, save_model
 from disa.diffusion import TrainingLoss
 from disa.errors import DisaError
 from disa.flow import FlowLoss
 from disa.models.flowar import FlowAR
+from disa.models.harmon import Harmon
 from disa.models.layers import initialise
 from disa.models.mar import MAR
 from disa.models.small_vae import SmallCodec, SmallVAE, SmallVAEConfig
-from disa.models.vae import posterior_sample
+from disa.models.vae import LatentCodec, posterior_sample
 from disa.models.xar import XAR
-from disa.presets import PRESETS, Preset
+from disa.presets import PRESETS, SHAPES_CODEC, Preset
+from disa.text import Text
+from disa.tiny import shapes
 from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
+from disa.tiny.scenes import Split as SceneSplit
 
 
 @dataclass(frozen=True)
 class Recipe:
     """copies: timesteps drawn per masked token. learning_rate: peak after a linear warm-up; it falls along a cosine in
-    each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017)."""
+    each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017). described: the share of a
+    batch that is described too."""
 
     iterations: int
     batch_size: int = 32
@@ -45,6 +50,8 @@ class Recipe:
     ema: float = 0.999
     label_dropout: float = 0.1
     kl_weight: float = 2e-4
+    described: float = 0.5
+    describing_weight: float = 0.3
 
 
 class Task:
@@ -75,26 +82,47 @@ class AutoencoderTask(Task):
     """The autoencoder of the digits. Every second batch is turned, scaled and shifted, so that it knows more hands."""
 
     half = False  # the backward pass of convolutions in bfloat16 is ten times slower on a CPU
+    config = SmallVAEConfig()
 
     def build(self, seed: int) -> SmallVAE:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return SmallVAE(SmallVAEConfig()).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            return SmallVAE(self.config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def loss(self, model: SmallVAE, split: Split, random: torch.Generator) -> Tensor:
+        images = self.images(split, random)
+        return model.loss(images, self._noise(images, random), self.recipe.kl_weight)
+
+    def images(self, split: Split, random: torch.Generator) -> Tensor:
+        """A random batch [B, channels, H, W] in [-1, 1]."""
         images, _ = digits(split)
         images = images[torch.randint(len(images), (self.recipe.batch_size,), generator=random)]
-        if torch.rand((), generator=random) < 0.5:
-            images = augment(images, random)
-        return model.loss(images, self._noise(model, len(images), random), self.recipe.kl_weight)
+        return augment(images, random) if torch.rand((), generator=random) < 0.5 else images
+
+    def typical_images(self) -> Tensor:
+        """Those that the statistics of the latents are taken from."""
+        return digits("train")[0]
 
     def save(self, folder: Path, model: SmallVAE) -> None:
-        images, _ = digits("train")
-        model.normalise(images, self._noise(model, len(images), torch.Generator().manual_seed(0)))
+        images = self.typical_images()
+        model.normalise(images, self._noise(images, torch.Generator().manual_seed(0)))
         save_codec(folder, SmallCodec(model))
 
-    def _noise(self, model: SmallVAE, count: int, random: torch.Generator) -> Tensor:
-        return torch.randn(count, model.config.latent_channels, 8, 8, generator=random)
+    def _noise(self, images: Tensor, random: torch.Generator) -> Tensor:
+        height, width = (side // self.config.stride for side in images.shape[2:])
+        return torch.randn(len(images), self.config.latent_channels, height, width, generator=random)
+
+
+class ShapesAutoencoderTask(AutoencoderTask):
+    """The autoencoder of the scenes."""
+
+    config = SHAPES_CODEC
+
+    def images(self, split: Split, random: torch.Generator) -> Tensor:
+        return shapes.pictures(shapes.scenes(self.recipe.batch_size, _scenes_of(split), random))
+
+    def typical_images(self) -> Tensor:
+        return shapes.pictures(shapes.scenes(1000, "train", torch.Generator().manual_seed(0)))
 
 
 class ImageTask(Task):
@@ -133,19 +161,10 @@ class ImageTask(Task):
         return latents, labels[chosen], torch.rand(size, generator=random) < self.recipe.label_dropout
 
 
-class MARTask(ImageTask):
+class MaskedTask(ImageTask):
     """The mask rate is cos(pi/2 u), u uniform: the whole range that generation passes through, not MAR's 0.7 to 1."""
 
     objective = TrainingLoss(MAR.process)
-
-    def loss(self, model: MAR, split: Split, random: torch.Generator) -> Tensor:
-        latents, labels, dropped = self.batch(split, random)
-        visible, masked = self.split_tokens(model.config.num_tokens, random)
-        rows = self.recipe.copies * masked.numel()
-        t = torch.randint(self.objective.num_timesteps, (rows,), generator=random)
-        noise = torch.randn(rows, model.config.token_channels, generator=random)
-        embedding = model.embed(labels, dropped)
-        return model.loss(self.objective, latents, embedding, visible, masked, t, noise).loss.mean()
 
     def split_tokens(self, num_tokens: int, random: torch.Generator) -> tuple[Tensor, Tensor]:
         """Visible [B, V] and masked [B, N] token indices, ascending."""
@@ -153,6 +172,69 @@ class MARTask(ImageTask):
         num_masked = max(1, math.ceil(share * num_tokens))
         orders = torch.rand(self.recipe.batch_size, num_tokens, generator=random).argsort(1)
         return orders[:, num_masked:].sort(1).values, orders[:, :num_masked].sort(1).values
+
+    def times(self, masked: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Timesteps [m B N] and noise [m B N, C] for the masked tokens, m copies of each."""
+        rows = self.recipe.copies * masked.numel()
+        t = torch.randint(self.objective.num_timesteps, (rows,), generator=random)
+        return t, torch.randn(rows, self.preset.architecture.token_channels, generator=random)
+
+
+class MARTask(MaskedTask):
+    """MAR on the latents of digits."""
+
+    def loss(self, model: MAR, split: Split, random: torch.Generator) -> Tensor:
+        latents, labels, dropped = self.batch(split, random)
+        visible, masked = self.split_tokens(model.config.num_tokens, random)
+        t, noise = self.times(masked, random)
+        embedding = model.embed(labels, dropped)
+        return model.loss(self.objective, latents, embedding, visible, masked, t, noise).loss.mean()
+
+
+class HarmonTask(MaskedTask):
+    """Drawing scenes from their captions and describing them, together."""
+
+    @cached_property
+    def text(self) -> Text:
+        config = self.preset.architecture
+        return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
+
+    @cached_property
+    def codec(self) -> LatentCodec:
+        return load_codec(self.preset)
+
+    def loss(self, model: Harmon, split: Split, random: torch.Generator) -> Tensor:
+        scenes = shapes.scenes(self.recipe.batch_size, _scenes_of(split), random)
+        latents = self.latents(scenes, random)
+        count = round(self.recipe.described * len(scenes))
+        ids, targets, image_token = shapes.answers(self.text, scenes[:count], self._num_image_tokens)
+        describing = model.describing_loss(latents[:count], ids, targets, image_token)
+        return self._drawing_loss(model, scenes, latents, random) + self.recipe.describing_weight * describing
+
+    def latents(self, scenes: list[shapes.Captioned], random: torch.Generator) -> Tensor:
+        """[B, C, h, w] samples for the pictures of scenes."""
+        moments = self.codec.moments(shapes.pictures(scenes))
+        noise = torch.randn(moments[:, moments.shape[1] // 2 :].shape, generator=random)
+        return self.codec.normalised(posterior_sample(moments, noise))
+
+    def save(self, folder: Path, model: Harmon) -> None:
+        super().save(folder, model)
+        self.text.save(folder / TOKENIZER)
+
+    def _drawing_loss(
+        self, model: Harmon, scenes: list[shapes.Captioned], latents: Tensor, random: torch.Generator
+    ) -> Tensor:
+        dropped = torch.rand(len(scenes), generator=random) < self.recipe.label_dropout
+        prompts = shapes.prompts_to_draw(self.text, scenes, dropped, self._num_image_tokens)
+        visible, masked = self.split_tokens(model.config.num_tokens, random)
+        t, noise = self.times(masked, random)
+        return model.loss(self.objective, latents, prompts, visible, masked, t, noise).loss.mean()
+
+    @property
+    def _num_image_tokens(self) -> int:
+        """Buffer included."""
+        config = self.preset.architecture
+        return config.num_tokens + config.buffer_size
 
 
 class FlowARTask(ImageTask):
@@ -183,10 +265,16 @@ class XARTask(ImageTask):
 
 RECIPES: dict[str, tuple[Callable[[str, Recipe], Task], Recipe]] = {
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
+    "shapes-vae": (ShapesAutoencoderTask, Recipe(6_000, 16, learning_rate=2e-3, weight_decay=0.01)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
+    "harmon-shapes": (HarmonTask, Recipe(8_000, copies=2, learning_rate=1e-3)),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }
+
+
+def _scenes_of(split: Split) -> SceneSplit:
+    return "test" if split == "test" else "train"
 
 
 def find_recipe(name: str) -> Recipe:

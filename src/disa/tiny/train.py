@@ -55,7 +55,7 @@ class Trainer:
 
     @torch.no_grad()
     def held_out_loss(self, num_batches: int = 16) -> float:
-        """Loss of the average on digits that are never trained on, over fixed random numbers."""
+        """Loss of the average on what is never trained on, over fixed random numbers."""
         losses = [
             self.task.loss(self.average, "test", torch.Generator().manual_seed(i)).item() for i in range(num_batches)
         ]

@@ -1,0 +1,114 @@
+"""`disa sample` and `disa describe`: images from labels or prompts, and words about images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from disa.cli.options import AsJSON, Asked, Drawing, Out, Source, parse_box
+from disa.cli.output import percent, print_json, progress
+from disa.errors import DisaError
+
+if TYPE_CHECKING:
+    from disa.presets import Preset
+    from disa.sampler import Sampler, Settings
+
+
+def sample(
+    source: Source, asked: Asked,
+    steps: Annotated[str | None, typer.Option(help="Step policy, such as linear:50-5 or constant:50.")] = None,
+    *, drawing: Drawing,
+    keep: Annotated[Path | None, typer.Option(help="A picture whose tokens outside --box are kept.")] = None,
+    box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None,
+    geneval: Annotated[bool, typer.Option(help="Write the folders that GenEval's evaluation reads.")] = False,
+    out: Out = Path("out"), as_json: AsJSON = False,
+) -> None:  # fmt: skip
+    """Draw images: a PNG each, named by seed and label or prompt, a grid, and a JSON trace of what was done."""
+    from disa.files import make_folder
+
+    request = asked.read()
+    if geneval and not request.entries:
+        raise DisaError("--geneval goes with prompts: give --prompt or --prompts.")
+    sampler = source.load(request.check)
+    settings = drawing.settings(sampler, steps)
+    known, mask = _kept(sampler, settings, keep, box)
+    run = sampler.start(**vars(request.wanted()), settings=settings, known=known, mask=mask)
+    sampler.prepare()
+    make_folder(out)
+    with progress("drawing", run.num_turns, as_json) as advance:
+        for _ in run:
+            advance()
+    result = run.result()
+    report = result.save_for_geneval(out, request.entries) if geneval else result.save(out)
+    if as_json:
+        print_json(report | {"out": str(out)})
+        return
+    print(
+        f"{len(result.seeds)} images in {result.seconds:.2f} s ({result.evaluations} evaluations, "
+        f"{result.evaluations_per_row:.1f} per row; head {percent(result.seconds_head, result.seconds)}, "
+        f"backbone {percent(result.seconds_backbone, result.seconds)} of the time)"
+    )
+    print(f"{'a folder per prompt' if geneval else 'pictures, grid.png'} and trace.json are in {out}")
+
+
+def describe(
+    images: Annotated[list[Path], typer.Argument(help="Pictures: PNG, JPEG or the like.", show_default=False)],
+    source: Source,
+    prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = "Describe the image in detail.",
+    temperature: Annotated[
+        float | None, typer.Option(help="Draw words by their chance; the likeliest every time by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --temperature: a text is a function of it.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1024,
+    as_json: AsJSON = False,
+) -> None:  # fmt: skip
+    """Words about pictures, as they come. A picture is padded to a square and resized to the model's own size."""
+    from disa.editing import fitted, open_picture, squared
+
+    if not prompt.strip():
+        raise DisaError("a prompt is empty: expected words.")
+    pictures = [open_picture(path) for path in images]
+    sampler = source.load(_check_words)
+    shape, texts = sampler.image_shape, []
+    for path, picture in zip(images, pictures, strict=True):
+        turns = sampler.describe_steps(
+            fitted(squared(picture), shape), prompt, temperature=temperature, seeds=seed, max_tokens=max_tokens
+        )
+        pieces = sampler.text.pieces(int(ids) for ids in turns)
+        texts.append("".join(pieces if as_json else _shown(pieces, f"{path}: " if len(images) > 1 else "")))
+    if as_json:
+        found = [{"image": str(path), "text": text} for path, text in zip(images, texts, strict=True)]
+        print_json({
+            "model": sampler.preset.name, "prompt": prompt, "temperature": temperature, "seed": seed,
+            "max_tokens": max_tokens, "descriptions": found,
+        })  # fmt: skip
+
+
+def _kept(sampler: Sampler, settings: Settings, keep: Path | None, box: str | None) -> tuple[Any, Any]:
+    """Known latents and the mask of tokens to draw, from a picture and a box of tokens."""
+    if keep is None and box is None:
+        return None, None
+    if keep is None or box is None:
+        raise DisaError("--keep and --box go together: the picture, and the tokens of it to draw again.")
+    from disa.editing import box_mask, read_picture
+
+    edges, grid = parse_box(box), sampler.token_grid
+    known = sampler.encode(read_picture(keep, sampler.shape_of(settings)))
+    return known, box_mask(edges, settings.token_grid or grid)
+
+
+def _check_words(preset: Preset) -> None:
+    if not preset.prompts:
+        raise DisaError(f"{preset.name} has no words: expected a model that takes prompts, such as harmon-0.5b.")
+
+
+def _shown(pieces: Iterator[str], title: str) -> Iterator[str]:
+    """Pieces of a text, each printed as it comes; what is no character to read is left to the terminal of others."""
+    print(title, end="", flush=True)
+    for piece in pieces:
+        print("".join(c for c in piece if c.isprintable() or c == "\n"), end="", flush=True)
+        yield piece
+    print()

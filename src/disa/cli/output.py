@@ -1,0 +1,64 @@
+"""How commands print: tables, one line of JSON, and a bar while they work."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+WIDEST_TABLE = 200
+
+
+def print_json(report: dict[str, Any]) -> None:
+    """One object on one line."""
+    print(json.dumps(report))
+
+
+def percent(part: float, whole: float) -> str:
+    return f"{part / whole:.0%}" if whole else "-"
+
+
+def table(title: str, headers: list[str], rows: list[list[str]]) -> None:
+    """The first column to the left, the others to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    sheet = Table(title=title, title_justify="left")
+    for i, header in enumerate(headers):
+        sheet.add_column(header, justify="left" if i == 0 else "right")
+    for row in rows:
+        sheet.add_row(*row)
+    # What is given is text, not markup; a file or a pipe has no width that rows must be cut to.
+    width = None if sys.stdout.isatty() else WIDEST_TABLE
+    Console(highlight=False, markup=False, emoji=False, width=width).print(sheet)
+
+
+def print_summary(summary: dict[str, Any], out: object, as_json: bool) -> None:
+    """What a training ended with."""
+    if as_json:
+        print_json(summary | {"out": str(out)})
+        return
+    table(summary["name"], ["", ""], [[name.replace("_", " "), f"{value}"] for name, value in summary.items()])
+    print(f"the results are in {out}")
+
+
+@contextlib.contextmanager
+def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[..., None]]:
+    """A bar on standard error; the function it gives advances it by one, or to `completed`."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda **_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+               TextColumn("{task.fields[note]}"))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, note="")
+
+        def advance(completed: int | None = None, note: str = "") -> None:
+            bar.update(task, completed=completed, advance=None if completed is not None else 1, note=note)
+
+        yield advance

@@ -1,0 +1,94 @@
+"""`disa presets`, `disa convert` and `disa train`: which models there are, and how their weights come about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from disa.cli.options import AsJSON, Out, Vae
+from disa.cli.output import print_json, print_summary, progress, table
+
+
+def presets(as_json: AsJSON = False) -> None:
+    """The models by name, with their official settings, the paper's numbers and where weights come from."""
+    from dataclasses import asdict
+
+    from disa.presets import PRESETS
+
+    if as_json:
+        print_json({name: asdict(preset) for name, preset in PRESETS.items()})
+        return
+    rows = [
+        [name, p.about, str(p.num_ar_steps), p.original, p.steps, f"{p.guidance.scale:g}",
+         "in the package" if p.embedded else p.weights.repo if p.weights else p.page]
+        for name, p in PRESETS.items()
+    ]  # fmt: skip
+    table("presets", ["name", "model", "K", "original", "DiSA", "guidance", "weights"], rows)
+    print("K: AR steps. Upstream's download links, grids, solvers and the paper's numbers: see --json.")
+
+
+def convert(
+    checkpoint: Annotated[Path, typer.Argument(help="Official .pth or .safetensors, or ours.")],
+    model: Annotated[str, typer.Option(help="The preset whose architecture the weights have.")],
+    vae: Vae = None,
+    average: Annotated[bool, typer.Option(help="Take the moving average where the file has both.")] = True,
+    official: Annotated[bool, typer.Option(help="Write official parameter names instead of ours.")] = False,
+    out: Out = Path("converted"), as_json: AsJSON = False,
+) -> None:  # fmt: skip
+    """Check weights and write them as a folder: model.safetensors, config.json and, with --vae, the autoencoder."""
+    from disa.checkpoints import convert as run_convert
+
+    files = run_convert(checkpoint, model, out, vae, average, official)
+    if as_json:
+        print_json({"out": str(out), "files": files})
+    else:
+        print("\n".join(f"{name}  {size / 1e6:.1f} MB" for name, size in files.items()))
+        if not official:
+            print(f"load it with: disa sample --model {out}")
+
+
+def train(
+    model: Annotated[
+        str,
+        typer.Argument(help="mar-digits, flowar-digits, xar-digits, harmon-shapes, digits-vae, shapes-vae or "
+                            "digits-classifier."),
+    ] = "mar-digits",
+    out: Out = Path("runs"),
+    seed: Annotated[int, typer.Option(min=0, help="The run is a function of it.")] = 0,
+    iterations: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
+    restart: Annotated[bool, typer.Option(help="Ignore an interrupted run in the folder.")] = False,
+    as_json: AsJSON = False,
+) -> None:  # fmt: skip
+    """Train an embedded model; a run that was interrupted continues. Writes weights, loss.png and training.json."""
+    from dataclasses import replace
+
+    from disa.tiny import train as training
+    from disa.tiny.tasks import find_recipe
+
+    if model == "digits-classifier":
+        _train_classifier(out, seed, iterations, as_json)
+        return
+    recipe = find_recipe(model)
+    recipe = replace(recipe, iterations=iterations) if iterations else recipe
+    with progress(f"training {model}", recipe.iterations, as_json) as advance:
+        summary = training.train(
+            model, out, seed, recipe, not restart,
+            on_step=lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"),
+        )  # fmt: skip
+    print_summary(summary, out, as_json)
+
+
+def _train_classifier(out: Path, seed: int, iterations: int | None, as_json: bool) -> None:
+    from disa.files import make_folder
+    from disa.tiny import classifier
+
+    make_folder(out)
+    total = iterations or classifier.ITERATIONS
+    with progress("training digits-classifier", total, as_json) as advance:
+        accuracy = classifier.train_classifier(
+            out / "digits-classifier.safetensors", seed, total,
+            lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"),
+        )  # fmt: skip
+    print_summary({"name": "digits-classifier", "held_out_accuracy": accuracy}, out, as_json)

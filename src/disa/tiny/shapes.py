@@ -1,0 +1,79 @@
+"""Batches of captioned scenes, and the tokenizer of their words.
+
+Scenes are drawn when they are asked for: a millisecond each, so that training never sees one twice and keeps none.
+transformers is imported when a tokenizer is made. Shapes: B images, T tokens of a text, L tokens of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.errors import DisaError
+from disa.models.harmon import IGNORED
+from disa.problem import Prompts
+from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
+from disa.tiny.scenes import VOCABULARY, Scene, Split, describe, draw, facts, scene_at
+
+Captioned = tuple[Scene, str]
+
+UNKNOWN = "<unk>"
+_NUM_SCENES = 2**31
+
+
+def scenes(count: int, split: Split, random: torch.Generator) -> list[Captioned]:
+    """Scenes with captions, chosen at random among two thousand million."""
+    chosen = torch.randint(_NUM_SCENES, (count,), generator=random)
+    return [scene_at(index, split) for index in chosen.tolist()]
+
+
+def pictures(drawn: Sequence[Captioned]) -> Tensor:
+    """Images [B, 3, 48, 48] in [-1, 1]."""
+    pixels = np.stack([draw(scene) for scene, _ in drawn])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def tokenizer() -> Any:
+    """A token for each word and sign of the captions and of the chat template; upper case does not matter."""
+    try:
+        from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise DisaError('prompts need transformers: pip install "disa[harmon]".') from error
+    template = " ".join((USER, ASSISTANT, DRAW.format(""), UNCONDITIONAL, DESCRIBE))
+    for reserved in RESERVED:
+        template = template.replace(reserved, " ")
+    normalizer, splitter = normalizers.Lowercase(), pre_tokenizers.Whitespace()
+    words = {word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(template))} | set(VOCABULARY)
+    ids = {word: i for i, word in enumerate((UNKNOWN, *RESERVED, *sorted(words)))}
+    base = Tokenizer(models.WordLevel(ids, UNKNOWN))
+    base.normalizer, base.pre_tokenizer = normalizer, splitter
+    return PreTrainedTokenizerFast(
+        tokenizer_object=base, unk_token=UNKNOWN, eos_token=STOP[0], additional_special_tokens=list(RESERVED),
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+
+def prompts_to_draw(text: Text, drawn: Sequence[Captioned], dropped: Tensor, num_image_tokens: int) -> Prompts:
+    """The captions as prompts, the unconditional one where `dropped` [B] is true."""
+    empty = text.unconditional(None, num_image_tokens)
+    return Prompts.of(
+        [
+            empty if drop else text.to_draw(caption, num_image_tokens)
+            for (_, caption), drop in zip(drawn, dropped.tolist(), strict=True)
+        ]
+    )
+
+
+def answers(text: Text, drawn: Sequence[Captioned], num_image_tokens: int) -> tuple[Tensor, Tensor, int]:
+    """Ids and targets [B, T] of the question what an image shows, and of all there is to say; and the image's token."""
+    asked = text.to_describe(DESCRIBE, num_image_tokens)
+    rows = [text.tokenizer.encode(f"{describe(facts(scene))}{STOP[0]}", add_special_tokens=False) for scene, _ in drawn]
+    together = Prompts.of([[*asked, *row] for row in rows])
+    place = torch.arange(together.ids.shape[1])
+    learned = (place >= len(asked)) & (place < together.lengths[:, None])
+    return together.ids, together.ids.masked_fill(~learned, IGNORED), text.image_token

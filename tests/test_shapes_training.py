@@ -1,0 +1,180 @@
+"""Training on scenes: the tokenizer of their words, the batches, and a model that draws and describes."""
+
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import pytest
+import torch
+
+from disa.checkpoints import load_codec, save_codec, tokenizer_source
+from disa.errors import DisaError
+from disa.models.harmon import IGNORED
+from disa.models.small_vae import SmallCodec, SmallVAE
+from disa.presets import PRESETS
+from disa.sampler import Sampler
+from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
+from disa.tiny import shapes, tasks
+from disa.tiny import train as training
+from disa.tiny.scenes import VOCABULARY, describe, facts, scene_at
+
+NAME = "harmon-shapes"
+EMBEDDED = Path(str(resources.files("disa.tiny"))) / "weights" / "shapes-vae.safetensors"
+RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
+
+
+@pytest.fixture(scope="module")
+def text() -> Text:
+    config = PRESETS[NAME].architecture
+    return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
+
+
+@pytest.fixture
+def codec_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An autoencoder without training, which is enough to learn from; training takes it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        codec = SmallCodec(SmallVAE(tasks.SHAPES_CODEC).requires_grad_(False).eval())
+    monkeypatch.setattr(tasks, "load_codec", lambda preset: codec)
+    return save_codec(tmp_path / "codec", codec)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_word_and_every_sign_of_the_template_is_one_token(text: Text) -> None:
+    unknown = text.tokenizer.convert_tokens_to_ids(shapes.UNKNOWN)
+    for word in VOCABULARY:
+        assert len(text.tokenizer.encode(word, add_special_tokens=False)) == 1
+        assert text.decode(text.tokenizer.encode(word, add_special_tokens=False)) == word
+    asked = (text.to_draw("A red circle", 9), text.unconditional(None, 9), text.to_describe(DESCRIBE, 9))
+    assert all(unknown not in ids for ids in asked)
+    assert text.to_draw("A red circle", 9) == text.to_draw("a red circle", 9)
+    assert text.to_describe(DESCRIBE, 9).count(text.image_token) == 9
+    assert unknown in text.to_draw("a red elephant", 9)
+    assert text.stop_ids == [text.tokenizer.convert_tokens_to_ids(stop) for stop in STOP]
+
+
+def test_the_tokenizer_is_saved_as_the_one_that_ships(text: Text, tmp_path: Path) -> None:
+    text.save(tmp_path)
+    shipped = Path(tokenizer_source(PRESETS[NAME]))
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / file).read_bytes() == (shipped / file).read_bytes()
+    caption = "a large green star left of a small cyan cross"
+    assert Text.load(tmp_path, 64, 256).to_draw(caption, 44) == text.to_draw(caption, 44)
+
+
+# --- batches ----------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_those_of_the_scenes_in_the_range_of_images() -> None:
+    first, again, other = (shapes.scenes(3, "train", torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert first == again != other
+    images = shapes.pictures(first)
+    assert images.shape == (3, 3, 48, 48)
+    assert -1 <= images.min() < images.max() <= 1
+
+
+def test_captions_are_dropped_to_the_unconditional_prompt(text: Text) -> None:
+    drawn = [scene_at(index) for index in range(3)]
+    prompts = shapes.prompts_to_draw(text, drawn, torch.tensor([False, True, False]), 44)
+    rows = [row[:length].tolist() for row, length in zip(prompts.ids, prompts.lengths, strict=True)]
+    assert rows == [text.to_draw(drawn[0][1], 44), text.unconditional(None, 44), text.to_draw(drawn[2][1], 44)]
+    assert text.decode(rows[1][2:]) == UNCONDITIONAL.lower().replace(".", " .")
+
+
+def test_only_the_answer_and_its_end_are_learned(text: Text) -> None:
+    drawn = [scene_at(index) for index in range(8)]
+    ids, targets, image_token = shapes.answers(text, drawn, 44)
+    assert ids.shape == targets.shape
+    assert ((ids == image_token).sum(1) == 44).all()
+    asked = torch.tensor(text.to_describe(DESCRIBE, 44))
+    assert (ids[:, : len(asked)] == asked).all()
+    for (scene, _), row in zip(drawn, targets, strict=True):
+        learned = row[row != IGNORED].tolist()
+        assert text.decode(learned) == describe(facts(scene))
+        assert learned[-1] == text.stop_ids[0]
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop(done: int, total: int, loss: float) -> None:
+    if done == 2:
+        raise Stopped
+
+
+@pytest.mark.slow
+def test_a_stopped_run_resumes_to_the_same_weights_which_draw_and_describe(tmp_path: Path, codec_folder: Path) -> None:
+    whole = training.train(NAME, tmp_path / "whole", 3, RECIPE, save_every=1)
+    with pytest.raises(Stopped):
+        training.train(NAME, tmp_path / "parts", 3, RECIPE, on_step=stop, save_every=1)
+    resumed = training.train(NAME, tmp_path / "parts", 3, RECIPE, save_every=1)
+    assert (whole["iterations_this_run"], resumed["iterations_this_run"]) == (3, 2)
+    assert whole["held_out_loss"] == resumed["held_out_loss"]
+    sampler, again = (Sampler.load(tmp_path / part, vae=codec_folder) for part in ("whole", "parts"))
+    first, second = sampler.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    drawn = sampler.sample(prompts=["a red circle"], seeds=[0], steps="constant:2", num_ar_steps=2)
+    assert drawn.images is not None
+    assert drawn.images.shape == (1, 3, 48, 48)
+    described = sampler.describe(torch.rand(1, 3, 48, 48), max_tokens=3)
+    assert set(described[0].split()) <= set(sampler.text.tokenizer.get_vocab())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("codec_folder")
+def test_both_losses_fall(tmp_path: Path) -> None:
+    recipe = replace(RECIPE, iterations=25, batch_size=8, warmup=5, ema=0.5)
+    trainer = training.Trainer(NAME, 0, recipe)
+    drawing, describing = parts(trainer)
+    for _ in range(recipe.iterations):
+        trainer.step()
+    after = parts(trainer)
+    assert after[0] < 0.97 * drawing
+    assert after[1] < 0.8 * describing
+
+
+def parts(trainer: training.Trainer) -> tuple[float, float]:
+    """Held-out loss of drawing, and that of describing."""
+    task = trainer.task
+    together = trainer.held_out_loss(2)
+    task.recipe, recipe = replace(task.recipe, describing_weight=0.0), task.recipe
+    drawing = trainer.held_out_loss(2)
+    task.recipe = recipe
+    return drawing, (together - drawing) / recipe.describing_weight
+
+
+@pytest.mark.slow
+def test_the_autoencoder_learns_scenes_and_normalises_its_latents(tmp_path: Path) -> None:
+    recipe = replace(tasks.find_recipe("shapes-vae"), iterations=12, batch_size=8, warmup=2, ema=0.5)
+    untrained = training.Trainer("shapes-vae", 0, recipe).held_out_loss(4)
+    summary = training.train("shapes-vae", tmp_path, 0, recipe)
+    assert summary["held_out_loss"] < 0.8 * untrained
+    codec = load_codec(PRESETS[NAME], tmp_path)
+    images = shapes.pictures(shapes.scenes(100, "train", torch.Generator().manual_seed(1)))
+    latents = codec.encode(images, torch.randn(100, 16, 6, 6, generator=torch.Generator().manual_seed(1)))
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(16), atol=0.2, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(16), atol=0.2, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not EMBEDDED.is_file(), reason="the weights of shapes-vae do not ship yet")
+def test_the_embedded_autoencoder_keeps_what_a_scene_shows() -> None:
+    from disa.tiny.judge import judge
+
+    drawn = [scene_at(index, "test") for index in range(60)]
+    codec = load_codec(PRESETS[NAME])
+    images = codec.decode(codec.encode(shapes.pictures(drawn))).clamp(-1, 1)
+    right = [judge(image, describe(facts(scene))).correct for image, (scene, _) in zip(images, drawn, strict=True)]
+    assert sum(right) >= 0.9 * len(right)
+
+
+def test_weights_that_do_not_ship_yet_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("disa.checkpoints.resources.files", lambda package: tmp_path)
+    with pytest.raises(DisaError, match="disa train harmon-shapes --out FOLDER"):
+        Sampler.load(NAME)
