@@ -30,12 +30,11 @@ def text() -> Text:
 
 
 @pytest.fixture
-def codec_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An autoencoder without training, which is enough to learn from; training takes it."""
+def codec_folder(tmp_path: Path) -> Path:
+    """An autoencoder without training, which is enough to learn from."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         codec = SmallCodec(SmallVAE(tasks.SHAPES_CODEC).requires_grad_(False).eval())
-    monkeypatch.setattr(tasks, "load_codec", lambda preset: codec)
     return save_codec(tmp_path / "codec", codec)
 
 
@@ -110,13 +109,13 @@ def stop(done: int, total: int, loss: float) -> None:
 
 @pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_weights_which_draw_and_describe(tmp_path: Path, codec_folder: Path) -> None:
-    whole = training.train(NAME, tmp_path / "whole", 3, RECIPE, save_every=1)
+    whole = training.train(NAME, tmp_path / "whole", 3, RECIPE, save_every=1, vae=codec_folder)
     with pytest.raises(Stopped):
-        training.train(NAME, tmp_path / "parts", 3, RECIPE, on_step=stop, save_every=1)
-    resumed = training.train(NAME, tmp_path / "parts", 3, RECIPE, save_every=1)
+        training.train(NAME, tmp_path / "parts", 3, RECIPE, on_step=stop, save_every=1, vae=codec_folder)
+    resumed = training.train(NAME, tmp_path / "parts", 3, RECIPE, save_every=1, vae=codec_folder)
     assert (whole["iterations_this_run"], resumed["iterations_this_run"]) == (3, 2)
     assert whole["held_out_loss"] == resumed["held_out_loss"]
-    sampler, again = (Sampler.load(tmp_path / part, vae=codec_folder) for part in ("whole", "parts"))
+    sampler, again = (Sampler.load(tmp_path / part) for part in ("whole", "parts"))
     first, second = sampler.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)
     drawn = sampler.sample(prompts=["a red circle"], seeds=[0], steps="constant:2", num_ar_steps=2)
@@ -127,10 +126,9 @@ def test_a_stopped_run_resumes_to_the_same_weights_which_draw_and_describe(tmp_p
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("codec_folder")
-def test_both_losses_fall(tmp_path: Path) -> None:
+def test_both_losses_fall(tmp_path: Path, codec_folder: Path) -> None:
     recipe = replace(RECIPE, iterations=25, batch_size=8, warmup=5, ema=0.5)
-    trainer = training.Trainer(NAME, 0, recipe)
+    trainer = training.Trainer(NAME, 0, recipe, codec_folder)
     drawing, describing = parts(trainer)
     for _ in range(recipe.iterations):
         trainer.step()

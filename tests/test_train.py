@@ -101,3 +101,8 @@ def test_a_foreign_state_is_refused(tmp_path: Path, content: object) -> None:
 def test_an_unknown_recipe_is_named() -> None:
     with pytest.raises(DisaError, match="mar-digits"):
         training.Trainer("mar-letters")
+
+
+def test_an_autoencoder_takes_no_other(tmp_path: Path) -> None:
+    with pytest.raises(DisaError, match="leave the other one out"):
+        training.Trainer("digits-vae", vae=tmp_path)

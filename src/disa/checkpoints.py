@@ -282,18 +282,26 @@ def load_model(preset: Preset, checkpoint: Path | None = None, average: bool = T
     return model
 
 
+def ships(name: str) -> bool:
+    """Whether weights of that name are in the package."""
+    return _in_package(f"{name}.safetensors").is_file()
+
+
+def _in_package(name: str) -> Path:
+    return Path(str(resources.files("disa.tiny"))) / "weights" / name
+
+
 def _embedded(name: str) -> Mapping[str, Any]:
     """Weights that ship with the package."""
-    with resources.as_file(resources.files("disa.tiny") / "weights" / f"{name}.safetensors") as path:
-        if not path.is_file():
-            raise DisaError(f"the weights of {name} do not ship yet: make them with `disa train {name} --out FOLDER`.")
-        return _read_safetensors(path)
+    if not ships(name):
+        raise DisaError(f"the weights of {name} do not ship yet: make them with `disa train {name} --out FOLDER`.")
+    return _read_safetensors(_in_package(f"{name}.safetensors"))
 
 
 def tokenizer_source(preset: Preset) -> Path | str:
     """The preset's tokenizer: a folder in the package, or a hub id."""
     if preset.embedded_tokenizer:
-        return Path(str(resources.files("disa.tiny"))) / "weights" / preset.embedded_tokenizer
+        return _in_package(preset.embedded_tokenizer)
     return preset.tokenizer
 
 

@@ -106,7 +106,7 @@ class Preset:
 
     @property
     def embedded(self) -> bool:
-        """Whether the weights ship with the package."""
+        """Whether the weights ship with the package, or are made with it: nothing is downloaded."""
         return self.weights is None and not self.page
 
 

@@ -9,12 +9,14 @@ import typer
 
 from disa.cli.options import AsJSON, Out, Vae
 from disa.cli.output import print_json, print_summary, progress, table
+from disa.errors import DisaError
 
 
 def presets(as_json: AsJSON = False) -> None:
     """The models by name, with their official settings, the paper's numbers and where weights come from."""
     from dataclasses import asdict
 
+    from disa.checkpoints import ships
     from disa.presets import PRESETS
 
     if as_json:
@@ -22,7 +24,7 @@ def presets(as_json: AsJSON = False) -> None:
         return
     rows = [
         [name, p.about, str(p.num_ar_steps), p.original, p.steps, f"{p.guidance.scale:g}",
-         "in the package" if p.embedded else p.weights.repo if p.weights else p.page]
+         "in the package" if ships(name) else p.weights.repo if p.weights else p.page or f"disa train {name}"]
         for name, p in PRESETS.items()
     ]  # fmt: skip
     table("presets", ["name", "model", "K", "original", "DiSA", "guidance", "weights"], rows)
@@ -59,6 +61,9 @@ def train(
     seed: Annotated[int, typer.Option(min=0, help="The run is a function of it.")] = 0,
     iterations: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     restart: Annotated[bool, typer.Option(help="Ignore an interrupted run in the folder.")] = False,
+    vae: Annotated[
+        Path | None, typer.Option(help="The folder of an autoencoder that you trained, instead of the package's.")
+    ] = None,
     as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Train an embedded model; a run that was interrupted continues. Writes weights, loss.png and training.json."""
@@ -67,6 +72,8 @@ def train(
     from disa.tiny import train as training
     from disa.tiny.tasks import find_recipe
 
+    if model == "digits-classifier" and vae is not None:
+        raise DisaError("digits-classifier reads images: leave --vae out.")
     if model == "digits-classifier":
         _train_classifier(out, seed, iterations, as_json)
         return
@@ -75,7 +82,7 @@ def train(
     with progress(f"training {model}", recipe.iterations, as_json) as advance:
         summary = training.train(
             model, out, seed, recipe, not restart,
-            on_step=lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"),
+            on_step=lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"), vae=vae,
         )  # fmt: skip
     print_summary(summary, out, as_json)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disa.checkpoints import TOKENIZER, load_codec, save_codec, save_model
+from disa.checkpoints import CODEC, TOKENIZER, load_codec, save_codec, save_model
 from disa.diffusion import TrainingLoss
 from disa.errors import DisaError
 from disa.flow import FlowLoss
@@ -57,13 +57,14 @@ class Recipe:
 class Task:
     """Something to train: `build` makes its model, `loss` is a function of the split and the random numbers.
 
-    half: whether matrix products are in bfloat16, where the processor is made for it.
+    half: whether matrix products are in bfloat16, where the processor is made for it. vae: the folder of an
+    autoencoder to use instead of the one in the package.
     """
 
     half = True
 
-    def __init__(self, name: str, recipe: Recipe) -> None:
-        self.name, self.recipe = name, recipe
+    def __init__(self, name: str, recipe: Recipe, vae: Path | None = None) -> None:
+        self.name, self.recipe, self.vae = name, recipe, vae
 
     def build(self, seed: int) -> Any:
         """The model with its first weights."""
@@ -83,6 +84,11 @@ class AutoencoderTask(Task):
 
     half = False  # the backward pass of convolutions in bfloat16 is ten times slower on a CPU
     config = SmallVAEConfig()
+
+    def __init__(self, name: str, recipe: Recipe, vae: Path | None = None) -> None:
+        super().__init__(name, recipe, vae)
+        if vae is not None:
+            raise DisaError(f"{name} is an autoencoder itself: leave the other one out.")
 
     def build(self, seed: int) -> SmallVAE:
         with torch.random.fork_rng(devices=[]):
@@ -128,8 +134,8 @@ class ShapesAutoencoderTask(AutoencoderTask):
 class ImageTask(Task):
     """A model that draws digits, trained on samples of their latents."""
 
-    def __init__(self, name: str, recipe: Recipe) -> None:
-        super().__init__(name, recipe)
+    def __init__(self, name: str, recipe: Recipe, vae: Path | None = None) -> None:
+        super().__init__(name, recipe, vae)
         self.preset: Preset = PRESETS[name]
 
     def build(self, seed: int) -> Any:
@@ -139,16 +145,20 @@ class ImageTask(Task):
 
     def save(self, folder: Path, model: Any) -> None:
         save_model(folder, self.preset, model.state_dict())
+        if self.vae is not None:
+            save_codec(folder / CODEC, self.codec)
+
+    @cached_property
+    def codec(self) -> LatentCodec:
+        return load_codec(self.preset, self.vae)
 
     @cached_property
     def _moments(self) -> dict[Split, tuple[Tensor, Tensor]]:
         """Per split: moments [N, 2 C, h, w] of the latents, normalised, and labels [N]."""
-        codec = load_codec(self.preset)
         content: dict[Split, tuple[Tensor, Tensor]] = {}
         for split in ("train", "test"):
             images, labels = digits(split)
-            content[split] = codec.moments(images), labels
-        self._codec = codec
+            content[split] = self.codec.moments(images), labels
         return content
 
     def batch(self, split: Split, random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +167,7 @@ class ImageTask(Task):
         size = self.recipe.batch_size
         chosen = torch.randint(len(labels), (size,), generator=random)
         noise = torch.randn(size, moments.shape[1] // 2, *moments.shape[2:], generator=random)
-        latents = self._codec.normalised(posterior_sample(moments[chosen], noise))
+        latents = self.codec.normalised(posterior_sample(moments[chosen], noise))
         return latents, labels[chosen], torch.rand(size, generator=random) < self.recipe.label_dropout
 
 
@@ -198,10 +208,6 @@ class HarmonTask(MaskedTask):
     def text(self) -> Text:
         config = self.preset.architecture
         return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
-
-    @cached_property
-    def codec(self) -> LatentCodec:
-        return load_codec(self.preset)
 
     def loss(self, model: Harmon, split: Split, random: torch.Generator) -> Tensor:
         scenes = shapes.scenes(self.recipe.batch_size, _scenes_of(split), random)
@@ -263,7 +269,7 @@ class XARTask(ImageTask):
         return model.loss(self.objective, latents, model.embed(labels, dropped), t, noise)
 
 
-RECIPES: dict[str, tuple[Callable[[str, Recipe], Task], Recipe]] = {
+RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = {
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
     "shapes-vae": (ShapesAutoencoderTask, Recipe(6_000, 16, learning_rate=2e-3, weight_decay=0.01)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
@@ -282,13 +288,13 @@ def find_recipe(name: str) -> Recipe:
     return _find(name)[1]
 
 
-def find_task(name: str, recipe: Recipe | None = None) -> Task:
+def find_task(name: str, recipe: Recipe | None = None, vae: Path | None = None) -> Task:
     """What is trained under that name, by its own recipe or another one. Raises DisaError."""
     task, own = _find(name)
-    return task(name, recipe or own)
+    return task(name, recipe or own, vae)
 
 
-def _find(name: str) -> tuple[Callable[[str, Recipe], Task], Recipe]:
+def _find(name: str) -> tuple[Callable[[str, Recipe, Path | None], Task], Recipe]:
     if name not in RECIPES:
         raise DisaError(f"no recipe to train {name!r}: expected one of {', '.join(RECIPES)}.")
     return RECIPES[name]

@@ -27,8 +27,8 @@ from disa.tiny.tasks import Recipe, find_task
 class Trainer:
     """Model, average and optimiser of one run."""
 
-    def __init__(self, name: str, seed: int = 0, recipe: Recipe | None = None) -> None:
-        self.name, self.seed, self.task = name, seed, find_task(name, recipe)
+    def __init__(self, name: str, seed: int = 0, recipe: Recipe | None = None, vae: Path | None = None) -> None:
+        self.name, self.seed, self.task = name, seed, find_task(name, recipe, vae)
         self.recipe = self.task.recipe
         self.model, self.average = self.task.build(seed), self.task.build(seed)
         self.optimiser = torch.optim.AdamW(_groups(self.model, self.recipe.weight_decay), betas=(0.9, 0.95), fused=True)
@@ -106,12 +106,14 @@ def train(
     resume: bool = True,
     on_step: Callable[[int, int, float], None] = lambda done, total, loss: None,
     save_every: int = 500,
+    vae: Path | None = None,
 ) -> dict[str, Any]:
     """Train, write `model.safetensors`, `config.json`, `loss.png` and `training.json` into `folder`; returns a summary.
 
-    A run that was stopped continues from `state.pt` in the same folder, with the same result as an unbroken one.
+    vae: the folder of an autoencoder to use instead of the package's; it is written beside the model. A run that was
+    stopped continues from `state.pt` in the same folder, with the same result as an unbroken one.
     """
-    trainer = Trainer(name, seed, recipe)
+    trainer = Trainer(name, seed, recipe, vae)
     make_folder(folder)
     saved = folder / "state.pt"
     if resume and saved.exists():
