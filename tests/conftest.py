@@ -1,8 +1,13 @@
 """What several test modules share."""
 
+import sys
+import warnings
 from pathlib import Path
 
 import pytest
+
+from command import Command, Done
+from disa import cli
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
 
@@ -21,3 +26,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DISA_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def disa(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run a command in this process, as the shell would."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+    def run(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["disa", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        printed = capsys.readouterr()
+        return Done(int(stop.value.code or 0), printed.out, printed.err)
+
+    return run

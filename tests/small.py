@@ -3,10 +3,11 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from disa.checkpoints import build_model, save_model
 from disa.models.mar import MAR, MARConfig, official_names
@@ -14,6 +15,8 @@ from disa.models.vae import VAEConfig
 from disa.presets import PRESETS, Preset, find_preset
 from disa.problem import Guidance
 from disa.sampler import Sampler
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CONFIG = MARConfig(
     latent_size=(8, 8), latent_channels=1, patch_size=2, encoder_width=32, encoder_depth=1, encoder_heads=4,
@@ -37,6 +40,19 @@ def weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:
     values = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
     scaled = {name: value / math.sqrt(value.shape[-1]) for name, value in values.items() if value.dim() > 1}
     return {name: scaled.get(name, float("norm" in name and "weight" in name) + 0.1 * values[name]) for name in values}
+
+
+def randomised(model: Model) -> Model:
+    """The same model with every weight random, also those that training starts at zero; norm gains near 1."""
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            values = torch.randn(parameter.shape, generator=random)
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(1 + 0.1 * values)
+            else:
+                parameter.copy_(values / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.1 * values)
+    return model.requires_grad_(False).eval()
 
 
 def official_weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:

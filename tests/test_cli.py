@@ -11,9 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +21,11 @@ import torch
 from PIL import Image
 
 import small
+from command import Command, complaint, files, only_whole
 from disa import cli
 from disa.cli.options import parse_labels, parse_numbers
 from disa.presets import PRESETS
 from disa.tiny import train as training
-
-
-@dataclass(frozen=True)
-class Done:
-    """What one command returned and printed."""
-
-    code: int
-    out: str
-    err: str
-
-    def json(self) -> dict[str, Any]:
-        assert (self.code, self.err) == (0, "")
-        assert self.out.count("\n") == 1
-        return json.loads(self.out)
-
-
-Command = Callable[..., Done]
-
-
-@pytest.fixture
-def disa(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Run a command in this process, as the shell would."""
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["disa", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        printed = capsys.readouterr()
-        return Done(int(stop.value.code or 0), printed.out, printed.err)
-
-    return run
 
 
 @pytest.fixture(autouse=True)
@@ -73,24 +40,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 QUICK = ("--num-ar-steps", 4, "--steps", "linear:4-2", "--device", "cpu")
-
-
-def files(folder: Path) -> list[str]:
-    """Every file below `folder`, hidden ones too."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not path.is_dir())
-
-
-def only_whole(folder: Path) -> list[str]:
-    """The files below `folder`, all of which can be read to their end."""
-    names = files(folder)
-    assert not [name for name in names if Path(name).name.startswith(".")]
-    for name in names:
-        if name.endswith(".png"):
-            with Image.open(folder / name) as image:
-                image.load()
-        else:
-            json.loads((folder / name).read_text())
-    return names
 
 
 # -- sample --------------------------------------------------------------------------------------------------------
@@ -277,15 +226,6 @@ def test_completion() -> None:
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------
-
-
-def complaint(done: Done) -> str:
-    """The one line that a refused command says; nothing on standard output."""
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("disa: ")
-    assert done.err.count("\n") == 1
-    assert len(done.err) < 500
-    return done.err
 
 
 def test_numbers_and_ranges() -> None:

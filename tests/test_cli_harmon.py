@@ -1,5 +1,3 @@
-# ruff: noqa: F401, F811
-# A fixture that is imported has the name of the parameters that take it.
 """The command line with prompts and pictures: a small Harmon with random weights draws, describes and is measured."""
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import torch
 from PIL import Image
 
 import small
+from command import Command, complaint, files, only_whole
 from disa.checkpoints import build_model
 from disa.compare import bench, compare
 from disa.editing import squared
@@ -27,7 +26,6 @@ from disa.prompts import pair_per_prompt, read_prompts, slug
 from disa.sampler import Sampler
 from disa.samples import Wanted
 from disa.text import FixedLength, Text
-from test_cli import Command, complaint, disa, files, only_whole
 from test_harmon import CONFIG, PRESET, random_weights, tokenizer
 
 pytest.importorskip("transformers")

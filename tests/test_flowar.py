@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+import small
 from disa.errors import DisaError
 from disa.flow import FlowLoss
 from disa.generate import generate_steps
@@ -42,16 +42,7 @@ ANNEALED = linear(4, 2)
 
 
 def random_weights(config: FlowARConfig) -> FlowAR:
-    """Every weight random, also those that training starts at zero; norm gains near 1."""
-    model, random = FlowAR(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=random)
-            if "norm" in name:
-                parameter.copy_(1 + 0.1 * values)
-            else:
-                parameter.copy_(values / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.1 * values)
-    return model.requires_grad_(False).eval()
+    return small.randomised(FlowAR(config))
 
 
 @pytest.fixture(scope="module")

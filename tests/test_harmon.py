@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import math
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from disa import text as texts
 from disa.checkpoints import build_model, convert, load_model
 from disa.diffusion import TrainingLoss
@@ -50,17 +50,9 @@ QUICK = linear(3, 2)
 
 
 def random_weights(config: HarmonConfig) -> Harmon:
-    """Every weight random, also those that training starts at zero; norm gains near 1."""
-    model, random = Harmon(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=random)
-            if "norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.1 * values)
-            else:
-                parameter.copy_(values / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.1 * values)
-        model.llm.embed_tokens.weight.mul_(5)
-    return model.requires_grad_(False).eval()
+    model = small.randomised(Harmon(config))
+    model.llm.embed_tokens.weight.mul_(5)
+    return model
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from disa.errors import DisaError
 from disa.generate import generate_steps
 from disa.models.layers import PackedLinear, can_pack, initialise, pack
@@ -34,16 +35,7 @@ ANNEALED = linear(5, 2)
 
 
 def random_weights(config: MARConfig) -> MAR:
-    """Every weight random, also those that training starts at zero; norm gains near 1."""
-    model, random = MAR(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=random)
-            if "norm" in name and name.endswith("weight"):
-                parameter.copy_(1 + 0.1 * values)
-            else:
-                parameter.copy_(values / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.1 * values)
-    return model.requires_grad_(False).eval()
+    return small.randomised(MAR(config))
 
 
 @pytest.fixture(scope="module")

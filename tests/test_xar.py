@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -13,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from disa.errors import DisaError
 from disa.flow import FlowLoss
 from disa.generate import generate_steps
@@ -38,16 +38,7 @@ ANNEALED = linear(5, 2)
 
 
 def random_weights(config: XARConfig) -> XAR:
-    """Every weight random, also those that training starts at zero; norm gains near 1."""
-    model, random = XAR(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            values = torch.randn(parameter.shape, generator=random)
-            if "norm" in name:
-                parameter.copy_(1 + 0.1 * values)
-            else:
-                parameter.copy_(values / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.1 * values)
-    return model.requires_grad_(False).eval()
+    return small.randomised(XAR(config))
 
 
 @pytest.fixture(scope="module")
