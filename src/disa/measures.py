@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.metrics import SMALLEST_STRATUM, Spread, bootstrap_difference
+from disa.metrics import Spread
 from disa.samples import Wanted
 
 FEWEST_IMAGES = 20
@@ -106,26 +106,15 @@ class Shapes:
         return _refusal(images, (3, IMAGE_SIZE, IMAGE_SIZE))
 
     def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured:
-        from disa.tiny.judge import score
+        from disa.tiny.judge import score, score_difference
 
-        captions = wanted.prompts or []
-        reports = [score(part * 2 - 1, captions) for part in images]
-        names = list(reports[0].categories)
-        category = torch.tensor([names.index(verdict.category) for verdict in reports[0].verdicts])
-        right = [torch.tensor([verdict.correct for verdict in report.verdicts]).double() for report in reports]
-        strata = category if category.bincount().min() >= SMALLEST_STRATUM else None
-
-        def mean_of_categories(right: Tensor, category: Tensor) -> float:
-            return torch.stack([right[category == one].mean() for one in category.unique()]).mean().item()
-
-        differences = [
-            bootstrap_difference(mean_of_categories, (one, category), (right[0], category), strata) for one in right[1:]
-        ]
+        reports = [score(part * 2 - 1, wanted.prompts or []) for part in images]
+        differences = [None, *(score_difference(report, reports[0]) for report in reports[1:])]
         scores = [
             Score(report.overall, {str(name): share for name, share in report.categories.items()}, report.num_images)
             for report in reports
         ]
-        return Measured(scores, [None, *differences])
+        return Measured(scores, differences)
 
     def cells(self, quality: Any, difference: Spread | None) -> list[str]:
         return [str(quality.overall), _gap(difference)]

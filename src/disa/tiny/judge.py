@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.metrics import SMALLEST_STRATUM, Array, Spread, bootstrap
+from disa.metrics import SMALLEST_STRATUM, Array, Spread, bootstrap, bootstrap_difference
 from disa.tiny.scenes import (
     CATEGORIES,
     COLOURS,
@@ -112,22 +112,32 @@ def score(images: Array, captions: Sequence[str], num_resamples: int = 200, seed
     if len(images) != len(captions) or not captions:
         raise DisaError(f"score() needs a caption for each image, found {len(images)} and {len(captions)}.")
     verdicts = tuple(judge(image, caption) for image, caption in zip(images, captions, strict=True))
-    correct = torch.tensor([verdict.correct for verdict in verdicts]).double()
-    labels = torch.tensor([CATEGORIES.index(verdict.category) for verdict in verdicts])
-    present = labels.unique().tolist()
-    strata = labels if labels.unique(return_counts=True)[1].min() >= SMALLEST_STRATUM else None
-
-    def mean_of_categories(right: Tensor, category: Tensor) -> float:
-        return torch.stack([right[category == label].mean() for label in category.unique()]).mean().item()
-
+    correct, labels, strata = _marks(verdicts)
     spreads = {
         CATEGORIES[label]: bootstrap(
             lambda right: right.mean().item(), correct[labels == label], num_resamples=num_resamples, seed=seed
         )
-        for label in present
+        for label in labels.unique().tolist()
     }
-    overall = bootstrap(mean_of_categories, correct, labels, strata=strata, num_resamples=num_resamples, seed=seed)
+    overall = bootstrap(_mean_of_categories, correct, labels, strata=strata, num_resamples=num_resamples, seed=seed)
     return Report(spreads, overall, len(captions), verdicts)
+
+
+def score_difference(report: Report, first: Report) -> Spread:
+    """The spread of one overall score minus another's, for the same captions and seeds in the same order."""
+    (right, labels, strata), (other, _, _) = _marks(report.verdicts), _marks(first.verdicts)
+    return bootstrap_difference(_mean_of_categories, (right, labels), (other, labels), strata)
+
+
+def _marks(verdicts: Sequence[Verdict]) -> tuple[Tensor, Tensor, Tensor | None]:
+    """1 for each right picture, the index of its category, and the same as strata if none is too small."""
+    correct = torch.tensor([verdict.correct for verdict in verdicts]).double()
+    labels = torch.tensor([CATEGORIES.index(verdict.category) for verdict in verdicts])
+    return correct, labels, labels if labels.unique(return_counts=True)[1].min() >= SMALLEST_STRATUM else None
+
+
+def _mean_of_categories(right: Tensor, labels: Tensor) -> float:
+    return torch.stack([right[labels == label].mean() for label in labels.unique()]).mean().item()
 
 
 def judge(image: Array, caption: str) -> Verdict:
