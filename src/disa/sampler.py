@@ -317,8 +317,8 @@ class Sampler:
         assert isinstance(model, Harmon)
         if max_tokens < 1:
             raise DisaError(f"a text has at least one token, found max_tokens={max_tokens}.")
-        grid = self._token_grid(*images.shape[-2:]) or model.config.grid
-        ids = torch.tensor(text.to_describe(prompt, math.prod(grid) + model.config.buffer_size))
+        grid = self._token_grid(*images.shape[-2:])
+        ids = torch.tensor(text.to_describe(prompt, model.config.num_image_tokens(grid)))
         _, many_seeds = pair([0] * len(images), seeds)
         choose = (lambda logits: logits.argmax(-1)) if temperature is None else sampled(many_seeds, temperature)
         return model.describe(self.encode(images), ids, text.image_token, choose, text.stop_ids, max_tokens)
@@ -373,7 +373,7 @@ class Run:
         model = self.sampler.model
         if prompts is None or not isinstance(model, Harmon):
             return None
-        count = math.prod(self.settings.token_grid or model.config.grid) + model.config.buffer_size
+        count = model.config.num_image_tokens(self.settings.token_grid)
         text = self.sampler.text
         return [text.to_draw(prompt, count) for prompt in prompts], text.unconditional(negative, count)
 

@@ -12,6 +12,7 @@ images first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,10 @@ class HarmonConfig(MARConfig):
     llm_norm_eps: float = 1e-6
     max_positions: int = 32_768
     tied: bool = True
+
+    def num_image_tokens(self, grid: tuple[int, int] | None = None) -> int:
+        """Places that an image takes in the language model, buffer included; grid: None for the model's own."""
+        return math.prod(grid or self.grid) + self.buffer_size
 
     @classmethod
     def from_official(cls, arguments: dict) -> HarmonConfig:

@@ -213,7 +213,7 @@ class HarmonTask(MaskedTask):
         scenes = shapes.scenes(self.recipe.batch_size, _scenes_of(split), random)
         latents = self.latents(scenes, random)
         count = round(self.recipe.described * len(scenes))
-        ids, targets, image_token = shapes.answers(self.text, scenes[:count], self._num_image_tokens)
+        ids, targets, image_token = shapes.answers(self.text, scenes[:count], model.config.num_image_tokens())
         describing = model.describing_loss(latents[:count], ids, targets, image_token)
         return self._drawing_loss(model, scenes, latents, random) + self.recipe.describing_weight * describing
 
@@ -231,16 +231,10 @@ class HarmonTask(MaskedTask):
         self, model: Harmon, scenes: list[shapes.Captioned], latents: Tensor, random: torch.Generator
     ) -> Tensor:
         dropped = torch.rand(len(scenes), generator=random) < self.recipe.label_dropout
-        prompts = shapes.prompts_to_draw(self.text, scenes, dropped, self._num_image_tokens)
+        prompts = shapes.prompts_to_draw(self.text, scenes, dropped, model.config.num_image_tokens())
         visible, masked = self.split_tokens(model.config.num_tokens, random)
         t, noise = self.times(masked, random)
         return model.loss(self.objective, latents, prompts, visible, masked, t, noise).loss.mean()
-
-    @property
-    def _num_image_tokens(self) -> int:
-        """Buffer included."""
-        config = self.preset.architecture
-        return config.num_tokens + config.buffer_size
 
 
 class FlowARTask(ImageTask):
