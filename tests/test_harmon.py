@@ -187,8 +187,8 @@ def test_padding_changes_nothing_but_rounding(model: Harmon, monkeypatch: pytest
     expected = draw(model, [0, 1, 2])
     read = model._read
 
-    def together(prompts: Prompts) -> list[harmon.Prefix]:
-        return [read(prompts.ids, prompts.lengths, torch.arange(len(prompts)))]
+    def together(prompts: Prompts, longest: int) -> list[harmon.Prefix]:
+        return [read(prompts.ids, prompts.lengths, torch.arange(len(prompts)), longest)]
 
     monkeypatch.setattr(model, "read", together)
     found = draw(model, [0, 1, 2])

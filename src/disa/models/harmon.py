@@ -75,14 +75,14 @@ class HarmonConfig(MARConfig):
 class Prefix:
     """Prompts that the language model has read together.
 
-    rows: [R] which of the B' they are; lengths: [R] real tokens; width: of the longest; padded: whether any is shorter;
-    cache: keys and values, [R, heads, width, d] in every layer.
+    rows: [R] which of the B' they are; lengths: [R] real tokens; width: of the longest; mask: [R or 1, 1, F, width + F]
+    of 0 and -inf, what the F tokens that may follow see; cache: keys and values, [R, heads, width, d] in every layer.
     """
 
     rows: Tensor
     lengths: Tensor
     width: int
-    padded: bool
+    mask: Tensor
     cache: Any
 
 
@@ -134,15 +134,15 @@ class Harmon(nn.Module):
         rows = request.batch_size * (2 if request.guidance.active else 1)
         prompts = Prompts(request.prompts.ids[:rows], request.prompts.lengths[:rows])
         self._check_prompts(prompts, planned.tokens.shape[1] + self.config.buffer_size)
-        return HarmonState(**vars(planned), prefixes=self.read(prompts))
+        longest = self.config.buffer_size + planned.visible[-1].shape[1]
+        return HarmonState(**vars(planned), prefixes=self.read(prompts, longest))
 
     def pose(self, state: HarmonState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
         visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
-        grid = state.request.token_grid
         # Nothing before the language model depends on the prompt, so the encoder sees each image once.
-        x = self.continued(self.mar.encode(state.tokens, state.embedding, visible, grid), state.prefixes)
-        return self.mar.problem(state, self.mar.decode(x, visible, drawn, grid))
+        x = self.continued(self.mar.encode(state.tokens, state.embedding, visible, state.positions), state.prefixes)
+        return self.mar.problem(state, self.mar.decode(x, visible, drawn, state.positions))
 
     def accept(self, state: HarmonState, tokens: Tensor) -> None:
         """tokens: [B N, C] of the problem posed last."""
@@ -164,8 +164,8 @@ class Harmon(nn.Module):
 
     # -- the language model --------------------------------------------------------------------------------------
 
-    def read(self, prompts: Prompts) -> list[Prefix]:
-        """Keys and values of the prompts, padding included: nothing real attends to it.
+    def read(self, prompts: Prompts, longest: int) -> list[Prefix]:
+        """Keys and values of prompts, padding included: nothing real attends to it. At most `longest` tokens follow.
 
         On a CPU prompts of equal length go together, so that no key is padding and an image does not depend on its
         batch: masked keys would change the order in which a kernel sums. Elsewhere, and in training, one call reads
@@ -176,16 +176,21 @@ class Harmon(nn.Module):
         everything = torch.arange(len(ids), device=device)
         apart = [everything[lengths == length] for length in lengths.unique()]
         together = device.type != "cpu" or torch.is_grad_enabled()
-        return [self._read(ids, lengths, rows) for rows in ([everything] if together else apart)]
+        return [self._read(ids, lengths, rows, longest) for rows in ([everything] if together else apart)]
 
-    def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor) -> Prefix:
+    def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, longest: int) -> Prefix:
         lengths = lengths[rows]
         shortest, width = (int(end) for end in lengths.aminmax())
         cache = _empty_cache()
         positions = torch.arange(width, device=ids.device)[None]
         x = self.llm.embed_tokens(ids[rows, :width])
         self._run(x, positions, _causal(width, x), cache)
-        return Prefix(rows, lengths, width, shortest < width, cache)
+        past = x.new_zeros(1, 1, 1, width)
+        if shortest < width:
+            past = past.masked_fill((positions >= lengths[:, None])[:, None, None], float("-inf"))
+        following = _causal(longest, x).expand(len(past), -1, -1, -1)
+        mask = torch.cat([past.expand(-1, -1, longest, -1), following], dim=3)
+        return Prefix(rows, lengths, width, mask, cache)
 
     def continued(self, x: Tensor, prefixes: list[Prefix]) -> Tensor:
         """[B, P + V, D] of the encoder, buffer first -> [B', P + V, D]: with what the language model adds to it.
@@ -194,20 +199,14 @@ class Harmon(nn.Module):
         """
         buffer = self.config.buffer_size
         rows = torch.cat([prefix.rows for prefix in prefixes])
-        x = x.repeat(len(rows) // len(x), 1, 1)
         z = self.proj_in(x).roll(-buffer, 1)
-        heard = torch.cat([self._continued(z[prefix.rows], prefix) for prefix in prefixes])[rows.argsort()]
-        return x + self.proj_out(heard.roll(buffer, 1))
+        heard = torch.cat([self._continued(z[prefix.rows % len(z)], prefix) for prefix in prefixes])[rows.argsort()]
+        return x.repeat(len(rows) // len(x), 1, 1) + self.proj_out(heard.roll(buffer, 1))
 
     def _continued(self, z: Tensor, prefix: Prefix) -> Tensor:
         """[R, P + V, E] after the prompts -> hidden states of the same shape."""
         count = z.shape[1]
-        mask = _causal(count, z)
-        past = mask.new_zeros(1, 1, 1, prefix.width)
-        if prefix.padded:
-            padding = torch.arange(prefix.width, device=z.device) >= prefix.lengths[:, None]
-            past = past.masked_fill(padding[:, None, None], float("-inf"))
-        mask = torch.cat([past.expand(-1, -1, count, -1), mask.expand(len(past), -1, -1, -1)], dim=3)
+        mask = prefix.mask[:, :, :count, : prefix.width + count]
         positions = prefix.lengths[:, None] + torch.arange(count, device=z.device)
         hidden = self._run(z, positions, mask, prefix.cache)
         prefix.cache.crop(-count)
@@ -232,7 +231,8 @@ class Harmon(nn.Module):
         grid = self._grid(latents)
         tokens = self.mar.patchify(latents.to(self.mar.no_class.device).float(), grid)
         everything = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
-        x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), everything, grid)
+        positions = self.mar.positions(grid)
+        x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), everything, positions)
         return self.proj_in(x).roll(-self.config.buffer_size, 1)
 
     @torch.no_grad()
@@ -289,9 +289,9 @@ class Harmon(nn.Module):
         unconditional one.
         """
         grid = self._grid(latents)
-        tokens = self.mar.patchify(latents, grid)
-        x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), visible, grid)
-        z = self.mar.decode(self.continued(x, self.read(prompts)), visible, wanted, grid)
+        tokens, positions = self.mar.patchify(latents, grid), self.mar.positions(grid)
+        x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), visible, positions)
+        z = self.mar.decode(self.continued(x, self.read(prompts, x.shape[1])), visible, wanted, positions)
         return self.mar.head_loss(objective, tokens, z, wanted, t, noise)
 
     def describing_loss(

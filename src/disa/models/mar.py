@@ -81,6 +81,15 @@ class MARConfig:
         )
 
 
+@dataclass(frozen=True)
+class Positions:
+    """The position tables for one grid of tokens. encoder, decoder: [P + L, D]; head: [L, D]."""
+
+    encoder: Tensor
+    decoder: Tensor
+    head: Tensor
+
+
 @dataclass
 class MARState:
     """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step."""
@@ -92,6 +101,7 @@ class MARState:
     visible: list[Tensor]
     drawn: list[Tensor]
     embedding: Tensor
+    positions: Positions
     ar_step: int = 0
     counter: Counter = field(default_factory=Counter)
 
@@ -145,13 +155,13 @@ class MAR(nn.Module):
             visible=[orders[:, masked:].sort(1).values for _, masked in spans],
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
             embedding=embedding,
+            positions=self.positions(request.token_grid),
         )  # fmt: skip
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
         visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
-        grid = state.request.token_grid
-        return self.problem(state, self.condition(state.tokens, state.embedding, visible, drawn, grid))
+        return self.problem(state, self.condition(state.tokens, state.embedding, visible, drawn, state.positions))
 
     def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
         """The problem of this AR step, given the condition vectors [B', N, D] of its tokens."""
@@ -216,46 +226,50 @@ class MAR(nn.Module):
     # -- the backbone --------------------------------------------------------------------------------------------
 
     def condition(
-        self, tokens: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int] | None = None
+        self, tokens: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor, positions: Positions | None = None
     ) -> Tensor:
         """Condition vectors [B', N, D] of the tokens at `wanted` [B, N], given those at `visible` [B, V].
 
-        tokens: [B, L, C], embedding: [B', D] of classes (or of none). grid: rows and columns of tokens, if not those
+        tokens: [B, L, C], embedding: [B', D] of classes (or of none). positions: of another grid of tokens than that
         of the configuration.
         """
-        return self.decode(self.encode(tokens, embedding, visible, grid), visible, wanted, grid)
+        positions = positions or self.positions()
+        return self.decode(self.encode(tokens, embedding, visible, positions), visible, wanted, positions)
 
-    def encode(self, tokens: Tensor, embedding: Tensor, visible: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, embedding: Tensor, visible: Tensor, positions: Positions) -> Tensor:
         """What the encoder makes of the buffer and the visible tokens: [B', P + V, D], buffer first."""
         buffer = self.config.buffer_size
         halves = len(embedding) // len(tokens)
         dtype = self.no_class.dtype
         x = self.token_in(take(tokens, visible).to(dtype)).repeat(halves, 1, 1)
         x = torch.cat([embedding[:, None].expand(-1, buffer, -1), x], dim=1)
-        positions = self._resized(self.encoder_positions, grid)
-        x = self.token_norm(x + functional.embedding(self._with_buffer(visible).repeat(halves, 1), positions[0]))
+        x = self.token_norm(x + functional.embedding(self._with_buffer(visible).repeat(halves, 1), positions.encoder))
         for block in self.encoder:
             x = block(x)
         return self.encoder_norm(x)
 
-    def decode(self, x: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, x: Tensor, visible: Tensor, wanted: Tensor, positions: Positions) -> Tensor:
         """Condition vectors [B', N, D] from what `encode` gave. Only the last block may leave tokens out: everything
         before it feeds keys and values that the wanted tokens attend to."""
         halves = len(x) // len(visible)
         x = self.decoder_in(x)
-        positions = self._resized(self.decoder_positions, grid)
         places = self._with_buffer(visible).repeat(halves, 1)[:, :, None].expand(-1, -1, x.shape[-1])
-        x = self.mask_token.expand(len(x), positions.shape[1], -1).to(x.dtype).scatter(1, places, x)
-        x = x + positions
+        x = self.mask_token.expand(len(x), len(positions.decoder), -1).to(x.dtype).scatter(1, places, x)
+        x = x + positions.decoder
         places = wanted.repeat(halves, 1)
         for i, block in enumerate(self.decoder):
             x = block(x, places + self.config.buffer_size if i == len(self.decoder) - 1 else None)
-        return self.decoder_norm(x) + functional.embedding(places, self._resized(self.head_positions, grid)[0])
+        return self.decoder_norm(x) + functional.embedding(places, positions.head)
 
     def _with_buffer(self, visible: Tensor) -> Tensor:
         """[B, P + V] places of the buffer and of the tokens at `visible` [B, V]."""
         buffer = torch.arange(self.config.buffer_size, device=visible.device).expand(len(visible), -1)
         return torch.cat([buffer, visible + self.config.buffer_size], dim=1)
+
+    def positions(self, grid: tuple[int, int] | None = None) -> Positions:
+        """The position tables for a grid of tokens; None for that of the configuration."""
+        tables = self.encoder_positions, self.decoder_positions, self.head_positions
+        return Positions(*(self._resized(table, grid)[0] for table in tables))
 
     def _resized(self, table: Tensor, grid: tuple[int, int] | None) -> Tensor:
         """A position table [1, P + L, D] or [1, L, D] whose image part is interpolated to another grid of tokens."""
