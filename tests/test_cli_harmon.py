@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import small
 from command import Command, complaint, files, only_whole
 from disa.checkpoints import build_model
+from disa.cli.drawing import _texts
 from disa.compare import bench, compare
 from disa.editing import squared
 from disa.errors import DisaError
 from disa.measures import MEASURES
+from disa.models.harmon import official_names
 from disa.presets import PRESETS
 from disa.prompts import pair_per_prompt, read_prompts, slug
 from disa.sampler import Sampler
@@ -199,6 +202,37 @@ def test_descriptions_can_be_drawn_by_chance(disa: Command, model: Path, tmp_pat
     lines = disa(*arguments, "--seed", 1).out.splitlines()
     assert lines[0].startswith(f"{pictures[0]}: ")
     assert any(line.startswith(f"{pictures[1]}: ") for line in lines)
+
+
+def test_a_text_does_not_depend_on_the_pictures_beside_it(disa: Command, model: Path, tmp_path: Path) -> None:
+    for i, name in enumerate("abc"):
+        Image.effect_noise((8, 4 + i), 60 + 20 * i).convert("RGB").save(tmp_path / f"{name}.png")
+    pictures = [tmp_path / f"{name}.png" for name in "abc"]
+    options = ("--model", model, "--device", "cpu", "--max-tokens", 8, "--temperature", 3, "--repetition-penalty", 1.1)
+    together = disa("describe", *pictures, *options, "--json").json()
+    assert together["repetition_penalty"] == 1.1
+    assert len({found["text"] for found in together["descriptions"]}) == 3
+    assert disa("describe", *pictures, *options, "--batch-size", 2, "--json").json() == together
+    alone = disa("describe", pictures[1], *options, "--json").json()
+    assert alone["descriptions"] == together["descriptions"][1:2]
+    shown = disa("describe", *pictures, *options)
+    assert (shown.code, shown.err) == (0, "")
+    printable = "".join(f"{found['image']}: {found['text']}\n" for found in together["descriptions"])
+    assert shown.out == printable
+
+
+def test_the_first_text_is_shown_while_it_is_written(sampler: Sampler) -> None:
+    letters, end, made = sampler.text.tokenizer.encode("abc"), sampler.text.stop_ids[0], []
+
+    def turns() -> Iterator[Tensor]:
+        for first, second in zip([letters[0], end, end, end], [*letters, end], strict=True):
+            made.append(first)
+            yield torch.tensor([first, second])
+
+    first, second = _texts(sampler, turns(), 2)
+    assert (next(first), len(made)) == ("a", 1)
+    assert ("".join(first), len(made)) == ("", 2)
+    assert ("".join(second), len(made)) == ("abc", 4)
 
 
 def test_words_come_as_they_are_made(words: Path) -> None:
@@ -380,6 +414,8 @@ def test_weights_are_not_read_for_a_request_that_does_not_fit(disa: Command, mon
         (["describe", "good.png", "--prompt", "<image>"], "may not hold <image>"),
         (["describe", "good.png", "--temperature", "0"], "the temperature of a text must be above 0"),
         (["describe", "good.png", "--max-tokens", "0"], "'--max-tokens'"),
+        (["describe", "good.png", "--prompt", "x" * 400], "the prompt is too long: expected at most 399 tokens"),
+        (["describe", "good.png", "--repetition-penalty", "0"], "the penalty for repetition must be above 0"),
         (["describe", "good.png", "--seed", "-1"], "'--seed'"),
         (["describe", "good.png", "--model", "mar-base"], "mar-base has no words"),
         (["describe"], "Missing argument"),
@@ -401,6 +437,42 @@ def test_the_other_commands_refuse(
     before = files(tmp_path)
     assert said in complaint(disa(*arguments, *given))
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("special", "said"),
+    [(["<s>"], "expected <|im_start|> to be one token of it"),
+     (["<|im_start|>", "<|im_end|>", *map("<{}>".format, range(250))], "expected 1 to 300 tokens, found 3")],
+)  # fmt: skip
+@pytest.mark.parametrize("command", [("sample", "--prompt", "a cat"), ("describe", "good.png")])
+def test_a_tokenizer_of_another_checkpoint(
+    disa: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    command: tuple[str, ...], special: list[str], said: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("good.png")
+    other = tokenizer(tmp_path / "other", *special)
+    complained = complaint(disa(*command, "--model", model, "--tokenizer", other))
+    assert f"{other} does not fit this checkpoint" in complained
+    assert said in complained
+
+
+@pytest.mark.parametrize("command", [("sample", "--prompt", "a cat"), ("describe", "good.png")])
+def test_a_checkpoint_of_another_size(
+    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("good.png")
+    wide = replace(CONFIG, encoder_width=48, decoder_width=48)
+    large = replace(wide, encoder_depth=2, llm_depth=3)
+    monkeypatch.setitem(PRESETS, "harmon-1.5b", replace(PRESETS["harmon-1.5b"], architecture=large))
+    for name, config in (("large", large), ("mixed", wide)):
+        torch.save(official_names(config).to_official(random_weights(config).state_dict()), f"{name}.pth")
+    said = complaint(disa(*command, "--model", PRESET.name, "--checkpoint", "large.pth"))
+    assert "It is a checkpoint of harmon-1.5b: load it as that." in said
+    said = complaint(disa(*command, "--model", PRESET.name, "--checkpoint", "mixed.pth"))
+    assert "mixed.pth does not fit this model" in said
+    assert "of its tensors have another shape; mar." in said
 
 
 @pytest.mark.parametrize("command", [("sample", "--prompt", "a cat"), ("describe", "good.png")])

@@ -29,7 +29,7 @@ from disa.problem import ARStep, Guidance, Prompts, Request
 from disa.sampler import Sampler
 from disa.solvers import make_solver
 from disa.steps import StepPolicy, linear, parse
-from disa.text import Text, sampled
+from disa.text import Text, penalised, sampled
 
 pytest.importorskip("transformers")
 
@@ -163,23 +163,38 @@ def test_a_folder_of_official_parts_is_read_whole(model: Harmon, tmp_path: Path)
 
 
 def test_prompts_are_read_once_and_the_cache_is_cropped(model: Harmon, monkeypatch: pytest.MonkeyPatch):
-    calls: list[int] = []
+    calls: list[tuple[int, ...]] = []
     embedded: list[int] = []
     run, embed = model.llm.forward, model.llm.embed_tokens.forward
     monkeypatch.setattr(
-        model.llm, "forward", lambda **options: calls.append(options["inputs_embeds"].shape[1]) or run(**options)
+        model.llm, "forward", lambda **options: calls.append(options["inputs_embeds"].shape[:2]) or run(**options)
     )
     monkeypatch.setattr(model.llm.embed_tokens, "forward", lambda ids: embedded.append(ids.numel()) or embed(ids))
     which = [0, 1, 3]
     visible: list[Tensor] = []
+    keys: list[Tensor] = []
     for step in turns(model, which):
         visible = step.state.visible
         prefixes = step.state.prefixes
         assert [prefix.cache.get_seq_length() for prefix in prefixes] == [prefix.width for prefix in prefixes]
+        found = [layer.keys.clone() for prefix in prefixes for layer in prefix.cache.layers]
+        assert all(torch.equal(*pair) for pair in zip(found, keys or found, strict=True))
+        keys = found
     # Two images have prompts of 2 tokens, one of 5, and the empty prompt has 3: read together, by length.
     assert sorted(embedded) == [4, 5, 9]
-    assert sorted(calls[:3]) == [2, 3, 5]
-    assert calls[3:] == [3 + v.shape[1] for v in visible for _ in range(3)]
+    assert sorted(calls[:3]) == [(1, 5), (2, 2), (3, 3)]
+    # After that only the buffer of 3 and the visible tokens pass, once for each of the 6 halves.
+    assert sorted(calls[3:]) == sorted((rows, 3 + v.shape[1]) for v in visible for rows in (1, 2, 3))
+
+
+def test_tables_and_masks_are_made_once(model: Harmon, monkeypatch: pytest.MonkeyPatch):
+    made: list[str] = []
+    resized, causal = model.mar._resized, harmon._causal
+    monkeypatch.setattr(model.mar, "_resized", lambda *given: made.append("table") or resized(*given))
+    monkeypatch.setattr(harmon, "_causal", lambda *given: made.append("mask") or causal(*given))
+    draw(model, [0], token_grid=(4, 6), scale=1.0)
+    # One mask is that of the prompt, the other that of what follows it.
+    assert sorted(made) == ["mask", "mask", "table", "table", "table"]
 
 
 def test_padding_changes_nothing_but_rounding(model: Harmon, monkeypatch: pytest.MonkeyPatch):
@@ -374,8 +389,10 @@ def test_what_is_seen_matters_and_a_text_does_not_depend_on_its_batch(model: Har
 
     together = torch.stack(list(model.describe(latents, ids, IMAGE_TOKEN, choose, max_tokens=4)), dim=1)
     assert (logits[0][0] - logits[0][1]).abs().max() > 1e-3
-    alone = torch.stack(list(model.describe(latents[1:2], ids, IMAGE_TOKEN, max_tokens=4)), dim=1)
+    beside = [found[1] for found in logits]
+    alone = torch.stack(list(model.describe(latents[1:2], ids, IMAGE_TOKEN, choose, max_tokens=4)), dim=1)
     assert torch.equal(alone[0], together[1])
+    assert all(torch.equal(found[0], other) for found, other in zip(logits[4:], beside, strict=True))
 
 
 def test_a_text_stops_and_repeats_its_last_token(model: Harmon):
@@ -410,6 +427,15 @@ def test_sampling_has_the_frequencies_of_the_logits():
     assert (torch.bincount(chosen, minlength=4) / 4000 - share).abs().max() < 0.03
     with pytest.raises(DisaError, match="above 0, found 0"):
         sampled([1], 0.0)
+
+
+def test_repetition_is_penalised_in_each_text():
+    choose = penalised(lambda logits: logits.argmax(-1), 2.0)
+    logits = torch.tensor([[3.0, 2.0, 1.0], [-1.0, -1.5, -3.0]])
+    assert [choose(logits).tolist() for _ in range(4)] == [[0, 0], [1, 1], [0, 0], [0, 0]]
+    assert [penalised(lambda logits: logits.argmax(-1), 1.0)(logits).tolist() for _ in range(2)] == [[0, 0]] * 2
+    with pytest.raises(DisaError, match="above 0, found 0"):
+        penalised(choose, 0.0)
 
 
 def test_a_prompt_without_places_for_the_image_is_refused(model: Harmon):
@@ -557,8 +583,10 @@ def test_prompts_that_cannot_be_used(words: Path, act: Callable[[Text], Any], me
 
 
 def test_a_tokenizer_of_another_checkpoint_is_refused(words: Path, tmp_path: Path):
-    with pytest.raises(DisaError, match="expected at most 90 tokens, found 100"):
+    with pytest.raises(DisaError, match="expected 1 to 90 tokens, found 100"):
         Text.load(words, 90, 400)
+    with pytest.raises(DisaError, match="expected 151424 to 151936 tokens, found 100"):
+        Text.load(words, 151_936, 400)
     other = tokenizer(tmp_path / "other", "<s>")
     with pytest.raises(DisaError, match=r"expected <\|im_start\|> to be one token"):
         Text.load(other, 300, 400)
@@ -635,6 +663,7 @@ def test_the_sampler_describes(sampler: Sampler):
     assert [sampler.text.decode(ids) for ids in torch.stack(steps, 1).tolist()] == described
     drawn = sampler.describe(images, temperature=1.0, seeds=[1, 2], max_tokens=5)
     assert drawn == sampler.describe(images, temperature=1.0, seeds=[1, 2], max_tokens=5)
+    assert described != sampler.describe(images, "What is it", max_tokens=5, repetition_penalty=1e3)
 
 
 @pytest.mark.parametrize(

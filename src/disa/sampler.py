@@ -29,7 +29,7 @@ from disa.problem import ARStep, Guidance, Prompts, Request
 from disa.samples import Samples, TraceStep, check_output_type, convert
 from disa.solvers import WITH_TEMPERATURE, Solver, grid_for, make_solver
 from disa.steps import StepPolicy
-from disa.text import DESCRIBE, Text, sampled
+from disa.text import DESCRIBE, Text, penalised, sampled
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -298,19 +298,23 @@ class Sampler:
 
     def describe(
         self, images: Tensor, prompt: str = DESCRIBE, *, temperature: float | None = None,
-        seeds: int | Sequence[int] = 0, max_tokens: int = 1024,
+        seeds: int | Sequence[int] = 0, max_tokens: int = 1024, repetition_penalty: float = 1.0,
     ) -> list[str]:  # fmt: skip
         """A text about each image: images [N, channels, height, width] in [0, 1], sides multiples of a token's.
 
         temperature: None takes the likeliest token every time; above 0 tokens are drawn, by each image's seed.
+        repetition_penalty: above 1 makes tokens that a text already has less likely.
         Officially images are padded to a square with gray (127) and resized to 512x512. Raises DisaError.
         """
-        turns = list(self.describe_steps(images, prompt, temperature=temperature, seeds=seeds, max_tokens=max_tokens))
+        turns = list(self.describe_steps(
+            images, prompt, temperature=temperature, seeds=seeds, max_tokens=max_tokens,
+            repetition_penalty=repetition_penalty,
+        ))  # fmt: skip
         return [self.text.decode(ids) for ids in torch.stack(turns, dim=1).tolist()]
 
     def describe_steps(
         self, images: Tensor, prompt: str = DESCRIBE, *, temperature: float | None = None,
-        seeds: int | Sequence[int] = 0, max_tokens: int = 1024,
+        seeds: int | Sequence[int] = 0, max_tokens: int = 1024, repetition_penalty: float = 1.0,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The same as an iterator: every turn is one token id per image [N]; `text.decode` makes words of them."""
         text, model = self.text, self.model
@@ -321,6 +325,7 @@ class Sampler:
         ids = torch.tensor(text.to_describe(prompt, model.config.num_image_tokens(grid)))
         _, many_seeds = pair([0] * len(images), seeds)
         choose = (lambda logits: logits.argmax(-1)) if temperature is None else sampled(many_seeds, temperature)
+        choose = penalised(choose, repetition_penalty)
         return model.describe(self.encode(images), ids, text.image_token, choose, text.stop_ids, max_tokens)
 
     def encode(self, images: Tensor) -> Tensor:

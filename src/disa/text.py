@@ -23,6 +23,8 @@ DESCRIBE = "Describe the image in detail."
 IMAGE = "<image>"
 STOP = ("<|im_end|>", "<|endoftext|>")
 RESERVED = ("<|im_start|>", *STOP, IMAGE)
+MOST_PADDING = 512
+"""Tables have some rows more than their tokenizer has tokens, for a round number: Qwen2.5's has 270."""
 
 
 class Text:
@@ -40,8 +42,9 @@ class Text:
             if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
                 raise DisaError(f"{source} does not fit this checkpoint: expected {token} to be one token of it. "
                                 "Give the tokenizer of the checkpoint's language model.")  # fmt: skip
-        if len(tokenizer) > vocab_size:
-            raise DisaError(f"{source} does not fit this checkpoint: expected at most {vocab_size} tokens, found "
+        fewest = max(1, vocab_size - MOST_PADDING)
+        if not fewest <= len(tokenizer) <= vocab_size:
+            raise DisaError(f"{source} does not fit this checkpoint: expected {fewest} to {vocab_size} tokens, found "
                             f"{len(tokenizer)}. Give the tokenizer of the checkpoint's language model.")  # fmt: skip
         self.image_token = self._ids(IMAGE)[0]
         self.stop_ids = [ids[0] for ids in map(self._ids, STOP) if len(ids) == 1]
@@ -92,6 +95,8 @@ class Text:
         """The same piece by piece, as the ids come; together they are `decode` of all."""
         seen, told = [], ""
         for token in ids:
+            if token in self.stop_ids:
+                break
             seen.append(token)
             text = self.decode(seen)
             # A character of several bytes may be on its way.
@@ -150,3 +155,21 @@ def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor]
         return chosen.clamp(max=logits.shape[-1] - 1).to(logits.device)
 
     return choose
+
+
+def penalised(choose: Callable[[Tensor], Tensor], penalty: float) -> Callable[[Tensor], Tensor]:
+    """Choose after the scores of what a text already holds were made worse (Keskar et al. 2019): positive ones divided
+    by the penalty, negative ones multiplied. 1 changes nothing."""
+    if not penalty > 0:
+        raise DisaError(f"the penalty for repetition must be above 0, found {penalty}; 1 is none.")
+    written: list[Tensor] = []
+
+    def choosing(logits: Tensor) -> Tensor:
+        if written:
+            past = torch.stack(written, dim=1)
+            scores = logits.gather(1, past)
+            logits = logits.scatter(1, past, torch.where(scores < 0, scores * penalty, scores / penalty))
+        written.append(choose(logits))
+        return written[-1]
+
+    return choosing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from disa.cli.output import percent, print_json, progress
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from disa.presets import Preset
     from disa.sampler import Sampler, Settings
 
@@ -63,27 +66,32 @@ def describe(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="With --temperature: a text is a function of it.")] = 0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1024,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: words that a text has become less likely.")] = 1.0,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the preset's by default.")] = None,
     as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Words about pictures, as they come. A picture is padded to a square and resized to the model's own size."""
+    import torch
+
     from disa.editing import fitted, open_picture, squared
 
     if not prompt.strip():
         raise DisaError("a prompt is empty: expected words.")
     pictures = [open_picture(path) for path in images]
     sampler = source.load(_check_words)
-    shape, texts = sampler.image_shape, []
-    for path, picture in zip(images, pictures, strict=True):
+    size, found = batch_size or sampler.preset.batch_size, []
+    for batch in (range(i, min(i + size, len(images))) for i in range(0, len(images), size)):
         turns = sampler.describe_steps(
-            fitted(squared(picture), shape), prompt, temperature=temperature, seeds=seed, max_tokens=max_tokens
-        )
-        pieces = sampler.text.pieces(int(ids) for ids in turns)
-        texts.append("".join(pieces if as_json else _shown(pieces, f"{path}: " if len(images) > 1 else "")))
+            torch.cat([fitted(squared(pictures[i]), sampler.image_shape) for i in batch]), prompt,
+            temperature=temperature, seeds=seed, max_tokens=max_tokens, repetition_penalty=repetition_penalty,
+        )  # fmt: skip
+        for i, pieces in zip(batch, _texts(sampler, turns, len(batch)), strict=True):
+            title = f"{images[i]}: " if len(images) > 1 else ""
+            found.append({"image": str(images[i]), "text": "".join(pieces if as_json else _shown(pieces, title))})
     if as_json:
-        found = [{"image": str(path), "text": text} for path, text in zip(images, texts, strict=True)]
         print_json({
             "model": sampler.preset.name, "prompt": prompt, "temperature": temperature, "seed": seed,
-            "max_tokens": max_tokens, "descriptions": found,
+            "max_tokens": max_tokens, "repetition_penalty": repetition_penalty, "descriptions": found,
         })  # fmt: skip
 
 
@@ -103,6 +111,15 @@ def _kept(sampler: Sampler, settings: Settings, keep: Path | None, box: str | No
 def _check_words(preset: Preset) -> None:
     if not preset.prompts:
         raise DisaError(f"{preset.name} has no words: expected a model that takes prompts, such as harmon-0.5b.")
+
+
+def _texts(sampler: Sampler, turns: Iterator[Tensor], count: int) -> list[Iterator[str]]:
+    """Pieces of the texts of one batch: while one is read as it comes, the turns of those behind it are kept."""
+
+    def pieces(i: int, turns: Iterator[Tensor]) -> Iterator[str]:
+        return sampler.text.pieces(int(ids[i]) for ids in turns)
+
+    return [pieces(i, copy) for i, copy in enumerate(tee(turns, count))]
 
 
 def _shown(pieces: Iterator[str], title: str) -> Iterator[str]:

@@ -24,7 +24,7 @@ from torch.nn import functional
 from disa.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.errors import DisaError
 from disa.models import mar
-from disa.models.layers import Linear, Swish, adopt, attend
+from disa.models.layers import Linear, Swish, adopt, attend, linear
 from disa.models.mar import MAR, MARConfig, MARState
 from disa.models.naming import NameMap, Part
 from disa.problem import DenoisingProblem, Noise, Prompts, Request
@@ -222,7 +222,7 @@ class Harmon(nn.Module):
         """[..., E] -> [..., vocabulary], float32."""
         if self.lm_head is not None:
             return self.lm_head(hidden).float()
-        return functional.linear(hidden, self.llm.embed_tokens.weight).float()
+        return linear(hidden, self.llm.embed_tokens.weight).float()
 
     # -- image to text -------------------------------------------------------------------------------------------
 

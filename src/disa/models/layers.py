@@ -34,7 +34,12 @@ class Linear(nn.Linear):
     """A linear layer, optionally followed by `gelu` or `swish`, whose rows do not depend on each other's number."""
 
     def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
-        return _ACTIVATIONS[activation](_padded(lambda rows: F.linear(rows, self.weight, self.bias), input))
+        return _ACTIVATIONS[activation](linear(input, self.weight, self.bias))
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` whose rows do not depend on each other's number."""
+    return _padded(lambda rows: F.linear(rows, weight, bias), x)
 
 
 def adopt(model: nn.Module) -> nn.Module:
