@@ -22,7 +22,7 @@ _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
 _LOW = 0xFFFFFFFF
 # Of the last counter word; a normal's also holds the AR step.
-_ORDER, _NORMAL, _TEXT = 0, 1, 2
+_ORDER, _NORMAL, _TEXT, _BRANCH = 0, 1, 2, 4
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -48,6 +48,13 @@ class SeededNoise:
         whole = [int(seed) for seed in seeds]
         low, high = [seed & _LOW for seed in whole], [seed >> 32 for seed in whole]
         self.key = torch.tensor([low, high], dtype=torch.int64, device=device)
+
+    def branch(self, number: int) -> SeededNoise:
+        """Other noise for the same images, independent of this one's and of that of every other branch."""
+        zero = torch.zeros_like(self.key[0])
+        low, high, *_ = philox((zero + number, zero, zero, zero + _BRANCH), (self.key[0], self.key[1]))
+        seeds = [a | b << 32 for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        return SeededNoise(seeds, self.key.device)
 
     def orders(self, num_tokens: int) -> Tensor:
         """[B, L] a uniformly random permutation per image."""

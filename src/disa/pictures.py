@@ -1,4 +1,4 @@
-"""Pictures as PNG bytes: image grids, and the plots of `disa compare`."""
+"""Pictures as PNG bytes: image grids, and the plots of `disa compare` and `disa evidence`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -58,6 +59,55 @@ def side_by_side(sets: Mapping[str, Tensor], columns: int = 8, smallest: int = 4
 def steps_plot(counts: Mapping[str, Sequence[float]]) -> bytes:
     """Denoising steps of every AR step, a line per policy."""
     return _plot(counts, "AR step", "denoising steps per token", "where the denoising steps go")
+
+
+def foresight_sheet(columns: Mapping[str, tuple[Tensor, Tensor]], smallest: int = 64) -> Image.Image:
+    """Titled columns, left to right, of what is drawn and below it what is predicted, image after image.
+
+    Both [N, channels, height, width] in [0, 1].
+    """
+    pairs = {title: torch.stack(pair, dim=1).flatten(0, 1) for title, pair in columns.items()}
+    sheet, names = side_by_side(pairs, 1, smallest), ("drawn", "predicted")
+    num_rows = len(next(iter(pairs.values())))
+    font = ImageFont.load_default(13)
+    left = int(max(map(font.getlength, names))) + 3 * MARGIN
+    page = Image.new("RGB", (left + sheet.width, sheet.height), "white")
+    page.paste(sheet, (left, 0))
+    draw, height = ImageDraw.Draw(page), (sheet.height - TITLE_HEIGHT - MARGIN) // num_rows
+    draw.text((MARGIN, 1), "AR steps", fill="black", font=font)
+    for row in range(num_rows):
+        middle = TITLE_HEIGHT + MARGIN + row * height + height // 2
+        draw.text((MARGIN, middle), names[row % 2], fill="black", font=font, anchor="lm")
+    return page
+
+
+def evidence_plot(curves: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
+    """The curves of `disa evidence` against the AR step, with quartiles as bands; absolute above, relative below."""
+    from matplotlib.figure import Figure  # heavy
+
+    panels = (
+        ("error", "squared error of the prediction"), ("variance", "variance between draws"),
+        ("straightness", "S: 0 is a straight path"), ("r2", "R2 of the prediction"),
+        ("relative_variance", "variance / that of the tokens"), ("relative_straightness", "S / variance of the tokens"),
+    )  # fmt: skip
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    grid: Any = figure.subplots(2, 3, sharex=True)
+    for axes, (name, label) in zip(grid.flat, panels, strict=True):
+        curve = curves[name]
+        ar_steps = range(1, len(curve["mean"]) + 1)
+        axes.fill_between(ar_steps, curve["low"], curve["high"], alpha=0.25, linewidth=0)
+        axes.plot(ar_steps, curve["mean"], marker="o", markersize=3)
+        way = "up" if curve["expected"] > 0 else "down"
+        axes.set_title(f"{label}\nSpearman {curve['correlation']:+.2f}, in the paper {way}", fontsize=10)
+        axes.set_ylim(*((None, 1) if name == "r2" else (0, None)))
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    for axes in grid[1]:
+        axes.set_xlabel("AR step")
+    figure.suptitle(title)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()
 
 
 def _plot(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> bytes:

@@ -9,6 +9,7 @@ import warnings
 import typer
 
 from disa.cli.drawing import describe, sample
+from disa.cli.evidence import evidence
 from disa.cli.measuring import bench, compare, demo
 from disa.cli.options import flat
 from disa.cli.weights import convert, presets, train
@@ -27,6 +28,7 @@ COMMANDS = {
     describe: "disa describe photo.jpg --model harmon-0.5b --prompt 'What is on the table?'",
     compare: "disa compare --steps constant:100 --steps linear:50-5 --seeds 0-99 --out out",
     demo: "disa demo --out demo",
+    evidence: "disa evidence --model mar-digits --out out",
     bench: "disa bench --model mar-base --untrained --batch-size 1 --num-ar-steps 16",
     presets: "disa presets --json",
     convert: "disa convert checkpoint-last.pth --model mar-base --vae kl16.ckpt --out mar-base",

@@ -1,0 +1,92 @@
+"""`disa evidence`: why annealing works, measured on the images of a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from disa.cli.options import AsJSON, Asked, Drawing, Out, Source
+from disa.cli.output import print_json, progress, table
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from disa.evidence import Evidence
+
+NUM_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Measured(Asked):
+    """What is to be drawn, where labels and prompts are repeated until there are as many as seeds."""
+
+    seeds: Annotated[
+        str | None, typer.Option(help="Seeds: 0, 0-7 or 1,5,9; 0-63 by default, or one per prompt if these are more.")
+    ] = None
+
+
+def evidence(
+    source: Source, steps: Annotated[str | None, typer.Option(help="The step policy that draws the images.")] = None,
+    *, asked: Measured, drawing: Drawing,
+    draws: Annotated[int, typer.Option(help="Draws from the same z.")] = 100,
+    draw_steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 25,
+    varied: Annotated[int, typer.Option(help="Images whose tokens are drawn so often: the first ones.")] = 16,
+    path_steps: Annotated[int, typer.Option(help="Evaluations along each path.")] = 50,
+    fit_images: Annotated[int, typer.Option(help="MAR, Harmon: other images that the predictor learns from.")] = 256,
+    out: Out = Path("evidence"), as_json: AsJSON = False,
+) -> None:  # fmt: skip
+    """Per AR step: how predictable tokens are, how much they vary between draws, how straight their paths are."""
+    from disa.evidence import Effort, check, measure, num_turns
+    from disa.files import make_folder, write_text, write_whole
+    from disa.pictures import evidence_plot, png
+
+    request = asked.read()
+    sampler = source.load(request.check)
+    wanted, settings = request.repeated(NUM_IMAGES), drawing.settings(sampler, steps)
+    effort = Effort(draws, draw_steps, varied, path_steps, fit_images)
+    check(sampler, wanted, settings, effort)
+    make_folder(out)
+    with progress("measuring", num_turns(sampler, wanted, settings, effort), as_json) as advance:
+        result = measure(sampler, wanted, settings, effort, advance)
+    report = result.report()
+    plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(wanted.seeds)} images")
+    write_whole(out / "evidence.png", lambda file: file.write(plot))
+    write_whole(out / "foresight.png", lambda file: file.write(png(_sheet(result))))
+    write_text(out / "evidence.json", json.dumps(report, indent=1) + "\n")
+    if as_json:
+        print_json(report | {"out": str(out)})
+    else:
+        _print(result, out)
+
+
+def _sheet(result: Evidence) -> Image:
+    """At some AR steps what is drawn, and what is predicted of the rest; the whole images last."""
+    from disa.evidence import SHOWN_IMAGES
+    from disa.pictures import foresight_sheet
+
+    last, images = len(result.token_variance), result.samples.images[:SHOWN_IMAGES]
+    columns = {f"{part.num_ar_steps} of {last}": (part.drawn, part.predicted) for part in result.foresight}
+    return foresight_sheet(columns | {f"{last} of {last}": (images, images)})
+
+
+def _print(result: Evidence, out: Path) -> None:
+    from disa.evidence import EXPECTED
+
+    last = len(result.token_variance) - 1
+    rows = [
+        [name.replace("_", " "), *(f"{curve.mean[k]:.4f}" for k in (0, last // 2, last)),
+         "up" if EXPECTED[name] > 0 else "down", f"{curve.correlation:+.2f}"]
+        for name, curve in result.curves.items()
+    ]  # fmt: skip
+    about = result.samples.settings
+    table(
+        f"{about['model']}: {len(result.samples.seeds)} images, {about['num_ar_steps']} AR steps",
+        ["", "first AR step", f"AR step {last // 2 + 1}", "last", "in the paper", "Spearman"], rows,
+    )  # fmt: skip
+    print(f"error, r2: tokens predicted by {result.predictor}; straightness: S; what is relative is divided by the "
+          "variance of the tokens of an AR step.")  # fmt: skip
+    print(f"evidence.png, foresight.png and evidence.json are in {out}")
