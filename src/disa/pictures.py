@@ -133,3 +133,28 @@ def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
 
 def _grey(mode: str, value: int) -> int | tuple[int, int, int]:
     return value if mode == "L" else (value, value, value)
+
+
+def calibration_plot(report: Mapping[str, Any], title: str) -> bytes:
+    """The error curves of `disa calibrate`, their share of the final error, and the counts that were chosen."""
+    from matplotlib import colormaps  # heavy
+    from matplotlib.figure import Figure
+
+    curves, chosen = report["curves"], report["counts"]
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(chosen)))
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for k, (errors, gain, colour) in enumerate(zip(curves["errors"], curves["gains"], colours, strict=True)):
+        label = f"AR step {k + 1}" if k in {0, len(chosen) // 2, len(chosen) - 1} else None
+        left.loglog(curves["counts"], np.multiply(errors, gain), marker=".", color=colour, label=label)
+    left.set(xlabel="denoising steps", ylabel="squared error x gain, per image", title="what a count costs in error")
+    left.legend()
+    right.bar(range(1, len(chosen) + 1), chosen, color=colours)
+    right.set(xlabel="AR step", ylabel="denoising steps", title="what the budget is spent on")
+    right.xaxis.get_major_locator().set_params(integer=True)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.suptitle(title)
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=100)
+    return buffer.getvalue()

@@ -6,12 +6,14 @@ Shapes: N images of a call, B of a batch, L tokens per image, C latent channels,
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import math
 import operator
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -249,7 +251,37 @@ class Sampler:
         counts = chosen.counts(settings.num_ar_steps) if isinstance(chosen, steps.Schedule) else [1]
         for count in set(counts):
             grid_for(settings.solver, self.model.process, count)
+        if isinstance(chosen, steps.Table) and chosen.measured_for:
+            self._warn_of_others(chosen, settings)
         return replace(settings, policy=chosen)
+
+    def facts(self, settings: Settings) -> dict[str, Any]:
+        """What a calibrated table is measured for; another number of AR steps is not told here, it shows."""
+        guidance, grid = settings.guidance, settings.token_grid
+        return {
+            "model": self.preset.name, "weights": self.weights_hash, "solver": str(settings.solver),
+            "guidance": guidance.scale, "ramp": guidance.ramp, "interval": list(guidance.interval),
+            "token_grid": None if grid is None else list(grid),
+        }  # fmt: skip
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights as bfloat16, so that it is the same in fp32 and in bf16."""
+        found = hashlib.sha256()
+        for name, value in sorted(self.model.state_dict().items()):
+            found.update(name.encode())
+            found.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+        return found.hexdigest()
+
+    def _warn_of_others(self, table: steps.Table, settings: Settings) -> None:
+        facts = self.facts(settings)
+        others = [
+            f"{name} {str(table.measured_for[name])[:48]} (here {str(here)[:48]})"
+            for name, here in facts.items()
+            if table.measured_for.get(name, here) != here
+        ]
+        if others:
+            warnings.warn(f"{table} was measured for {', '.join(others)}: its counts may not fit", stacklevel=3)
 
     def sample(
         self, labels: int | Sequence[int] | None = None, seeds: int | Sequence[int] = 0, *,

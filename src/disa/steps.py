@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from disa.errors import DisaError
 
@@ -115,10 +115,14 @@ class TwoStage(Annealed):
 
 @dataclass(frozen=True)
 class Table(Schedule):
-    """One count per AR step. With another number of AR steps the table is resampled at equal shares of the run."""
+    """One count per AR step. With another number of AR steps the table is resampled at equal shares of the run.
+
+    measured_for: what the counts were chosen for, as `Sampler.facts` says it; empty where nobody measured.
+    """
 
     values: tuple[int, ...]
     source: str = ""
+    measured_for: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -160,7 +164,7 @@ def two_stage(early: int, late: int) -> TwoStage:
 
 
 def table(path: str | Path) -> Table:
-    """Read counts from JSON: a list, or an object with a list under `counts`."""
+    """Read counts from JSON: a list, or an object with a list under `counts`, such as `disa calibrate` writes."""
     try:
         content = json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -168,7 +172,10 @@ def table(path: str | Path) -> Table:
     values = content.get("counts") if isinstance(content, dict) else content
     if not isinstance(values, list) or not all(type(value) is int for value in values):
         raise DisaError(f'the table {path} must be a list of whole numbers or {{"counts": [...]}}.')
-    return Table(tuple(values), str(path))
+    measured_for = content.get("measured_for", {}) if isinstance(content, dict) else {}
+    if not isinstance(measured_for, dict):
+        raise DisaError(f"the table {path} must say what it was measured for as an object, found {measured_for!r}.")
+    return Table(tuple(values), str(path), measured_for)
 
 
 _ANNEALED: dict[str, Callable[[int, int], Annealed]] = {"two-stage": TwoStage, "linear": Linear, "cosine": Cosine}

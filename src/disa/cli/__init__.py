@@ -8,6 +8,7 @@ import warnings
 
 import typer
 
+from disa.cli.calibration import calibrate
 from disa.cli.drawing import describe, sample
 from disa.cli.evidence import evidence
 from disa.cli.measuring import bench, compare, demo
@@ -29,6 +30,7 @@ COMMANDS = {
     compare: "disa compare --steps constant:100 --steps linear:50-5 --seeds 0-99 --out out",
     demo: "disa demo --out demo",
     evidence: "disa evidence --model mar-digits --out out",
+    calibrate: "disa calibrate --model mar-digits --budget 0.3 --out calibration",
     bench: "disa bench --model mar-base --untrained --batch-size 1 --num-ar-steps 16",
     presets: "disa presets --json",
     convert: "disa convert checkpoint-last.pth --model mar-base --vae kl16.ckpt --out mar-base",

@@ -1,0 +1,368 @@
+"""Where denoising steps pay: the error curve of every AR step, and the counts that spend a budget of evaluations best.
+
+Errors are measured along paths that a long reference draws: every AR step is solved again with each count of a ladder,
+from the same state and on the same noise. A stochastic solver with few steps is given sums of the reference's noise, as
+a path of Brownian motion would be; each sum is standard normal, so its distribution stays what it is, and the mean
+squared distance of such pairs bounds the squared Wasserstein distance of the two distributions from above.
+
+Shapes: N images, B of a batch, R rows, K AR steps, S counts of the ladder, n denoising steps, T of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa import steps
+from disa.errors import DisaError
+from disa.noise import SeededNoise
+from disa.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
+from disa.sampler import Sampler, Settings
+from disa.samples import Wanted
+from disa.solvers import Solver, grid_for, solve
+from disa.steps import Constant, Schedule, StepPolicy, Table
+
+LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
+NUM_IMAGES, FIRST_SEED = 16, 100_000
+"""Images that are measured by default, on seeds that reports of quality leave alone."""
+GAIN_STEPS, NUDGE = 8, 0.1
+"""Denoising steps of the paths that are disturbed, and the disturbance, beside latents of about unit variance."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What was measured. counts: [S] of the ladder. errors: [K, S] squared distance from the reference, summed over the
+    tokens of an image, mean over images. evaluations: [K, S] made for an image. gains: [K] squared change of the final
+    latents for each unit of squared error in an AR step.
+    """
+
+    counts: list[int]
+    errors: list[list[float]]
+    evaluations: list[list[float]]
+    gains: list[float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` returns. budget, evaluations: of an image, asked and made. error: what the curves expect."""
+
+    table: Table
+    curves: Curves
+    budget: float
+    evaluations: float
+    evaluations_per_row: float
+    error: float
+    about: dict[str, Any]
+
+    def report(self) -> dict[str, Any]:
+        """The table with its provenance, as `steps.table` reads it."""
+        return {
+            "counts": list(self.table.values), "measured_for": dict(self.table.measured_for),
+            "budget": self.budget, "evaluations": self.evaluations, "evaluations_per_row": self.evaluations_per_row,
+            "error": self.error, "curves": vars(self.curves), **self.about,
+        }  # fmt: skip
+
+
+def calibrate(
+    sampler: Sampler, wanted: Wanted, settings: Settings, budget: str, reference: int = 200,
+    on_turn: Callable[[], None] = lambda: None,
+) -> Calibration:  # fmt: skip
+    """Measure on the images `wanted` with these settings, whose policy is not looked at, and spend the budget.
+
+    budget: a share of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or a policy
+    that makes as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
+    `num_turns` times. Raises DisaError.
+    """
+    affordable, num_rows = read_budget(sampler, wanted, settings, budget)
+    counts = ladder(sampler, settings, reference)
+    curves = measure(sampler, wanted, settings, counts, reference, on_turn)
+    every = np.arange(1, counts[-1] + 1)
+    errors = np.stack([between(counts, row, every) for row in curves.errors])
+    costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
+    chosen = allocate(errors * np.array(curves.gains)[:, None], costs, affordable)
+    table = Table(tuple(int(every[i]) for i in chosen), "", sampler.facts(settings))
+    evaluations, _ = _made(sampler, wanted, settings, table)
+    error = sum(errors[k, i] * curves.gains[k] for k, i in enumerate(chosen))
+    about = {
+        "model": sampler.preset.name, "num_ar_steps": settings.num_ar_steps, "asked_budget": budget,
+        "reference": reference, "num_images": len(wanted.seeds), **vars(wanted),
+    }  # fmt: skip
+    return Calibration(table, curves, affordable, evaluations, evaluations / num_rows, float(error), about)
+
+
+# -- the budget ----------------------------------------------------------------------------------------------------
+
+
+def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: str) -> tuple[float, float]:
+    """Evaluations of an image that a budget allows, and rows of an image; counted on one image, nothing is derived."""
+    fewest, rows = _made(sampler, wanted, settings, Constant(1))
+    try:
+        number = float(budget)
+    except ValueError:
+        policy = steps.parse(budget)
+        allowed, _ = _made(sampler, wanted, settings, policy)
+    else:
+        if not 0 < number < float("inf"):
+            raise DisaError(f"a budget must be above 0, found {budget}.")
+        original = number * _made(sampler, wanted, settings, sampler.preset.original)[0] if number <= 1 else 0
+        allowed = original or number * rows
+    if allowed < fewest:
+        raise DisaError(
+            f"the budget {budget} is {allowed / rows:.3g} evaluations per row, and one denoising step takes "
+            f"{fewest / rows:.3g}: expected at least that."
+        )
+    return allowed, rows
+
+
+def _made(sampler: Sampler, wanted: Wanted, settings: Settings, policy: str | Schedule) -> tuple[int, int]:
+    """Evaluations and rows of the first image under a policy, at the counter."""
+    run = sampler.start(**vars(wanted.part(slice(1))), settings=sampler.with_policy(settings, policy))
+    for _ in run:
+        pass
+    return sum(step.evaluations for step in run.trace), sum(step.rows for step in run.trace)
+
+
+def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
+    """The counts to be measured: up to twice what the original policy has, and to half of the reference."""
+    original = steps.parse(sampler.preset.original).counts(settings.num_ar_steps)
+    longest = min(2 * max(original), reference // 2)
+    if longest < 2:
+        raise DisaError(f"a reference needs 4 denoising steps or more to measure others by, found {reference}.")
+    for count in (*LADDER, reference):
+        if count <= longest or count == reference:
+            grid_for(settings.solver, sampler.model.process, count)
+    return [count for count in LADDER if count <= longest]
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def num_turns(wanted: Wanted, settings: Settings) -> int:
+    """How often `calibrate` calls `on_turn`."""
+    batches, num_ar_steps = -(-len(wanted.seeds) // settings.batch_size), settings.num_ar_steps
+    return batches * num_ar_steps + (num_ar_steps + 1) * num_ar_steps
+
+
+def measure(
+    sampler: Sampler, wanted: Wanted, settings: Settings, counts: list[int], reference: int,
+    on_turn: Callable[[], None],
+) -> Curves:  # fmt: skip
+    """Errors, evaluations and gains of every AR step. The paths are drawn by the policy of the settings."""
+    shape, size = (settings.num_ar_steps, len(counts)), settings.batch_size
+    errors, evaluations = np.zeros(shape), np.zeros(shape)
+    for start in range(0, len(wanted.seeds), size):
+        part = wanted.part(slice(start, start + size))
+        noise = SeededNoise(part.seeds, sampler.device)
+        ruler = Ruler(settings.policy, settings.solver, counts, reference, noise, errors, evaluations)
+        for _ in sampler.start(**vars(part), settings=replace(settings, policy=ruler)):
+            on_turn()
+    number = len(wanted.seeds)
+    return Curves(
+        counts, (errors / number).tolist(), (evaluations / number).tolist(),
+        gains(sampler, wanted.part(slice(size)), settings, on_turn),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """A policy that answers as another does, and before it does, solves the problem with every count and the reference.
+
+    errors, evaluations: [K, S], added to.
+    """
+
+    policy: StepPolicy
+    solver: Solver
+    counts: list[int]
+    reference: int
+    noise: Noise
+    errors: np.ndarray
+    evaluations: np.ndarray
+
+    def __call__(self, problem: DenoisingProblem) -> Any:
+        network: Any = problem.field
+        right = solve(problem, self.solver, self.reference, self.noise)
+        for i, count in enumerate(self.counts):
+            before = network.counter.evaluations
+            noise = Summed.of(self.noise, problem.process, self.solver, count, self.reference)
+            tokens = solve(problem, self.solver, count, noise)
+            self.errors[problem.ar_step, i] += (tokens - right).double().square().sum().item()
+            self.evaluations[problem.ar_step, i] += network.counter.evaluations - before
+        return self.policy(problem)
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Noise of n denoising steps out of that of T and some of its own. weights: [n, draws], rows orthonormal."""
+
+    noise: Noise
+    weights: Tensor
+
+    @classmethod
+    def of(cls, noise: Noise, process: Process, solver: Solver, count: int, reference: int) -> Summed:
+        coarse, fine = (grid_for(solver, process, number) for number in (count, reference))
+        return cls(noise, _weights(coarse, fine))
+
+    def orders(self, num_tokens: int) -> Tensor:
+        return self.noise.orders(num_tokens)
+
+    def initial(self, problem: DenoisingProblem) -> Tensor:
+        return self.noise.initial(problem)
+
+    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        draws = self.noise.steps(problem, self.weights.shape[1])
+        return torch.tensordot(self.weights.to(draws), draws, dims=1)
+
+
+def _weights(coarse: TimeGrid, fine: TimeGrid) -> Tensor:
+    """How the noise over each coarse step is made of that over the fine ones, in shares of their time.
+
+    Where a fine step is cut, its noise x becomes that of the pieces: p x + (1 - p p^T) y, p the roots of their shares
+    and y noise of their own.
+    """
+    # The last step of a diffusion starts at time 0 and has a length too.
+    ends = np.unique(np.concatenate([coarse.times, fine.times, [-1e-3]]))[::-1]
+    lengths, middles = -np.diff(ends), (ends[:-1] + ends[1:]) / 2
+    within, of = _roots(coarse, lengths, middles), _roots(fine, lengths, middles).T
+    own = within @ (np.eye(len(lengths)) - of @ of.T)
+    return torch.from_numpy(np.concatenate([within @ of, own], axis=1)).float()
+
+
+def _roots(grid: TimeGrid, lengths: np.ndarray, middles: np.ndarray) -> np.ndarray:
+    """[n, pieces] the root of each piece's share of a step's time."""
+    step = np.searchsorted(-grid.times, -middles, side="right") - 1
+    inside = lengths * (step == np.arange(grid.num_evaluations)[:, None])
+    return np.sqrt(inside / inside.sum(axis=1, keepdims=True))
+
+
+def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callable[[], None]) -> list[float]:
+    """[K] what a small disturbance of the tokens of an AR step does to the final latents, everything else the same.
+
+    Squared change of the latents for a unit of squared disturbance: 1 where it stays what it is, more where what is
+    drawn later follows it, less where it is drawn over.
+    """
+
+    def latents(solver: Solver) -> Tensor:
+        run = sampler.start(**vars(wanted), settings=replace(settings, policy=Constant(GAIN_STEPS), solver=solver))
+        for _ in run:
+            on_turn()
+        return run.result("latent").latents
+
+    others = SeededNoise(wanted.seeds, sampler.device).branch(0)
+    undisturbed, found = latents(settings.solver), []
+    for ar_step in range(settings.num_ar_steps):
+        nudged = Nudged(settings.solver, ar_step, others)
+        change = (latents(nudged) - undisturbed).double().square().sum().item()
+        found.append(change / nudged.squares[0])
+    return found
+
+
+@dataclass(frozen=True)
+class Nudged:
+    """A solver whose tokens are disturbed in one AR step. squares: the sum of the squared disturbances."""
+
+    solver: Solver
+    ar_step: int
+    noise: Noise
+    squares: list[float] = field(default_factory=list)
+
+    @property
+    def grid(self) -> str | None:
+        return self.solver.grid
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return self.solver.takes
+
+    @property
+    def stochastic(self) -> bool:
+        return self.solver.stochastic
+
+    def plan(self, process: Process, num_steps: int) -> TimeGrid:
+        return self.solver.plan(process, num_steps)
+
+    def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+        tokens = self.solver.run(evaluate, problem, grid, x, noise)
+        if problem.ar_step != self.ar_step:
+            return tokens
+        nudge = NUDGE * self.noise.initial(problem)
+        self.squares.append(nudge.double().square().sum().item())
+        return tokens + nudge
+
+
+# -- curves --------------------------------------------------------------------------------------------------------
+
+
+def between(counts: Sequence[int], errors: Sequence[float], every: np.ndarray) -> np.ndarray:
+    """Errors at counts that were not measured: straight lines between those that were, both axes logarithmic."""
+    known = np.maximum(errors, np.finfo(float).tiny)
+    return np.exp(np.interp(np.log(every), np.log(counts), np.log(known)))
+
+
+def costs_of(
+    sampler: Sampler, settings: Settings, every: np.ndarray, evaluations: np.ndarray, counts: Sequence[int]
+) -> np.ndarray:
+    """[K, len(every)] evaluations of an image at counts that were not measured, from those that were.
+
+    A grid says how many evaluations a count makes and how many of them guidance can double; what was counted says how
+    often each is made in an AR step.
+    """
+    grids = [grid_for(settings.solver, sampler.model.process, int(count)) for count in every]
+    shares = np.array([[grid.num_evaluations, sum(grid.within(settings.guidance.interval))] for grid in grids])
+    at = np.searchsorted(every, counts)
+    per_share = np.linalg.lstsq(shares[at], evaluations.T, rcond=None)[0]
+    return (shares @ per_share).T.round(6)
+
+
+# -- spending ------------------------------------------------------------------------------------------------------
+
+
+def allocate(errors: np.ndarray, costs: np.ndarray, budget: float) -> list[int]:
+    """[K] one choice per AR step, of errors and costs [K, S], whose total costs at most `budget` and whose total error
+    is small: greedy on the lower convex hulls, the steepest fall of error per cost first (Fox 1966).
+
+    At every budget that the totals along the way reach, until the first fall that cannot be paid, no other choice at
+    that cost or less has a smaller error, whether the curves are convex or not. At budgets between, the error is above
+    the smallest by less than that first fall. Raises DisaError where the cheapest choices cost too much.
+    """
+    hulls = [_hull(*pair) for pair in zip(errors, costs, strict=True)]
+    chosen = [hull[0] for hull in hulls]
+    spent = sum(costs[k, i] for k, i in enumerate(chosen))
+    if spent > budget:
+        raise DisaError(f"the budget {budget:g} is below the cheapest choice, which takes {spent:g}.")
+    falls = [
+        ((errors[k, i] - errors[k, j]) / (costs[k, j] - costs[k, i]), k, j)
+        for k, hull in enumerate(hulls)
+        for i, j in pairwise(hull)
+    ]
+    closed = set()
+    for _, k, j in sorted(falls, key=lambda fall: -fall[0]):
+        price = costs[k, j] - costs[k, chosen[k]]
+        if k in closed or spent + price > budget:
+            closed.add(k)
+            continue
+        chosen[k], spent = j, spent + price
+    return chosen
+
+
+def _hull(errors: np.ndarray, costs: np.ndarray) -> list[int]:
+    """Corners of the lower convex hull, from the cheapest choice to that of the smallest error."""
+    hull: list[int] = []
+    for j in np.lexsort((errors, costs)).tolist():
+        if hull and errors[j] >= errors[hull[-1]]:
+            continue
+        while len(hull) > 1 and _above(errors, costs, hull[-2], hull[-1], j):
+            hull.pop()
+        hull.append(j)
+    return hull
+
+
+def _above(errors: np.ndarray, costs: np.ndarray, i: int, middle: int, j: int) -> bool:
+    """Whether the middle point lies on or above the line from i to j."""
+    rise = (errors[middle] - errors[i]) * (costs[j] - costs[i])
+    return rise >= (errors[j] - errors[i]) * (costs[middle] - costs[i])
