@@ -83,7 +83,8 @@ def calibrate(
     counts = ladder(sampler, settings, reference)
     curves = measure(sampler, wanted, settings, counts, reference, on_turn)
     every = np.arange(1, counts[-1] + 1)
-    errors = np.stack([between(counts, row, every) for row in curves.errors])
+    made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
+    errors = np.stack([between([made[count - 1] for count in counts], row, made) for row in curves.errors])
     costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
     chosen = allocate(errors * np.array(curves.gains)[:, None], costs, affordable)
     table = Table(tuple(int(every[i]) for i in chosen), "", sampler.facts(settings))
@@ -298,10 +299,13 @@ class Nudged:
 # -- curves --------------------------------------------------------------------------------------------------------
 
 
-def between(counts: Sequence[int], errors: Sequence[float], every: np.ndarray) -> np.ndarray:
-    """Errors at counts that were not measured: straight lines between those that were, both axes logarithmic."""
-    known = np.maximum(errors, np.finfo(float).tiny)
-    return np.exp(np.interp(np.log(every), np.log(counts), np.log(known)))
+def between(known: Sequence[int], errors: Sequence[float], wanted: Sequence[int]) -> np.ndarray:
+    """Errors at numbers of evaluations that were not measured, from those that were: straight lines between them, both
+    axes logarithmic. Evaluations, not counts: a count that adds none to its grid takes no error away.
+    """
+    places, first = np.unique(known, return_index=True)
+    measured = np.maximum(np.take(errors, first), np.finfo(float).tiny)
+    return np.exp(np.interp(np.log(wanted), np.log(places), np.log(measured)))
 
 
 def costs_of(

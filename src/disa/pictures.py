@@ -154,6 +154,7 @@ def calibration_plot(report: Mapping[str, Any], title: str) -> bytes:
     right.xaxis.get_major_locator().set_params(integer=True)
     for axes in (left, right):
         axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
     figure.suptitle(title)
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=100)
