@@ -72,7 +72,7 @@ def test_a_scene_is_a_function_of_seed_split_and_index():
 def test_no_objects_touch_and_none_leaves_the_picture():
     for scene, _ in TRAIN + TEST:
         boxes = [thing.box for thing in scene.objects]
-        assert all(min(box) >= 0.99 and max(box) <= IMAGE_SIZE - 0.99 for box in boxes)
+        assert all(min(box) >= 0 and max(box) <= IMAGE_SIZE for box in boxes)
         for a, b in combinations(boxes, 2):
             assert max(b[0] - a[2], a[0] - b[2], b[1] - a[3], a[1] - b[3]) > GAP - 1e-6
 
@@ -109,9 +109,16 @@ def test_compose_draws_any_caption(caption: str):
     assert all(true_of(parse(caption), facts(compose(parse(caption), random))) for _ in range(50))
 
 
-def test_compose_says_where_there_is_no_room():
+def test_compose_says_where_it_finds_no_room(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(scenes, "_TRIES", 1)
     with pytest.raises(DisaError, match="no room for four large stars"):
         compose(parse("four large stars"), np.random.default_rng(0))
+
+
+def test_what_tokens_show_recurs():
+    for scene, _ in TRAIN + TEST:
+        assert all(thing.x % 4 == 0 and thing.y % 4 == 0 for thing in scene.objects)
+        assert {thing.radius for thing in scene.objects} <= {5.0, 7.5, 11.0}
 
 
 @pytest.mark.parametrize("arguments", [(0, "valid"), (-1,), (0, "train", -1)])

@@ -59,8 +59,10 @@ COLOURS: tuple[Colour, ...] = tuple(PALETTE)
 
 # Radii: nothing lies between small and large, so that a size can be told from the picture.
 LARGEST_SMALL, SMALLEST_LARGE = 5.6, 7.4
-_SMALLEST, _LARGEST_ALONE, _LARGEST_TOGETHER = 4.6, 14.0, 9.5
-_MARGIN, GAP = 1.0, 2.5
+_SMALL, _LARGE, _LARGE_ALONE = 5.0, 7.5, (7.5, 11.0)
+_MARGIN, GAP = 0.0, 2.0
+# Centres lie on a lattice of half a token: what a token shows recurs, and a small model needs to see less of it.
+_PITCH = 4.0
 _LARGEST_SLANT = 0.5
 _SUPERSAMPLING = 8
 _TRIES = 1000
@@ -261,12 +263,12 @@ def _needs_colours(stated: Facts) -> bool:
 def compose(stated: Facts, random: np.random.Generator) -> Scene:
     """A scene of which `stated` is true; what it leaves open is drawn.
 
-    Raises DisaError where the picture has no room for it: for four large stars.
+    Raises DisaError where chance finds no room for it: hardly ever, but for four large stars.
     """
     groups = [_filled(group, random) for group in stated.groups]
     relation = stated.relation or _pick(random, RELATIONS)
-    for attempt in range(_TRIES):
-        sized = [(kind, _radius(kind, stated.groups, attempt, random)) for kind in groups]
+    for _ in range(_TRIES):
+        sized = [(kind, _radius(kind, stated.groups, random)) for kind in groups]
         pair = len(groups) == 2
         objects = _related(sized[0], sized[-1], relation, random) if pair else _scattered(*sized[0], random)
         if objects:
@@ -280,14 +282,10 @@ def _filled(group: Group, random: np.random.Generator) -> Group:
     return replace(group, colour=colour, size=size)
 
 
-def _radius(kind: Group, groups: Sequence[Group], attempt: int, random: np.random.Generator) -> float:
-    alone = len(groups) == 1 and kind.count == 1
+def _radius(kind: Group, groups: Sequence[Group], random: np.random.Generator) -> float:
     if kind.size == "small":
-        low, high = _SMALLEST, LARGEST_SMALL
-    else:
-        low, high = SMALLEST_LARGE, _LARGEST_ALONE if alone else _LARGEST_TOGETHER
-    # Where there is little room, later attempts ask for less of it.
-    return low + (high - low) * random.random() / (1 + attempt / 10)
+        return _SMALL
+    return _pick(random, _LARGE_ALONE) if len(groups) == 1 and kind.count == 1 else _LARGE
 
 
 def _scattered(kind: Group, radius: float, random: np.random.Generator) -> tuple[SceneObject, ...] | None:
@@ -305,32 +303,22 @@ def _scattered(kind: Group, radius: float, random: np.random.Generator) -> tuple
 def _related(
     first: tuple[Group, float], second: tuple[Group, float], relation: Relation, random: np.random.Generator
 ) -> tuple[SceneObject, ...] | None:
-    """Two objects, the first clearly `relation` the second, or None where chance left no room."""
-    if relation in ("right of", "below"):
-        swapped = _related(second, first, _OPPOSITE[relation], random)
-        return swapped and swapped[::-1]
+    """Two objects, the first clearly `relation` the second, or None where chance did not place them so."""
     a, b = _anywhere(*first, random), _anywhere(*second, random)
-    axis = 0 if relation == "left of" else 1
-    lengths = [thing.box[axis + 2] - thing.box[axis] for thing in (a, b)]
-    room = IMAGE_SIZE - 2 * _MARGIN - GAP - sum(lengths)
-    before, after = sorted((random.random(), random.random()))
-    a = _moved(a, axis, _MARGIN + room * before)
-    b = _moved(b, axis, _MARGIN + room * after + lengths[0] + GAP)
-    distances = abs(a.x - b.x), abs(a.y - b.y)
-    return (a, b) if room >= 0 and distances[1 - axis] <= _LARGEST_SLANT * distances[axis] else None
+    near, far = sorted((abs(a.x - b.x), abs(a.y - b.y)))
+    placed = not _near(a.box, b.box) and near <= _LARGEST_SLANT * far
+    return (a, b) if placed and relation_of(a.x - b.x, a.y - b.y) == relation else None
 
 
 def _anywhere(kind: Group, radius: float, random: np.random.Generator) -> SceneObject:
     (left, top), (right, bottom) = _extent(kind.shape)
-    x = _between(random, _MARGIN - radius * left, IMAGE_SIZE - _MARGIN - radius * right)
-    y = _between(random, _MARGIN - radius * top, IMAGE_SIZE - _MARGIN - radius * bottom)
+    x = _on_lattice(random, _MARGIN - radius * left, IMAGE_SIZE - _MARGIN - radius * right)
+    y = _on_lattice(random, _MARGIN - radius * top, IMAGE_SIZE - _MARGIN - radius * bottom)
     return SceneObject(kind.shape, kind.colour or COLOURS[0], x, y, radius)
 
 
-def _moved(thing: SceneObject, axis: int, start: float) -> SceneObject:
-    """The object with its box beginning at `start` along an axis (0: x, 1: y)."""
-    change = start - thing.box[axis]
-    return replace(thing, x=thing.x + change) if axis == 0 else replace(thing, y=thing.y + change)
+def _on_lattice(random: np.random.Generator, low: float, high: float) -> float:
+    return _PITCH * _pick(random, range(math.ceil(low / _PITCH), math.floor(high / _PITCH) + 1))
 
 
 def _near(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
@@ -348,10 +336,6 @@ def _background(random: np.random.Generator) -> Background:
 def _pick(random: np.random.Generator, choices: Sequence[T]) -> T:
     # Only random(): its stream has never changed between versions of numpy, and it is the fastest call.
     return choices[int(random.random() * len(choices))]
-
-
-def _between(random: np.random.Generator, low: float, high: float) -> float:
-    return low + (high - low) * random.random()
 
 
 # --- what is held out ---------------------------------------------------------------------------------------------
