@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
-from disa.problem import ARModel, ARState, ARStep, Noise, Request
-from disa.solvers import Solver, solve
-from disa.steps import StepPolicy
+from disa.problem import ARModel, ARState, ARStep, Noise, Request, Watch
+from disa.solvers import Solver, solve, watch
+from disa.steps import Remembering, StepPolicy
 
 
 @torch.no_grad()
@@ -18,12 +18,16 @@ def generate_steps(
 ) -> Iterator[ARStep]:
     """Draw a batch, one `ARStep` a turn; after the last, `model.finish(step.state)` gives the latents."""
     state: ARState = model.begin(request, noise)
+    policy = policy.begin() if isinstance(policy, Remembering) else policy
     for ar_step in range(request.num_ar_steps):
         before, started = state.counter.evaluations, time.perf_counter()
         problem = model.pose(state)
         posed = _now(problem.device)
-        steps = policy(problem)
-        tokens = solve(problem, solver, steps, noise)
+        asked = policy(problem)
+        if isinstance(asked, Watch):
+            tokens, steps = watch(problem, solver, asked, noise)
+        else:
+            tokens, steps = solve(problem, solver, asked, noise), asked
         solved = _now(problem.device)
         model.accept(state, tokens)
         made = state.counter.evaluations - before

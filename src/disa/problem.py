@@ -6,7 +6,7 @@ Shapes: B images, L tokens per image, R rows, C token channels, K AR steps, n de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -157,21 +157,54 @@ class TimeGrid:
 
     network_times: [n] what the time embedding is fed. levels: [n + 1] where the state is at each evaluation and at
     the end, in the measure of the process (alpha-bar for a diffusion, t for a flow); float64. times: [n] the share of
-    noise time at each evaluation, from 0 (data) to 1 (noise) in every process; float64.
+    noise time at each evaluation, from 0 (data) to 1 (noise) in every process; float64. finishes: whether data is
+    reached at the end; the first part of a grid stops before, and what is only done at the end is not done there.
     """
 
     network_times: np.ndarray
     levels: np.ndarray
     times: np.ndarray
+    finishes: bool = True
 
     @property
     def num_evaluations(self) -> int:
         return len(self.network_times)
 
+    def part(self, first: int, stop: int, count: int) -> TimeGrid:
+        """From evaluation `first` to before `stop` (0..n) in `count` evaluations, evenly: larger steps if these are
+        fewer than there are."""
+        places = np.linspace(first, stop, count + 1).round().astype(int)
+        return TimeGrid(
+            self.network_times[places[:-1]], self.levels[places], self.times[places[:-1]], stop == self.num_evaluations
+        )
+
     def within(self, interval: tuple[float, float]) -> list[bool]:
         """[n] whether each evaluation lies in the interval of time; both ends do."""
         low, high = interval
         return [low <= t <= high for t in self.times.tolist()]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A policy's answer that it looks at the path first: each row then goes on in its own number of steps.
+
+    num_steps: asked for the grid that all rows begin on. num_looks: evaluations, evenly along the share `until` of
+    those of the grid. go_on: maps what the last look changed [R], the mean squared difference of two data predictions,
+    to the evaluations of the rest [R], at least 1 each; more than the grid still has are not made.
+    """
+
+    num_steps: int
+    num_looks: int
+    until: float
+    go_on: Callable[[Tensor], Tensor]
+
+    def stop(self, num_evaluations: int) -> int:
+        """The index of the evaluation before which a grid of so many is left."""
+        stop = int(num_evaluations * self.until)
+        if not 2 <= self.num_looks <= stop < num_evaluations:
+            raise DisaError(f"a grid of {num_evaluations} evaluations is too short to look {self.num_looks} times "
+                            "and to go on from there: ask for more early steps.")  # fmt: skip
+        return stop
 
 
 class Process(Protocol):
@@ -187,7 +220,8 @@ class DenoisingProblem:
     """One group of tokens to be drawn: everything a policy may look at and a solver needs.
 
     image, position: [R] which image of the batch a row belongs to, and where in it. shape: of one row.
-    condition: [R, D] what the network is conditioned on, for policies that look.
+    condition: [R, D] what the network is conditioned on, for policies that look; [R, L, D] where rows are groups.
+    rows_to_come: rows that later AR steps draw, per image; None where that is not known.
     """
 
     field: Field
@@ -199,6 +233,7 @@ class DenoisingProblem:
     num_ar_steps: int
     condition: Tensor | None = None
     guidance: float = 1.0
+    rows_to_come: int | None = None
 
     @property
     def num_rows(self) -> int:
@@ -211,9 +246,9 @@ class DenoisingProblem:
     def select(self, rows: Tensor) -> DenoisingProblem:
         """The same problem for some rows only (indices [R'])."""
         condition = None if self.condition is None else self.condition[rows]
-        return DenoisingProblem(
-            self.field.select(rows), self.process, self.shape, self.image[rows], self.position[rows],
-            self.ar_step, self.num_ar_steps, condition, self.guidance,
+        return replace(
+            self, field=self.field.select(rows), image=self.image[rows], position=self.position[rows],
+            condition=condition,
         )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
-from disa.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
+from disa.problem import DenoisingProblem, Evaluate, Noise, Prediction, Process, TimeGrid, Watch
 
 
 class Solver(Protocol):
@@ -61,6 +61,54 @@ def solve(problem: DenoisingProblem, solver: Solver, steps: int | Tensor, noise:
     return tokens
 
 
+def watch(problem: DenoisingProblem, solver: Solver, watched: Watch, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Tokens [R, *shape] and the denoising steps of each row [R]; evaluations that were looked at are kept."""
+    grid = grid_for_parts(solver, problem.process, watched.num_steps)
+    num_evaluations, num_looks, stop = grid.num_evaluations, watched.num_looks, watched.stop(grid.num_evaluations)
+    x, change = look(problem, solver, grid.part(0, stop, num_looks), noise)
+    counts = watched.go_on(change).clamp(max=num_evaluations - stop)
+    tokens = torch.empty_like(x)
+    for count in counts.unique().tolist():
+        rows = torch.nonzero(counts == count).flatten().to(problem.device)
+        part, rest = problem.select(rows), grid.part(stop, num_evaluations, count)
+        draws = noise.steps(part, num_looks + count)[num_looks:] if solver.stochastic else torch.empty(0)
+        tokens[rows] = solver.run(part.field.on(rest), part, rest, x[rows], draws)
+    return tokens, counts + num_looks
+
+
+def look(problem: DenoisingProblem, solver: Solver, first: TimeGrid, noise: Noise) -> tuple[Tensor, Tensor]:
+    """Go along the first part of a grid: the state [R, *shape], and what its last evaluation changed [R]."""
+    seen: list[Tensor] = []
+    evaluate, last = problem.field.on(first), first.num_evaluations - 1
+
+    def looking(x: Tensor, denoise_step: int) -> Prediction:
+        prediction = evaluate(x, denoise_step)
+        if denoise_step >= last - 1:
+            seen.append(data_prediction(problem.process, x, prediction.value, float(first.levels[denoise_step])))
+        return prediction
+
+    draws = noise.steps(problem, first.num_evaluations) if solver.stochastic else torch.empty(0)
+    x = solver.run(looking, problem, first, noise.initial(problem).clone(), draws)
+    return x, (seen[1] - seen[0]).square().flatten(1).mean(1)
+
+
+def data_prediction(process: Process, x: Tensor, value: Tensor, level: float) -> Tensor:
+    """The data that the network expects, from what it says (`value`) at x; all [R, *shape]."""
+    if process.predicts == "noise":
+        return x.sub(value, alpha=math.sqrt(1 - level)).div_(math.sqrt(level))
+    return x.sub(value, alpha=level)
+
+
+def grid_for_parts(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
+    """The same as `grid_for` where a part of the grid is to be gone along in steps of another size."""
+    if not isinstance(solver, GridSolver):
+        fitting = [name for name in SOLVERS if isinstance(made := make_solver(name), GridSolver)
+                   and process.predicts in made.takes]  # fmt: skip
+        raise DisaError(f"the solver {solver} cannot change the size of its steps on the way: "
+                        f"choose {', '.join(fitting)}.")  # fmt: skip
+    return grid_for(solver, process, num_steps)
+
+
 def grid_for(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
     """The grid that the solver goes along, or one clear error where solver, process and grid do not go together."""
     if process.predicts not in solver.takes:
@@ -101,11 +149,11 @@ class DDPM(GridSolver):
     stochastic = True
 
     def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        rows = _ddpm_coefficients(grid.levels.tobytes())
-        for i, (keep, remove, log_middle, log_spread) in enumerate(rows):
+        last = grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
+        for i, (keep, remove, log_middle, log_spread) in enumerate(_ddpm_coefficients(grid.levels.tobytes())):
             value, variance = evaluate(x, i)
             x = x.mul_(keep).add_(value, alpha=remove)
-            if i + 1 < len(rows) and self.temperature:
+            if i < last and self.temperature:
                 deviation = _deviation(variance, log_middle, log_spread, x)
                 x.addcmul_(deviation, noise[i], value=self.temperature)
         return x
@@ -133,8 +181,6 @@ def _ddpm_coefficients(levels: bytes) -> list[tuple[float, float, float, float]]
     posterior = beta * (1 - then) / noise_share
     with np.errstate(divide="ignore"):
         low, high = np.log(posterior), np.log(beta)
-    if len(low) > 1:
-        low[-1] = low[-2]
     middle, spread = (high + low) / 4, (high - low) / 4
     return list(zip(keep.tolist(), remove.tolist(), middle.tolist(), spread.tolist(), strict=True))
 
@@ -244,9 +290,9 @@ class EulerMaruyama(GridSolver):
     stochastic = True
 
     def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        if grid.num_evaluations == 1:
+        if grid.num_evaluations == 1 and grid.finishes and grid.levels[0] == 1:
             return Euler().run(evaluate, problem, grid, x, noise)
-        x, last = _precise(x), grid.num_evaluations - 1
+        x, last = _precise(x), grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
         for i, (t, step) in enumerate(zip(grid.levels.tolist(), np.diff(grid.levels).tolist(), strict=False)):
             velocity = evaluate(x.float(), i).value
             x.mul_(1 + step).add_(velocity, alpha=(2 - t) * step)

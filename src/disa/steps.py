@@ -12,20 +12,27 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from disa.problem import DenoisingProblem
+    from disa.problem import DenoisingProblem, Watch
 
 
 class StepPolicy(Protocol):
-    """Denoising steps for a problem: one int for all rows, or an int64 tensor [R]."""
+    """Denoising steps for a problem: one int for all rows, an int64 tensor [R], or the wish to look on the way."""
 
-    def __call__(self, problem: DenoisingProblem) -> int | Tensor: ...
+    def __call__(self, problem: DenoisingProblem) -> int | Tensor | Watch: ...
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """A policy that remembers between AR steps: each generation asks it for a fresh one."""
+
+    def begin(self) -> StepPolicy: ...
 
 
 @dataclass(frozen=True)
@@ -179,7 +186,7 @@ def table(path: str | Path) -> Table:
 
 
 _ANNEALED: dict[str, Callable[[int, int], Annealed]] = {"two-stage": TwoStage, "linear": Linear, "cosine": Cosine}
-FORMS = "constant:N, two-stage:50-5, linear:50-5, cosine:50-5 or table:FILE"
+FORMS = "constant:N, two-stage:50-5, linear:50-5, cosine:50-5 or table:FILE (with a model also mlp, variance, straight)"
 
 
 def parse(text: str) -> Schedule:

@@ -197,6 +197,7 @@ class FlowAR(nn.Module):
             num_ar_steps=self.config.num_ar_steps,
             condition=halves[0],
             guidance=scale,
+            rows_to_come=self.config.num_ar_steps - 1 - state.ar_step,
         )  # fmt: skip
 
     def accept(self, state: FlowARState, tokens: Tensor) -> None:

@@ -180,6 +180,7 @@ class MAR(nn.Module):
             num_ar_steps=request.num_ar_steps,
             condition=halves[0],
             guidance=scale,
+            rows_to_come=state.num_masked[step + 1],
         )
 
     def accept(self, state: MARState, tokens: Tensor) -> None:

@@ -166,6 +166,7 @@ class XAR(nn.Module):
             num_ar_steps=self.config.num_ar_steps,
             condition=embedding[:batch],
             guidance=scale,
+            rows_to_come=last - cell,
         )
 
     def accept(self, state: XARState, tokens: Tensor) -> None:
