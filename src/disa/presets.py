@@ -61,6 +61,7 @@ class Preset:
     where it is a small one. quality: which measure of `compare` fits, if any ships.
     token_grid: rows and columns of tokens to draw if not asked otherwise, where they are not the architecture's own.
     tokenizer, embedded_tokenizer: its hub repository, or its folder in the package, for models that draw from prompts.
+    spending, variance_by: bounds and budget of adaptive policies that name none, and what plain `variance` goes by.
     """
 
     name: str
@@ -84,6 +85,8 @@ class Preset:
     token_grid: tuple[int, int] | None = None
     tokenizer: str = ""
     embedded_tokenizer: str = ""
+    spending: str = "50-5@20"
+    variance_by: str = "probe"
     paper: Mapping[str, Any] = field(default_factory=dict)
 
     def build(self) -> Model:
@@ -185,6 +188,7 @@ _FLOWAR_SMALL = Preset(
     guidance=Guidance(4.2, interval=(0.0, 0.9)),
     about="FlowAR-S, 170 M parameters, ImageNet 256x256",
     steps="linear:25-15",
+    spending="25-8@20",
     original="constant:25",
     solver="euler",
     grid="flowar-split",
@@ -216,6 +220,7 @@ _FLOWAR_HUGE = replace(
     guidance=Guidance(2.4, interval=(0.0, 0.7)),
     about="FlowAR-H, 1.9 B parameters, ImageNet 256x256",
     steps="linear:50-15",
+    spending="50-15@32",
     original="constant:50",
     paper={
         "original": {"steps": "constant:50", "fid": 1.67, "seconds_per_image": 0.423},
@@ -233,6 +238,7 @@ _FLOWAR_DIGITS = Preset(
     guidance=Guidance(1.5, interval=(0.0, 0.9)),
     about="FlowAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
     steps="linear:25-15",
+    spending="25-8@20",
     original="constant:25",
     solver="euler",
     grid="flowar-split",
@@ -251,6 +257,7 @@ _XAR_BASE = Preset(
     guidance=Guidance(2.7),
     about="xAR-B, 172 M parameters, ImageNet 256x256",
     steps="linear:50-15",
+    spending="50-15@32",
     original="constant:50",
     solver="euler-maruyama",
     grid="xar-em",
@@ -295,6 +302,7 @@ _XAR_DIGITS = Preset(
     guidance=Guidance(2.5),
     about="xAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
     steps="linear:50-15",
+    spending="50-15@32",
     original="constant:50",
     solver="euler-maruyama",
     grid="xar-em",

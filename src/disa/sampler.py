@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from disa import checkpoints, steps
+from disa import adaptive, checkpoints, steps
 from disa.errors import DisaError
 from disa.generate import generate_steps
 from disa.models import layers
@@ -226,7 +226,7 @@ class Sampler:
         """The preset's choices, except for those that are given; everything that can be wrong is found here."""
         preset = self.preset
         policy = preset.steps if policy is None else policy
-        policy = steps.parse(policy) if isinstance(policy, str) else policy
+        policy = self._policy(policy)
         name = preset.solver if solver is None else solver
         chosen = make_solver(
             name,
@@ -247,13 +247,21 @@ class Sampler:
 
     def with_policy(self, settings: Settings, policy: str | StepPolicy) -> Settings:
         """The same settings with another step policy; every count of a schedule must fit the grid."""
-        chosen = steps.parse(policy) if isinstance(policy, str) else policy
+        chosen = self._policy(policy)
         counts = chosen.counts(settings.num_ar_steps) if isinstance(chosen, steps.Schedule) else [1]
         for count in set(counts):
             grid_for(settings.solver, self.model.process, count)
-        if isinstance(chosen, steps.Table) and chosen.measured_for:
+        if isinstance(chosen, adaptive.Adaptive):
+            chosen.check(settings.solver, self.model.process)
+        if isinstance(chosen, steps.Table | adaptive.Adaptive) and chosen.measured_for:
             self._warn_of_others(chosen, settings)
         return replace(settings, policy=chosen)
+
+    def _policy(self, policy: str | StepPolicy) -> StepPolicy:
+        """A policy by its text, adaptive ones with what was fitted for this model."""
+        if not isinstance(policy, str):
+            return policy
+        return adaptive.parse(policy, self.preset, self.weights_hash) if adaptive.names(policy) else steps.parse(policy)
 
     def facts(self, settings: Settings) -> dict[str, Any]:
         """What a calibrated table is measured for; another number of AR steps is not told here, it shows."""
@@ -273,7 +281,7 @@ class Sampler:
             found.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
         return found.hexdigest()
 
-    def _warn_of_others(self, table: steps.Table, settings: Settings) -> None:
+    def _warn_of_others(self, table: steps.Table | adaptive.Adaptive, settings: Settings) -> None:
         facts = self.facts(settings)
         others = [
             f"{name} {str(table.measured_for[name])[:48]} (here {str(here)[:48]})"

@@ -11,6 +11,7 @@ import typer
 from disa.cli.calibration import calibrate
 from disa.cli.drawing import describe, sample
 from disa.cli.evidence import evidence
+from disa.cli.fitting import fit_probe
 from disa.cli.measuring import bench, compare, demo
 from disa.cli.options import flat
 from disa.cli.weights import convert, presets, train
@@ -31,6 +32,7 @@ COMMANDS = {
     demo: "disa demo --out demo",
     evidence: "disa evidence --model mar-digits --out out",
     calibrate: "disa calibrate --model mar-digits --budget 0.3 --out calibration",
+    fit_probe: "disa fit-probe --model mar-digits --out probe.safetensors",
     bench: "disa bench --model mar-base --untrained --batch-size 1 --num-ar-steps 16",
     presets: "disa presets --json",
     convert: "disa convert checkpoint-last.pth --model mar-base --vae kl16.ckpt --out mar-base",

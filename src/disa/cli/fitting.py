@@ -1,0 +1,54 @@
+"""`disa fit-probe`: what adaptive step policies know of a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from disa.cli.options import AsJSON, AskedInTurn, Drawing, Source
+from disa.cli.output import print_json, progress, table
+
+FIRST_SEED, IMAGES = 100_000, 64
+
+
+def fit_probe(
+    source: Source, *, asked: AskedInTurn, drawing: Drawing,
+    seed: Annotated[int, typer.Option(min=0, help="Of the probe's training.")] = 0,
+    out: Annotated[Path, typer.Option(help="The file that is written.")] = Path("probe.safetensors"),
+    as_json: AsJSON = False,
+) -> None:  # fmt: skip
+    """Fit what adaptive policies need: a probe on z, and how every score goes with the error of few denoising steps.
+
+    It draws 64 images, seeds from 100000 unless --seeds says others, and needs two or three times their time.
+    """
+    from dataclasses import replace
+
+    from disa.files import make_folder
+    from disa.fitting import fit, save
+
+    request = asked.read()
+    sampler = source.load(request.check)
+    settings = drawing.settings(sampler)
+    seeds = request.seeds or list(range(FIRST_SEED, FIRST_SEED + max(IMAGES, len(request.entries))))
+    wanted = replace(request, seeds=seeds).repeated(IMAGES)
+    make_folder(out.parent)
+    turns = settings.num_ar_steps * -(-len(seeds) // settings.batch_size)
+    with progress("fitting", turns, as_json) as advance:
+        fitted = fit(sampler, wanted, settings, seed, advance)
+    save(out, fitted.fit)
+    report = fitted.report()
+    if as_json:
+        print_json(report | {"out": str(out)})
+        return
+    table(
+        f"{sampler.preset.name}: {report['rows']} rows of {report['images']} images; the error falls as "
+        f"n^-{report['power']:.2f}",
+        ["score", "slope", "rank correlation", "within an AR step"],
+        [[name, f"{line['slope']:.2f}", f"{line['rank_correlation']:.2f}", f"{line['rank_correlation_within']:.2f}"]
+         for name, line in report["scores"].items()],
+    )  # fmt: skip
+    r2 = report["held_out_r2"]
+    print(f"R2 of the probe on images it did not see: {r2['few_steps']:.2f} for the log of the error of few steps, "
+          f"{r2['prediction']:.2f} for that of the prediction from z; it is in {out}")  # fmt: skip
