@@ -276,12 +276,12 @@ def test_only_one_ar_step_is_disturbed() -> None:
 
 def test_the_budget_is_kept_and_spent(sampler: Sampler) -> None:
     wanted, settings = asked(sampler), sampler.settings(batch_size=3)
-    result = calibrate(sampler, wanted, settings, "linear:4-2", REFERENCE)
+    [result] = calibrate(sampler, wanted, settings, ["linear:4-2"], REFERENCE)
     drawn = sampler.start(**vars(wanted), settings=sampler.with_policy(settings, result.table))
     made = sum(step.evaluations for step in drawn) / len(wanted.seeds)
     assert made == result.evaluations <= result.budget
     assert made > 0.6 * result.budget
-    assert len(set(result.table.values)) > 1
+    assert max(result.table.values) > 1
 
 
 def test_budgets_are_shares_counts_and_policies() -> None:
@@ -329,7 +329,7 @@ def test_a_reference_must_be_longer_than_what_it_measures() -> None:
 
 
 def written(sampler: Sampler, path: Path) -> Path:
-    result = calibrate(sampler, WANTED, sampler.settings(), "0.5", REFERENCE)
+    [result] = calibrate(sampler, WANTED, sampler.settings(), ["0.5"], REFERENCE)
     path.write_text(json.dumps(result.report()))
     return path
 

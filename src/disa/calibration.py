@@ -70,31 +70,34 @@ class Calibration:
 
 
 def calibrate(
-    sampler: Sampler, wanted: Wanted, settings: Settings, budget: str, reference: int = 200,
+    sampler: Sampler, wanted: Wanted, settings: Settings, budgets: Sequence[str], reference: int = 200,
     on_turn: Callable[[], None] = lambda: None,
-) -> Calibration:  # fmt: skip
-    """Measure on the images `wanted` with these settings, whose policy is not looked at, and spend the budget.
+) -> list[Calibration]:  # fmt: skip
+    """Measure on the images `wanted` with these settings, whose policy is not looked at, and spend each of the budgets.
 
-    budget: a share of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or a policy
-    that makes as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
+    budgets: shares of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or policies
+    that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
     `num_turns` times. Raises DisaError.
     """
-    affordable, num_rows = read_budget(sampler, wanted, settings, budget)
+    affordable = [read_budget(sampler, wanted, settings, budget) for budget in budgets]
     counts = ladder(sampler, settings, reference)
     curves = measure(sampler, wanted, settings, counts, reference, on_turn)
-    every = np.arange(1, counts[-1] + 1)
-    made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
-    errors = np.stack([between([made[count - 1] for count in counts], row, made) for row in curves.errors])
-    costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
-    chosen = allocate(errors * np.array(curves.gains)[:, None], costs, affordable)
-    table = Table(tuple(int(every[i]) for i in chosen), "", sampler.facts(settings))
-    evaluations, _ = _made(sampler, wanted, settings, table)
-    error = sum(errors[k, i] * curves.gains[k] for k, i in enumerate(chosen))
     about = {
-        "model": sampler.preset.name, "num_ar_steps": settings.num_ar_steps, "asked_budget": budget,
-        "reference": reference, "num_images": len(wanted.seeds), **vars(wanted),
+        "model": sampler.preset.name, "num_ar_steps": settings.num_ar_steps, "reference": reference,
+        "num_images": len(wanted.seeds), **vars(wanted),
     }  # fmt: skip
-    return Calibration(table, curves, affordable, evaluations, evaluations / num_rows, float(error), about)
+    every = np.arange(1, counts[-1] + 1)
+    errors = np.stack([between(counts, row, every) for row in curves.errors]) * np.array(curves.gains)[:, None]
+    costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
+    found = []
+    for budget, (allowed, num_rows) in zip(budgets, affordable, strict=True):
+        chosen = allocate(errors, costs, allowed)
+        table = Table(tuple(int(every[i]) for i in chosen), "", sampler.facts(settings))
+        evaluations, _ = _made(sampler, wanted, settings, table)
+        error = float(errors[range(len(chosen)), chosen].sum())
+        own = about | {"asked_budget": budget}
+        found.append(Calibration(table, curves, allowed, evaluations, evaluations / num_rows, error, own))
+    return found
 
 
 # -- the budget ----------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def calibrate(
     wanted, settings = request.repeated(len(request.seeds or ())), drawing.settings(sampler)
     make_folder(out)
     with progress("measuring", num_turns(wanted, settings), as_json) as advance:
-        result = run_calibration(sampler, wanted, settings, budget, reference, advance)
+        [result] = run_calibration(sampler, wanted, settings, [budget], reference, advance)
     report = result.report() | {"disa": __version__}
     plot = calibration_plot(report, f"{sampler.preset.name}, {len(wanted.seeds)} images, budget {budget}")
     write_whole(out / "calibration.png", lambda file: file.write(plot))
