@@ -131,6 +131,15 @@ def test_room_is_kept_for_rows_that_are_expected_to_need_it():
     assert torch.equal(easy[:1], easy[1:])
 
 
+def test_what_matters_more_to_the_image_gets_more():
+    """FlowAR's first scale moves everything after it, so that it gets most steps although its own errors are small."""
+    settings = Sampler.load("flowar-digits", device="cpu").settings("mlp:25-4@10")
+    assert isinstance(settings.policy, Adaptive)
+    importance = settings.policy.knowledge.importance
+    assert importance.tolist() == sorted(importance.tolist(), reverse=True)
+    assert importance[0] > importance[-1] + 2
+
+
 def test_an_image_that_has_spent_more_gets_less():
     need = torch.zeros(2, 6, dtype=torch.float64)
     room = torch.tensor([90.0, 30.0], dtype=torch.float64)
@@ -420,7 +429,7 @@ def test_a_look_needs_a_solver_that_can_change_its_steps():
 
 def test_a_budget_needs_to_know_the_rows_to_come():
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
-    known = Knowledge(1.0, 0.0, POWER, 0.0, torch.zeros(1, 1))
+    known = Knowledge(1.0, 0.0, POWER, 0.0, torch.zeros(1), torch.zeros(1, 1))
     policy = Adaptive(lambda problem: torch.zeros(2), 0, known, Spending(9, 2, 5.0))
     with pytest.raises(DisaError, match="leave @ out"):
         policy(problem)

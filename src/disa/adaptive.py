@@ -1,8 +1,9 @@
 """Step policies that look: each row gets denoising steps by the error that is still to be expected of it.
 
 A score says of every row how much it needs; what is known of the score (`Knowledge`) turns it into the log of the error
-after one denoising step. The error after n is taken to be that over n^power, so steps go where the next one takes off
-most: the marginal gain is equal everywhere, between early and late, which is the least total error for what is spent.
+after one denoising step, as it reaches the whole image. The error after n is taken to be that over n^power, so steps go
+where the next one takes off most: the marginal gain is equal everywhere, between early and late, which is the least
+total error for what is spent.
 
 Shapes: B images, N rows per image, R = B N rows, D condition width, J counts of a ladder, Q quantiles.
 """
@@ -176,8 +177,9 @@ def features(problem: DenoisingProblem) -> Tensor:
 class Knowledge:
     """How a score goes with the error of a model, measured on its own drawings.
 
-    The log of the error after one denoising step is intercept + slope score; it falls as n^-power. threshold: the
-    gain, as a log, at which the preset's budget is spent. later: [J, Q] quantiles of the needs of all rows after the
+    The log of the error after one denoising step is intercept + slope score; it falls as n^-power. importance: [J] the
+    log of what an error of a row in each J-th of the AR steps does to the whole image. threshold: the gain, as a log,
+    at which the preset's budget is spent. later: [J, Q] quantiles of the needs of all rows after the
     first 1/J, 2/J, ... of the AR steps (the last has none, and holds those of the last AR step).
     """
 
@@ -185,11 +187,13 @@ class Knowledge:
     intercept: float
     power: float
     threshold: float
+    importance: Tensor
     later: Tensor
 
-    def need(self, score: Tensor) -> Tensor:
-        """[R] the log of the error after one denoising step."""
-        return self.intercept + self.slope * score.double().cpu()
+    def need(self, score: Tensor, share: float) -> Tensor:
+        """[R] the log of the error after one denoising step; share: of the AR steps that are made."""
+        important = self.importance[int(share * len(self.importance) + 1e-9)]
+        return self.intercept + self.slope * score.double().cpu() + important
 
     def to_come(self, problem: DenoisingProblem) -> Tensor:
         """[Q] needs of the rows of later AR steps."""
@@ -215,7 +219,8 @@ class Fit:
 
     def tensors(self) -> dict[str, Tensor]:
         state = {f"probe.{name}": value for name, value in self.probe.state_dict().items()}
-        return state | {f"later.{name}": known.later.float() for name, known in self.knowledge.items()}
+        state |= {f"later.{name}": known.later.float() for name, known in self.knowledge.items()}
+        return state | {f"importance.{name}": known.importance.float() for name, known in self.knowledge.items()}
 
     def metadata(self) -> dict[str, str]:
         lines = {
@@ -233,9 +238,13 @@ class Fit:
                 content = json.loads(file.metadata()["disa"])
             probe = Probe(len(state["probe.mean"]), len(state["probe.input.bias"]))
             probe.load_state_dict(_below(state, "probe."))
-            later = _below(state, "later.")
+            later, importance = _below(state, "later."), _below(state, "importance.")
             knowledge = {
-                name: Knowledge(**{key: float(value) for key, value in line.items()}, later=later[name].double())
+                name: Knowledge(
+                    **{key: float(value) for key, value in line.items()},
+                    importance=importance[name].double(),
+                    later=later[name].double(),
+                )
                 for name, line in content["knowledge"].items()
             }
             fit = cls(probe.requires_grad_(False).eval(), knowledge, dict(content["about"]))
@@ -322,7 +331,7 @@ class _Spender:
     def _counts(self, problem: DenoisingProblem, score: Tensor) -> Tensor:
         """[R]."""
         policy, knowledge, budget = self.policy, self.policy.knowledge, self.policy.spending.budget
-        need = knowledge.need(score)
+        need = knowledge.need(score, problem.ar_step / problem.num_ar_steps)
         if budget is None:
             return above(need, policy.counts, knowledge.power, knowledge.threshold)
         to_come = problem.rows_to_come

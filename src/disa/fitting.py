@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from disa.adaptive import (
     parse_spending,
     spread_of_draws,
 )  # fmt: skip
+from disa.calibration import gains
 from disa.errors import DisaError
 from disa.files import write_whole
 from disa.noise import SeededNoise
@@ -48,6 +49,8 @@ FEW, MORE, MANY = 4, 8, 20
 FEW_LEFT, MANY_LEFT = 3, 12
 """Steps of the whole path, and of what is left of it after a look."""
 SHARES, QUANTILES, GROUPS = 16, 32, 10
+NUDGED = 8
+"""Images that show what an error of one AR step does to the whole."""
 FEWEST_IMAGES = 8
 ITERATIONS, TRIED = 600, 20
 MOST = 50
@@ -73,8 +76,9 @@ class Fitted:
                    "rank_correlation_within": self.agreement[name][1]}
             for name, k in self.fit.knowledge.items()
         }  # fmt: skip
-        power = next(iter(self.fit.knowledge.values())).power
-        return dict(self.fit.about) | {"held_out_r2": self.r2, "power": power, "scores": lines}
+        known = next(iter(self.fit.knowledge.values()))
+        more = {"power": known.power, "importance": known.importance.tolist()}
+        return dict(self.fit.about) | {"held_out_r2": self.r2, "scores": lines} | more
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Rows:
     """What was measured: one line per row. features: [N, D + 1]; the others are [N], errors as mean squares.
 
     few, more, left: of few and of more steps, and of few steps after a look. prediction: of the one-evaluation one.
+    size: values of a row.
     """
 
     features: Tensor
@@ -89,6 +94,7 @@ class Rows:
     more: Tensor
     left: Tensor
     prediction: Tensor
+    size: Tensor
     image: Tensor
     ar_step: Tensor
     scores: Mapping[str, Tensor]
@@ -102,11 +108,22 @@ def fit(
     if len(wanted.seeds) < FEWEST_IMAGES:
         raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(wanted.seeds)}.")
     rows = measure(sampler.start(**vars(wanted), settings=settings), on_turn, own or {})
-    return fit_rows(rows, sampler, wanted, settings, seed)
+    weights = importance(sampler, wanted, settings, rows, on_turn)
+    return fit_rows(rows, weights, sampler, wanted, settings, seed)
 
 
-def fit_rows(rows: Rows, sampler: Sampler, wanted: Wanted, settings: Settings, seed: int) -> Fitted:
-    """Half of the images is learned from, a quarter says when to stop, and a quarter how good the probe is."""
+def num_turns(wanted: Wanted, settings: Settings) -> int:
+    """How often `fit` calls `on_turn`."""
+    return settings.num_ar_steps * (-(-len(wanted.seeds) // settings.batch_size) + settings.num_ar_steps + 1)
+
+
+def fit_rows(
+    rows: Rows, weights: Tensor, sampler: Sampler, wanted: Wanted, settings: Settings, seed: int
+) -> Fitted:  # fmt: skip
+    """The same from what was measured; weights: [J] see `importance`.
+
+    Half of the images is learned from, a quarter says when to stop, and a quarter how good the probe is.
+    """
     learned, held = rows.image % 2 == 1, rows.image % 4 == 0
     targets = torch.stack([rows.few, rows.prediction], dim=1).clamp(min=SMALLEST).log().float()
     probe = _train(rows.features, targets, learned, ~learned & ~held, seed)
@@ -118,9 +135,10 @@ def fit_rows(rows: Rows, sampler: Sampler, wanted: Wanted, settings: Settings, s
     for name, score in scores.items():
         error, num_steps = (rows.left, FEW_LEFT) if name == "straight" else (rows.few, FEW)
         slope, height = _line(score[~learned], error[~learned])
-        needs = height + power * math.log(num_steps) + slope * score
+        intercept = height + power * math.log(num_steps)
+        needs = intercept + slope * score + weights[rows.ar_step * SHARES // settings.num_ar_steps]
         knowledge[name] = Knowledge(
-            slope, height + power * math.log(num_steps), power, _threshold(needs, power, name, sampler),
+            slope, intercept, power, _threshold(needs, power, name, sampler), weights,
             _later(needs, rows.ar_step, settings.num_ar_steps),
         )  # fmt: skip
         agreement[name] = _agreement(score[held], error[held], rows.ar_step[held])
@@ -170,8 +188,23 @@ def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int,
         features=features(problem).cpu(), few=_distance(few, end), more=_distance(more, end), left=left.cpu(),
         prediction=_distance(first, end), image=problem.image.cpu() + images,
         ar_step=torch.full((problem.num_rows,), step.ar_step),
+        size=torch.full((problem.num_rows,), math.prod(problem.shape)),
         scores={name: score.double().cpu() for name, score in scores.items()},
     )  # fmt: skip
+
+
+def importance(
+    sampler: Sampler, wanted: Wanted, settings: Settings, rows: Rows, on_turn: Callable[[], None]
+) -> Tensor:  # fmt: skip
+    """[J] the log of what an error of one row in each J-th of the AR steps adds to that of the image, from 0 on."""
+    together = replace(settings, batch_size=NUDGED)
+    found = torch.tensor(gains(sampler, wanted.part(slice(NUDGED)), together, on_turn), dtype=torch.float64)
+    place = torch.arange(SHARES) * settings.num_ar_steps / SHARES
+    first, last = place.floor().long(), ((place + settings.num_ar_steps / SHARES).ceil().long())
+    sizes = torch.stack([rows.size[rows.ar_step == k].double().mean() for k in range(settings.num_ar_steps)])
+    reached = found * sizes
+    log = torch.stack([reached[a:b].mean().log() for a, b in zip(first.tolist(), last.tolist(), strict=True)])
+    return log - log.min()
 
 
 def _along(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:

@@ -21,12 +21,12 @@ def fit_probe(
 ) -> None:  # fmt: skip
     """Fit what adaptive policies need: a probe on z, and how every score goes with the error of few denoising steps.
 
-    It draws 64 images, seeds from 100000 unless --seeds says others, and needs two or three times their time.
+    It draws 64 images, seeds from 100000 unless --seeds says others, and solves every AR step of them several times.
     """
     from dataclasses import replace
 
     from disa.files import make_folder
-    from disa.fitting import fit, save
+    from disa.fitting import fit, num_turns, save
 
     request = asked.read()
     sampler = source.load(request.check)
@@ -34,8 +34,7 @@ def fit_probe(
     seeds = request.seeds or list(range(FIRST_SEED, FIRST_SEED + max(IMAGES, len(request.entries))))
     wanted = replace(request, seeds=seeds).repeated(IMAGES)
     make_folder(out.parent)
-    turns = settings.num_ar_steps * -(-len(seeds) // settings.batch_size)
-    with progress("fitting", turns, as_json) as advance:
+    with progress("fitting", num_turns(wanted, settings), as_json) as advance:
         fitted = fit(sampler, wanted, settings, seed, advance)
     save(out, fitted.fit)
     report = fitted.report()
