@@ -262,13 +262,13 @@ def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callabl
     for ar_step in range(settings.num_ar_steps):
         nudged = Nudged(settings.solver, ar_step, others)
         change = (latents(nudged) - undisturbed).double().square().sum().item()
-        found.append(change / nudged.squares[0])
+        found.append(change / sum(nudged.squares))
     return found
 
 
 @dataclass(frozen=True)
 class Nudged:
-    """A solver whose tokens are disturbed in one AR step. squares: the sum of the squared disturbances."""
+    """A solver whose tokens are disturbed in one AR step. squares: of every batch, the sum of the squared disturbances."""
 
     solver: Solver
     ar_step: int

@@ -1,0 +1,382 @@
+"""The trade-off of every step policy: quality against evaluations made and against time, at several budgets.
+
+    python benchmarks/policies.py draw mar-digits --images 2000    # hours; interrupt and repeat it at will
+    python benchmarks/policies.py measure mar-digits               # what is drawn -> a result file
+    python benchmarks/policies.py write                            # the result files -> docs/policies.md, plots
+
+`draw` draws the same seeds under every policy, a batch of each in turn, and keeps each batch in --work, so that a run
+that was stopped goes on and a larger --images adds to what is there. Every kind of policy is given the parameters that
+make the evaluations of a budget, which is a share of those of the model's original setting. Calibrated tables are
+measured on seeds of their own before anything is drawn. Images are kept with 8 bits, as a viewer sees them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import RESULTS, ROOT, spread, table
+
+from disa.calibration import FIRST_SEED, NUM_IMAGES, calibrate
+from disa.errors import DisaError
+from disa.files import make_folder, write_text, write_whole
+from disa.measures import MEASURES
+from disa.prompts import slug
+from disa.sampler import Sampler, Settings
+from disa.samples import Wanted
+from disa.solvers import grid_for
+from disa.steps import Annealed, Schedule, parse
+
+MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
+BUDGETS = {"mar-digits": (0.4, 0.2, 0.1, 0.05), "harmon-shapes": (0.4, 0.2, 0.1, 0.05)}
+BUDGETS_OF_FLOWS = (0.7, 0.4, 0.2, 0.1)
+SOLVERS = {
+    "noise": (("ddpm", None), ("ddim", "uniform"), ("dpm-solver++-2", None)),
+    "velocity": (("euler", "uniform"), ("heun", "uniform"), ("euler-maruyama", None), ("dpm-solver++-2", None)),
+}
+SOLVER_BUDGETS = (0.2, 0.1)
+CHUNK = 100
+TABLES = RESULTS / "tables"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A policy at a budget. share: of the original setting's evaluations, None for that setting itself."""
+
+    kind: str
+    steps: str
+    share: float | None = None
+    solver: str | None = None
+    grid: str | None = None
+
+    @property
+    def key(self) -> str:
+        return slug("-".join(str(part) for part in (self.kind, self.steps, self.solver, self.grid) if part))
+
+
+class Costs:
+    """Evaluations per row of a schedule, from the rows of every AR step: no image is drawn for it."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        once = sampler.sample(**_wanted(sampler, 1).__dict__, steps="constant:1", output_type="latent")
+        self.rows = [step.rows for step in once.trace]
+
+    def of(self, schedule: Schedule, settings: Settings) -> float:
+        counts = schedule.counts(len(self.rows))
+        made = [grid_for(settings.solver, self.sampler.model.process, count).num_evaluations for count in counts]
+        return sum(map(float.__mul__, map(float, self.rows), map(float, made))) / sum(self.rows)
+
+    def nearest(self, family: Callable[[int], str], wanted: float, settings: Settings) -> str:
+        """The member of a family, which grows with its number, that is closest to a cost."""
+        texts = dict.fromkeys(family(number) for number in range(1, 400))
+        return min(texts, key=lambda text: abs(self.of(_schedule(text), settings) - wanted))
+
+
+def _schedule(text: str) -> Schedule:
+    policy = parse(text)
+    assert isinstance(policy, Schedule)
+    return policy
+
+
+def _families(preset_steps: str) -> dict[str, Callable[[int], str]]:
+    """Schedules that grow with a number, early / late as in the paper's for this model."""
+    own = _schedule(preset_steps)
+    assert isinstance(own, Annealed)
+
+    def late(early: int) -> int:
+        return max(1, round(early * own.late / own.early))
+
+    return {
+        "constant": lambda n: f"constant:{n}",
+        "two-stage": lambda n: f"two-stage:{n}-{late(n)}",
+        "linear": lambda n: f"linear:{n}-{late(n)}",
+        "cosine": lambda n: f"cosine:{n}-{late(n)}",
+        "reversed": lambda n: f"linear:{late(n)}-{n}",
+    }
+
+
+def plan(sampler: Sampler) -> list[Point]:
+    """Every point of a model."""
+    costs, preset = Costs(sampler), sampler.preset
+    settings = sampler.settings()
+    whole = costs.of(_schedule(preset.original), settings)
+    points = [Point("original", preset.original)]
+    shares = BUDGETS.get(preset.name, BUDGETS_OF_FLOWS)
+    for share, text in zip(shares, _calibrated(sampler, shares), strict=True):
+        wanted = share * whole
+        points += [
+            Point(kind, costs.nearest(family, wanted, settings), share)
+            for kind, family in _families(preset.steps).items()
+        ]
+        points.append(Point("calibrated", text, share))
+        points += [Point(kind, adaptive, share) for kind, adaptive in _adaptive(sampler, wanted)]
+    points += [
+        Point("constant", f"constant:{n}", costs.of(_schedule(f"constant:{n}"), settings) / whole) for n in (2, 1)
+    ]
+    for solver, grid in SOLVERS[sampler.model.process.predicts]:
+        other = sampler.settings(solver=solver, grid=grid)
+        for share in SOLVER_BUDGETS:
+            for kind in ("constant", "linear"):
+                text = costs.nearest(_families(preset.steps)[kind], share * whole, other)
+                points.append(Point(kind, text, share, solver, grid))
+    return points
+
+
+def _adaptive(sampler: Sampler, budget: float) -> Iterator[tuple[str, str]]:
+    """The adaptive policies that can keep to a budget of evaluations per row, their own included."""
+    early, late = round(2.5 * budget), max(1, round(budget / 4))
+    for name in ("mlp", "variance:draws", "variance:head", "variance:probe", "straight"):
+        text = f"{name}:{early}-{max(late, 4) if name == 'straight' else late}@{budget:.4g}"
+        with contextlib.suppress(DisaError):
+            sampler.settings(text)
+            yield name, text
+
+
+def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[str]:
+    """Tables for shares of the original evaluations, measured if that was not done before."""
+    paths = [TABLES / f"{sampler.preset.name}-{share:g}.json" for share in shares]
+    if not all(path.exists() for path in paths):
+        wanted = _wanted(sampler, NUM_IMAGES, FIRST_SEED)
+        found = calibrate(sampler, wanted, sampler.settings(), [f"{share:g}" for share in shares])
+        make_folder(TABLES)
+        for path, table in zip(paths, found, strict=True):
+            write_text(path, json.dumps(table.report(), indent=1) + "\n")
+    return [f"table:{path.relative_to(ROOT)}" for path in paths]
+
+
+# -- drawing -------------------------------------------------------------------------------------------------------
+
+
+def draw(model: str, num_images: int, work: Path) -> None:
+    """Every point's images, CHUNK at a time, all points in turn; what is there already is left as it is."""
+    sampler = Sampler.load(model)
+    folder = make_folder(work / model)
+    points = plan(sampler)
+    write_text(folder / "plan.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    chunks = [(start, point) for start in range(0, num_images, CHUNK) for point in points]
+    missing = [(start, point) for start, point in chunks if not _part(folder, point, start).exists()]
+    for done, (start, point) in enumerate(missing):
+        wanted = _wanted(sampler, num_images).part(slice(start, start + CHUNK))
+        settings = sampler.settings(point.steps, point.solver, point.grid)
+        cpu = time.process_time()
+        run = sampler.start(**vars(wanted), settings=settings)
+        for _ in run:
+            pass
+        samples = run.result()
+        part = {
+            "images": (samples.images * 255).round().to(torch.uint8), "evaluations": samples.evaluations,
+            "rows": sum(step.rows for step in samples.trace), "seconds": samples.seconds,
+            "cpu_seconds": time.process_time() - cpu, "counts": [step.steps for step in samples.trace],
+        }  # fmt: skip
+        path = _part(folder, point, start)
+        make_folder(path.parent)
+        write_whole(path, lambda file, part=part: torch.save(part, file))
+        print(f"{done + 1}/{len(missing)} {model} {start} {point.key} {samples.seconds:.1f} s", flush=True)
+
+
+def _part(folder: Path, point: Point, start: int) -> Path:
+    return folder / point.key / f"{start:06d}.pt"
+
+
+def _wanted(sampler: Sampler, count: int, first: int = 0) -> Wanted:
+    """Seeds with the labels, or held-out captions, in turn."""
+    seeds = list(range(first, first + count))
+    if not sampler.preset.prompts:
+        return Wanted([i % sampler.model.config.num_classes for i in seeds], seeds)
+    from disa.tiny.scenes import held_out_captions
+
+    return Wanted(None, seeds, held_out_captions(count, seed=first))
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(model: str, work: Path) -> None:
+    """Quality and cost of the images that every point has, as a result file."""
+    sampler, folder = Sampler.load(model), work / model
+    points = [Point(**point) for point in json.loads((folder / "plan.json").read_text())]
+    count = min(len(_starts(folder, point)) for point in points)
+    parts = {point: [torch.load(_part(folder, point, i * CHUNK)) for i in range(count)] for point in points}
+    images = {point: torch.cat([part["images"] for part in own]).float() / 255 for point, own in parts.items()}
+    wanted, by = _wanted(sampler, count * CHUNK), MEASURES[sampler.preset.quality]
+    whole = by.measure(list(images.values()), wanted)
+    beyond: dict[Point, Any] = {}
+    for base in points:
+        if base.kind == "linear":
+            same = [p for p in points if (p.share, p.solver) == (base.share, base.solver) and p != base]
+            found = by.measure([images[base], *(images[p] for p in same)], wanted).differences[1:]
+            beyond |= dict(zip(same, found, strict=True))
+    rows = []
+    for point, quality, difference in zip(points, whole.qualities, whole.differences, strict=True):
+        own, drawn = parts[point], len(images[point])
+        rows.append(asdict(point) | {
+            "evaluations_per_row": sum(part["evaluations"] for part in own) / sum(part["rows"] for part in own),
+            "seconds_per_image": sum(part["seconds"] for part in own) / drawn,
+            "cpu_seconds_per_image": sum(part["cpu_seconds"] for part in own) / drawn,
+            "counts": np.mean([part["counts"] for part in own], axis=0).round(2).tolist(),
+            "quality": asdict(quality),
+            "difference": difference and asdict(difference),
+            "beyond_linear": asdict(beyond[point]) if point in beyond else None,
+        })  # fmt: skip
+    report = {
+        "model": model, "num_images": count * CHUNK, "seeds": [0, count * CHUNK - 1], "torch": torch.__version__,
+        "threads": torch.get_num_threads(), "points": rows,
+        "yardsticks": whole.yardsticks and asdict(whole.yardsticks),
+    }  # fmt: skip
+    write_text(RESULTS / f"policies-{model}.json", json.dumps(report, indent=1) + "\n")
+
+
+def _starts(folder: Path, point: Point) -> list[int]:
+    """The first seeds of the chunks that are there, without a gap."""
+    starts = []
+    while _part(folder, point, len(starts) * CHUNK).exists():
+        starts.append(len(starts) * CHUNK)
+    return starts
+
+
+# -- writing -------------------------------------------------------------------------------------------------------
+
+INTRODUCTION = """# Step policies, measured
+
+What every step policy costs and keeps, on the models that ship with the package. All of it is made by
+`benchmarks/policies.py` from `benchmarks/results/policies-*.json`; its first lines say how to repeat it. A budget is a
+share of the evaluations that the original setting makes; every policy gets the parameters that come closest to it.
+Differences are paired by seed, with a 95 % bootstrap interval; one whose interval holds 0 is not shown by so many
+images. Times are CPU seconds of one process with the stated threads, which a busy machine disturbs less.
+"""
+
+
+def write() -> None:
+    """docs/policies.md and a plot per model, from the result files that are there."""
+    sections = [INTRODUCTION]
+    for model in MODELS:
+        path = RESULTS / f"policies-{model}.json"
+        if path.exists():
+            report = json.loads(path.read_text())
+            write_whole(ROOT / "docs" / f"policies-{model}.png", lambda file, report=report: file.write(_plot(report)))
+            sections.append(_section(report))
+    write_text(ROOT / "docs" / "policies.md", "\n".join(sections))
+
+
+def _headline(quality: dict[str, Any]) -> dict[str, float]:
+    """The number that a model is judged by, with its spread."""
+    return quality["frechet"] if "frechet" in quality else quality["overall"]
+
+
+def _lower_is_better(report: dict[str, Any]) -> bool:
+    return "frechet" in report["points"][0]["quality"]
+
+
+def _section(report: dict[str, Any]) -> str:
+    own, other = ([p for p in report["points"] if bool(p["solver"]) == apart] for apart in (False, True))
+    name = "Fréchet distance" if _lower_is_better(report) else "score"
+    columns = ["evaluations per row", "CPU s per image", name, "against the original", "against linear"]
+    original = own[0]
+    lines = [
+        f"## {report['model']}\n",
+        f"{report['num_images']} images per point, seeds {report['seeds'][0]}-{report['seeds'][1]}, "
+        f"{report['threads']} thread{'s' if report['threads'] > 1 else ''}. The original `{original['steps']}`: {name} "
+        f"{spread(_headline(original['quality']))}, {original['evaluations_per_row']:.1f} evaluations per row, "
+        f"{original['cpu_seconds_per_image']:.3f} CPU seconds per image.\n",
+        f"![{report['model']}](policies-{report['model']}.png)\n",
+        table(
+            ["budget", "policy", *columns],
+            [[f"{p['share']:.1%}", f"{p['kind']} `{p['steps']}`", *_cells(p)] for p in own[1:]],
+        ),
+        "\nWhere each begins to degrade: the fewest evaluations per row at which it, and everything above, is not "
+        "worse than the original outside the interval.\n",
+        table(["policy", "evaluations per row"], _degrades(own, _lower_is_better(report))),
+        "\nOther solvers, with and without annealing:\n",
+        table(
+            ["solver", "budget", "policy", *columns],
+            [[p["solver"], f"{p['share']:.0%}", f"`{p['steps']}`", *_cells(p)] for p in other],
+        ),
+        "",
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _cells(point: dict[str, Any]) -> list[str]:
+    return [
+        f"{point['evaluations_per_row']:.1f}",
+        f"{point['cpu_seconds_per_image']:.3f}",
+        spread(_headline(point["quality"])),
+        spread(point["difference"]) if point["difference"] else "",
+        spread(point["beyond_linear"]) if point["beyond_linear"] else "",
+    ]
+
+
+def _degrades(points: Sequence[dict[str, Any]], lower_is_better: bool) -> list[list[str]]:
+    rows = []
+    for kind in dict.fromkeys(p["kind"] for p in points[1:]):
+        fewest = None
+        for point in sorted((p for p in points if p["kind"] == kind), key=lambda p: -p["evaluations_per_row"]):
+            gap = point["difference"]
+            if gap["low"] > 0 if lower_is_better else gap["high"] < 0:
+                break
+            fewest = point["evaluations_per_row"]
+        rows.append([kind, "worse at every budget" if fewest is None else f"{fewest:.1f}"])
+    return rows
+
+
+def _plot(report: dict[str, Any]) -> bytes:
+    """Quality against evaluations and against time, a line per kind of policy."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    panels: Any = figure.subplots(1, 2, sharey=True)
+    own = [p for p in report["points"] if not p["solver"]]
+    for axes, x, title in zip(
+        panels, ("evaluations_per_row", "cpu_seconds_per_image"), ("evaluations per row", "CPU seconds per image"),
+        strict=True,
+    ):  # fmt: skip
+        spread_of_original = _headline(own[0]["quality"])
+        axes.axhspan(spread_of_original["low"], spread_of_original["high"], color="0.9", label=own[0]["steps"])
+        for kind in dict.fromkeys(p["kind"] for p in own[1:]):
+            line = sorted((p for p in own if p["kind"] == kind), key=lambda p: p[x])
+            axes.plot([p[x] for p in line], [_headline(p["quality"])["value"] for p in line], "o-", ms=4, label=kind)
+        axes.set(xlabel=title, xscale="log")
+        axes.grid(alpha=0.3)
+    if _lower_is_better(report):
+        panels[0].set(yscale="log", ylabel="Fréchet distance")
+    else:
+        panels[0].set(ylabel="score")
+    panels[1].legend(fontsize=8)
+    figure.suptitle(f"{report['model']}: {report['num_images']} images per point")
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("draw", "measure", "write"))
+    parser.add_argument("model", nargs="?", choices=MODELS)
+    parser.add_argument("--images", type=int, default=2000, help="images per point, a multiple of 100")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "policies", help="where images are kept")
+    given = parser.parse_args()
+    os.chdir(ROOT)  # tables are named from there
+    if given.what != "write" and given.model is None:
+        parser.error(f"{given.what} needs a model")
+    if given.what == "draw":
+        draw(given.model, given.images, given.work)
+    elif given.what == "measure":
+        measure(given.model, given.work)
+    else:
+        write()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
