@@ -159,12 +159,16 @@ def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[str]:
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw(model: str, num_images: int, work: Path) -> None:
-    """Every point's images, CHUNK at a time, all points in turn; what is there already is left as it is."""
+def draw(model: str, num_images: int, work: Path, budgets: Sequence[float]) -> None:
+    """Every point's images, CHUNK at a time, all points in turn; what is there already is left as it is.
+
+    budgets: only points of these, beside the original.
+    """
     sampler = Sampler.load(model)
     folder = make_folder(work / model)
     points = plan(sampler)
     write_text(folder / "plan.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    points = [point for point in points if not budgets or point.share in (None, *budgets)]
     chunks = [(start, point) for start in range(0, num_images, CHUNK) for point in points]
     missing = [(start, point) for start, point in chunks if not _part(folder, point, start).exists()]
     for done, (start, point) in enumerate(missing):
@@ -204,9 +208,10 @@ def _wanted(sampler: Sampler, count: int, first: int = 0) -> Wanted:
 
 
 def measure(model: str, work: Path) -> None:
-    """Quality and cost of the images that every point has, as a result file."""
+    """Quality and cost, over the images that all points have of which there are any, as a result file."""
     sampler, folder = Sampler.load(model), work / model
-    points = [Point(**point) for point in json.loads((folder / "plan.json").read_text())]
+    planned = [Point(**point) for point in json.loads((folder / "plan.json").read_text())]
+    points = [point for point in planned if _starts(folder, point)]
     count = min(len(_starts(folder, point)) for point in points)
     parts = {point: [torch.load(_part(folder, point, i * CHUNK)) for i in range(count)] for point in points}
     images = {point: torch.cat([part["images"] for part in own]).float() / 255 for point, own in parts.items()}
@@ -365,13 +370,14 @@ def main() -> None:
     parser.add_argument("what", choices=("draw", "measure", "write"))
     parser.add_argument("model", nargs="?", choices=MODELS)
     parser.add_argument("--images", type=int, default=2000, help="images per point, a multiple of 100")
+    parser.add_argument("--budget", type=float, action="append", default=[], help="only this share, and the original")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "policies", help="where images are kept")
     given = parser.parse_args()
     os.chdir(ROOT)  # tables are named from there
     if given.what != "write" and given.model is None:
         parser.error(f"{given.what} needs a model")
     if given.what == "draw":
-        draw(given.model, given.images, given.work)
+        draw(given.model, given.images, given.work, given.budget)
     elif given.what == "measure":
         measure(given.model, given.work)
     else:

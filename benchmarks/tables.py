@@ -43,6 +43,23 @@ def quality(result: dict[str, Any]) -> str:
     return table(headers, rows)
 
 
+def scores(result: dict[str, Any]) -> str:
+    """What `disa compare` found of a model that draws scenes: GenEval's categories, and time."""
+    categories = list(result["policies"][0]["quality"]["categories"])
+    rows = [
+        [
+            f"`{p['steps']}`",
+            f"{p['evaluations_per_row']:.1f}",
+            f"{p['speedup']:.2f}x",
+            spread(p["quality"]["overall"]),
+            spread(p["difference"]) if p["difference"] else "",
+            *(f"{p['quality']['categories'][name]['value']:.0%}" for name in categories),
+        ]
+        for p in result["policies"]
+    ]
+    return table(["steps", "evaluations per row", "speed-up", "score", "difference", *categories], rows)
+
+
 def times(result: dict[str, Any]) -> str:
     """What `disa compare` or `disa demo` found of time."""
     rows = [
@@ -81,7 +98,8 @@ def architectures(result: dict[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "digits": quality, "demo": times, "flowar-digits": quality, "flowar-digits-times": times,
-    "xar-digits": quality, "xar-digits-times": times, "mar-cpu": architectures,
+    "xar-digits": quality, "xar-digits-times": times, "harmon-shapes": scores,
+    "mar-cpu": architectures,
 }  # fmt: skip
 
 

@@ -268,7 +268,7 @@ def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callabl
 
 @dataclass(frozen=True)
 class Nudged:
-    """A solver whose tokens are disturbed in one AR step. squares: of every batch, the sum of the squared disturbances."""
+    """A solver whose tokens are disturbed in one AR step. squares: the sum of the squared disturbances, per batch."""
 
     solver: Solver
     ar_step: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 MARGIN = 2
 TITLE_HEIGHT = 18
+CAPTION_WIDTH, LETTER_WIDTH, LINE_HEIGHT, MOST_LINES = 144, 6, 14, 3
 
 
 def png(image: Image.Image) -> bytes:
@@ -28,15 +30,25 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
-def grid(images: Tensor, columns: int | None = None, smallest: int = 64) -> Image.Image:
-    """images [N, channels, height, width] in [0, 1] in rows; small ones are enlarged to `smallest` pixels."""
+def grid(
+    images: Tensor, columns: int | None = None, smallest: int = 64, captions: Sequence[str] = ()
+) -> Image.Image:  # fmt: skip
+    """images [N, channels, height, width] in [0, 1] in rows; small ones are enlarged to `smallest` pixels, or as far as
+    a caption below each needs."""
     columns = columns or min(len(images), max(1, round((len(images) * 1.6) ** 0.5)))
-    tiles = [_enlarged(to_image(image), smallest) for image in images]
-    width, height = tiles[0].width + MARGIN, tiles[0].height + MARGIN
+    tiles = [_enlarged(to_image(image), max(smallest, CAPTION_WIDTH) if captions else smallest) for image in images]
+    letters = tiles[0].width // LETTER_WIDTH
+    lines = [wrap(caption, letters, max_lines=MOST_LINES, placeholder=" ...") for caption in captions]
+    words = max(map(len, lines), default=0) * LINE_HEIGHT
+    width, height = tiles[0].width + MARGIN, tiles[0].height + MARGIN + words
     rows = -(-len(tiles) // columns)
     sheet = Image.new(tiles[0].mode, (columns * width + MARGIN, rows * height + MARGIN), _grey(tiles[0].mode, 96))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE_HEIGHT - 3)
     for i, tile in enumerate(tiles):
-        sheet.paste(tile, (MARGIN + i % columns * width, MARGIN + i // columns * height))
+        corner = MARGIN + i % columns * width, MARGIN + i // columns * height
+        sheet.paste(tile, corner)
+        for j, line in enumerate(lines[i] if captions else ()):
+            draw.text((corner[0], corner[1] + tile.height + j * LINE_HEIGHT), line, _grey(sheet.mode, 255), font)
     return sheet
 
 

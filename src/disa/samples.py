@@ -94,7 +94,7 @@ class Samples:
         names = self.file_names()
         for name, image in zip(names, self.images, strict=True):
             _write_picture(folder / name, image)
-        _write_grid(folder / "grid.png", self.images)
+        _write_grid(folder / "grid.png", self.images, self.prompts or ())
         return self._write_trace(folder, names)
 
     def save_for_geneval(self, folder: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -125,10 +125,10 @@ def _write_picture(path: Path, image: Tensor) -> None:
     write_whole(path, lambda file: file.write(png(to_image(image))))
 
 
-def _write_grid(path: Path, images: Tensor) -> None:
+def _write_grid(path: Path, images: Tensor, captions: Sequence[str] = ()) -> None:
     from disa.pictures import grid, png
 
-    write_whole(path, lambda file: file.write(png(grid(images))))
+    write_whole(path, lambda file: file.write(png(grid(images, captions=captions))))
 
 
 def check_output_type(name: str) -> None:

@@ -26,11 +26,13 @@ def compare(
     """The same seeds under several step policies: time, evaluations, quality, a side-by-side grid and a plot.
 
     Labels or prompts are repeated until there are as many as seeds; without --seeds there are 100, or more prompts.
+    A model of scenes that is given none draws captions that its training held out.
     """
     request = asked.read()
-    sampler = source.load(request.check)
+    sampler = source.load(lambda preset: request.filled(preset, COMPARED).check(preset))
     policies = steps or [sampler.preset.original, sampler.preset.steps]
-    _compare(sampler, policies, request.repeated(COMPARED), drawing.settings(sampler), out, as_json)
+    wanted = request.filled(sampler.preset, COMPARED).repeated(COMPARED)
+    _compare(sampler, policies, wanted, drawing.settings(sampler), out, as_json)
 
 
 def demo(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -153,6 +153,20 @@ class Request:
     @property
     def prompts(self) -> list[str]:
         return [entry["prompt"] for entry in self.entries]
+
+    def filled(self, preset: Preset, count: int, first_seed: int = 0) -> Request:
+        """With seeds, `count` or one per prompt if these are more, and held-out captions where a model of scenes is
+        given no prompt."""
+        entries = self.entries
+        if preset.quality == "shapes" and not entries and not self.labelled:
+            from disa.tiny.scenes import held_out_captions
+
+            number = count if self.seeds is None else len(self.seeds)
+            entries = [{"prompt": caption} for caption in held_out_captions(number)]
+        seeds = self.seeds
+        if seeds is None and self.per_prompt is None:
+            seeds = list(range(first_seed, first_seed + max(count, len(entries))))
+        return replace(self, entries=entries, seeds=seeds)
 
     def check(self, preset: Preset) -> None:
         """Labels for a model of prompts, or the other way round, is a mistake."""
