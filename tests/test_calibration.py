@@ -284,6 +284,14 @@ def test_the_budget_is_kept_and_spent(sampler: Sampler) -> None:
     assert max(result.table.values) > 1
 
 
+def test_no_count_is_chosen_that_adds_nothing_to_its_grid() -> None:
+    """flowar-split makes 10 evaluations of 11 steps: between measured counts, 11 is no better than 10."""
+    sampler = test_families.sampler(test_families.shrunk("flowar-digits"))
+    [result] = calibrate(sampler, WANTED.part(slice(1)), sampler.settings(), ["linear:14-6"], 40)
+    assert max(result.table.values) > 4
+    assert all(count == 1 or count % 2 == 0 for count in result.table.values)
+
+
 def test_budgets_are_shares_counts_and_policies() -> None:
     sampler = small.sampler()
     settings = sampler.settings()

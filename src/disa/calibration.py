@@ -73,7 +73,7 @@ def calibrate(
     sampler: Sampler, wanted: Wanted, settings: Settings, budgets: Sequence[str], reference: int = 200,
     on_turn: Callable[[], None] = lambda: None,
 ) -> list[Calibration]:  # fmt: skip
-    """Measure on the images `wanted` with these settings, whose policy is not looked at, and spend each of the budgets.
+    """Measure on the images `wanted`, drawn with these settings, and spend each of the budgets.
 
     budgets: shares of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or policies
     that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
@@ -87,7 +87,9 @@ def calibrate(
         "num_images": len(wanted.seeds), **vars(wanted),
     }  # fmt: skip
     every = np.arange(1, counts[-1] + 1)
-    errors = np.stack([between(counts, row, every) for row in curves.errors]) * np.array(curves.gains)[:, None]
+    made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
+    known = [made[count - 1] for count in counts]
+    errors = np.stack([between(known, row, made) for row in curves.errors]) * np.array(curves.gains)[:, None]
     costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
     found = []
     for budget, (allowed, num_rows) in zip(budgets, affordable, strict=True):
@@ -195,7 +197,7 @@ class Ruler:
             before = network.counter.evaluations
             noise = Summed.of(self.noise, problem.process, self.solver, count, self.reference)
             tokens = solve(problem, self.solver, count, noise)
-            self.errors[problem.ar_step, i] += (tokens - right).double().square().sum().item()
+            self.errors[problem.ar_step, i] += (tokens - right).cpu().double().square().sum().item()
             self.evaluations[problem.ar_step, i] += network.counter.evaluations - before
         return self.policy(problem)
 
@@ -295,7 +297,7 @@ class Nudged:
         if problem.ar_step != self.ar_step:
             return tokens
         nudge = NUDGE * self.noise.initial(problem)
-        self.squares.append(nudge.double().square().sum().item())
+        self.squares.append(nudge.cpu().double().square().sum().item())
         return tokens + nudge
 
 
