@@ -140,6 +140,11 @@ def test_what_matters_more_to_the_image_gets_more():
     assert importance[0] > importance[-1] + 2
 
 
+def test_bounds_that_are_one_leave_nothing_to_choose():
+    room = torch.tensor([60.0], dtype=torch.float64)
+    assert within(torch.zeros(1, 3), ladder(6, 6), POWER, room, torch.zeros(2), 3).tolist() == [[6, 6, 6]]
+
+
 def test_an_image_that_has_spent_more_gets_less():
     need = torch.zeros(2, 6, dtype=torch.float64)
     room = torch.tensor([90.0, 30.0], dtype=torch.float64)
@@ -370,6 +375,11 @@ def test_a_score_that_is_the_error_is_known_to_be_it():
     slope = found.fit.knowledge["answer"].slope
     assert found.agreement["answer"] == pytest.approx((1.0, 1.0))
     assert 0.9 < slope < 1.1
+
+
+def test_a_budget_alone_goes_with_the_bounds_of_the_preset():
+    policies = [Sampler.load("mar-digits", device="cpu").settings(text).policy for text in ("mlp@18", "mlp:50-5@18")]
+    assert str(policies[0]) == str(policies[1]) == "mlp:50-5@18"
 
 
 @pytest.mark.parametrize("name", ["mar-digits", "flowar-digits", "xar-digits"])

@@ -76,7 +76,7 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
     spent = (weight[:, None] * cost).flatten()[order].cumsum(dim=1)
     free = room - counts[0] * (need.shape[1] + rows_to_come)
     taken = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, spent <= free[:, None])
-    return counts[taken.unflatten(1, (-1, len(cost)))[:, : need.shape[1]].sum(-1)]
+    return counts[taken.view(*all_needs.shape, len(cost))[:, : need.shape[1]].sum(-1)]
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,8 @@ def _noised(process: Process, start: Tensor, noise: Tensor, level: float) -> Ten
 
 
 def _log_mean_square(x: Tensor) -> Tensor:
-    """[R] of [R, *shape]."""
-    return x.double().square().flatten(1).mean(1).clamp_(min=SMALLEST).log_()
+    """[R] of [R, *shape], on the CPU: MPS has no float64."""
+    return x.cpu().double().square().flatten(1).mean(1).clamp_(min=SMALLEST).log_()
 
 
 def spread_of_draws(problem: DenoisingProblem) -> Tensor:
@@ -137,12 +137,12 @@ def learned_variance(problem: DenoisingProblem) -> Tensor:
     _, _, said = _two_looks(problem, 0.9)
     if said.variance is None:
         raise DisaError("this model learns no variance: choose variance:draws or variance:probe.")
-    return said.variance.double().flatten(1).mean(1)
+    return said.variance.cpu().double().flatten(1).mean(1)
 
 
 def log_change(change: Tensor) -> Tensor:
     """[R] the score of a path, from what the last look at it changed [R]."""
-    return change.double().clamp(min=SMALLEST).log()
+    return change.cpu().double().clamp(min=SMALLEST).log()
 
 
 class Probe(nn.Module):
@@ -193,7 +193,7 @@ class Knowledge:
     def need(self, score: Tensor, share: float) -> Tensor:
         """[R] the log of the error after one denoising step; share: of the AR steps that are made."""
         important = self.importance[int(share * len(self.importance) + 1e-9)]
-        return self.intercept + self.slope * score.double().cpu() + important
+        return self.intercept + self.slope * score.cpu().double() + important
 
     def to_come(self, problem: DenoisingProblem) -> Tensor:
         """[Q] needs of the rows of later AR steps."""
@@ -288,7 +288,7 @@ class Adaptive:
     def counts(self) -> Tensor:
         """[J] what a row may get beside the looks."""
         looks = self.cost if self.score is None else 0
-        return ladder(self.spending.late - looks, max(self.spending.early - looks, self.spending.late - looks))
+        return ladder(self.spending.late - looks, self.spending.early - looks)
 
     def check(self, solver: Solver, process: Process) -> None:
         """Find what cannot work before any work is done. Raises DisaError."""
@@ -358,7 +358,7 @@ _TEXT = re.compile(
 
 def names(text: str) -> bool:
     """Whether it is the text of an adaptive policy."""
-    return text.partition(":")[0] in FORMS
+    return re.split("[:@]", text)[0] in FORMS
 
 
 def parse(text: str, preset: Preset, weights: str) -> Adaptive:
