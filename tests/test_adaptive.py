@@ -437,6 +437,13 @@ def test_a_look_needs_a_solver_that_can_change_its_steps():
         watch(problem, Heun(), Watch(20, 3, 0.5, lambda change: torch.ones(2, dtype=torch.int64)), SeededNoise([1, 2]))
 
 
+@pytest.mark.parametrize(("counts", "said"), [([0, 1], "at least 1 denoising step, found 0"), ([1], "1 counts for 2")])
+def test_a_row_that_was_looked_at_goes_on(counts: list[int], said: str):
+    problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
+    with pytest.raises(DisaError, match=said):
+        watch(problem, Euler(), Watch(20, 3, 0.5, lambda change: torch.tensor(counts)), SeededNoise([1, 2]))
+
+
 def test_a_budget_needs_to_know_the_rows_to_come():
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
     known = Knowledge(1.0, 0.0, POWER, 0.0, torch.zeros(1), torch.zeros(1, 1))

@@ -174,9 +174,8 @@ class TimeGrid:
         """From evaluation `first` to before `stop` (0..n) in `count` evaluations, evenly: larger steps if these are
         fewer than there are."""
         places = np.linspace(first, stop, count + 1).round().astype(int)
-        return TimeGrid(
-            self.network_times[places[:-1]], self.levels[places], self.times[places[:-1]], stop == self.num_evaluations
-        )
+        finishes = self.finishes and stop == self.num_evaluations
+        return TimeGrid(self.network_times[places[:-1]], self.levels[places], self.times[places[:-1]], finishes)
 
     def within(self, interval: tuple[float, float]) -> list[bool]:
         """[n] whether each evaluation lies in the interval of time; both ends do."""

@@ -52,8 +52,7 @@ def solve(problem: DenoisingProblem, solver: Solver, steps: int | Tensor, noise:
     """Tokens [R, *shape]. Rows with equal step counts are solved together, which changes no row."""
     if isinstance(steps, int):
         return _solve_rows(problem, solver, steps, noise)
-    if len(steps) != problem.num_rows:
-        raise DisaError(f"the step policy gave {len(steps)} counts for {problem.num_rows} rows.")
+    _check_counts(steps, problem)
     tokens = torch.empty(problem.num_rows, *problem.shape, device=problem.device)
     for count in steps.unique().tolist():
         rows = torch.nonzero(steps == count).flatten().to(problem.device)
@@ -67,6 +66,7 @@ def watch(problem: DenoisingProblem, solver: Solver, watched: Watch, noise: Nois
     num_evaluations, num_looks, stop = grid.num_evaluations, watched.num_looks, watched.stop(grid.num_evaluations)
     x, change = look(problem, solver, grid.part(0, stop, num_looks), noise)
     counts = watched.go_on(change).clamp(max=num_evaluations - stop)
+    _check_counts(counts, problem)
     tokens = torch.empty_like(x)
     for count in counts.unique().tolist():
         rows = torch.nonzero(counts == count).flatten().to(problem.device)
@@ -74,6 +74,13 @@ def watch(problem: DenoisingProblem, solver: Solver, watched: Watch, noise: Nois
         draws = noise.steps(part, num_looks + count)[num_looks:] if solver.stochastic else torch.empty(0)
         tokens[rows] = solver.run(part.field.on(rest), part, rest, x[rows], draws)
     return tokens, counts + num_looks
+
+
+def _check_counts(counts: Tensor, problem: DenoisingProblem) -> None:
+    if len(counts) != problem.num_rows:
+        raise DisaError(f"the step policy gave {len(counts)} counts for {problem.num_rows} rows.")
+    if int(counts.min()) < 1:
+        raise DisaError(f"a row needs at least 1 denoising step, found {int(counts.min())}.")
 
 
 def look(problem: DenoisingProblem, solver: Solver, first: TimeGrid, noise: Noise) -> tuple[Tensor, Tensor]:
