@@ -147,9 +147,15 @@ def _policy(text: str, parts: list[Samples], first: float, quality: Any, differe
         steps=text, evaluations=evaluations, evaluations_per_row=evaluations / rows, seconds=seconds,
         seconds_backbone=sum(part.seconds_backbone for part in parts),
         seconds_head=sum(part.seconds_head for part in parts),
-        speedup=first / seconds, counts=[step.steps for step in parts[0].trace],
+        speedup=first / seconds, counts=_mean_steps(parts),
         quality=quality, difference=difference,
     )  # fmt: skip
+
+
+def _mean_steps(parts: list[Samples]) -> list[float]:
+    """[K] denoising steps of a row: with a policy that looks they differ from batch to batch."""
+    turns = list(zip(*(part.trace for part in parts), strict=True))
+    return [sum(step.steps * step.rows for step in turn) / sum(step.rows for step in turn) for turn in turns]
 
 
 @dataclass(frozen=True)

@@ -464,7 +464,7 @@ class Run:
 
     def _record(self, step: ARStep) -> None:
         old, rows = self.trace[step.ar_step], step.problem.num_rows
-        asked = float(step.steps) if isinstance(step.steps, int) else step.steps.double().mean().item()
+        asked = float(step.steps) if isinstance(step.steps, int) else step.steps.cpu().double().mean().item()
         self.trace[step.ar_step] = replace(
             old,
             rows=old.rows + rows,
