@@ -23,6 +23,7 @@ from torch import Tensor
 from disa.adaptive import (
     COSTS,
     NUM_LOOKS,
+    SMALLEST,
     UNTIL,
     Fit,
     Knowledge,
@@ -38,6 +39,7 @@ from disa.adaptive import (
 )  # fmt: skip
 from disa.calibration import gains
 from disa.errors import DisaError
+from disa.evidence import spearman
 from disa.files import write_whole
 from disa.noise import SeededNoise
 from disa.problem import ARStep, DenoisingProblem, Prediction, Watch
@@ -54,7 +56,6 @@ NUDGED = 8
 FEWEST_IMAGES = 8
 ITERATIONS, TRIED = 600, 20
 MOST = 50
-SMALLEST = 1e-12
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ def fit_rows(
     predicted = probe(rows.features).detach().double()
     r2 = {name: _r2(predicted[held, i], targets[held, i]) for i, name in enumerate(("few_steps", "prediction"))}
     scores = {"mlp": predicted[:, 0], "variance:probe": predicted[:, 1], **rows.scores}
-    power = min(max(math.log(rows.few.mean() / rows.more.mean()) / math.log(MORE / FEW), 0.5), 4.0)
+    few, more = (float(errors.mean().clamp(min=SMALLEST)) for errors in (rows.few, rows.more))
+    power = min(max(math.log(few / more) / math.log(MORE / FEW), 0.5), 4.0)
     knowledge, agreement = {}, {}
     for name, score in scores.items():
         error, num_steps = (rows.left, FEW_LEFT) if name == "straight" else (rows.few, FEW)
@@ -189,7 +191,7 @@ def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int,
         prediction=_distance(first, end), image=problem.image.cpu() + images,
         ar_step=torch.full((problem.num_rows,), step.ar_step),
         size=torch.full((problem.num_rows,), math.prod(problem.shape)),
-        scores={name: score.double().cpu() for name, score in scores.items()},
+        scores={name: score.cpu().double() for name, score in scores.items()},
     )  # fmt: skip
 
 
@@ -202,7 +204,7 @@ def importance(
     place = torch.arange(SHARES) * settings.num_ar_steps / SHARES
     first, last = place.floor().long(), ((place + settings.num_ar_steps / SHARES).ceil().long())
     sizes = torch.stack([rows.size[rows.ar_step == k].double().mean() for k in range(settings.num_ar_steps)])
-    reached = found * sizes
+    reached = (found * sizes).clamp(min=SMALLEST)
     log = torch.stack([reached[a:b].mean().log() for a, b in zip(first.tolist(), last.tolist(), strict=True)])
     return log - log.min()
 
@@ -241,12 +243,13 @@ def _ode(problem: DenoisingProblem) -> Solver:
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
     """[R] mean squared difference."""
-    return (one - other).double().square().flatten(1).mean(1).cpu()
+    return (one - other).cpu().double().square().flatten(1).mean(1)
 
 
 # -- fitting -------------------------------------------------------------------------------------------------------
 
 
+@torch.enable_grad()
 def _train(inputs: Tensor, targets: Tensor, learned: Tensor, judged: Tensor, seed: int) -> Probe:
     """The probe that predicts targets [N, 2] from inputs [N, D + 1]: the best on the rows `judged` that was met while
     it learned from the rows `learned`."""
@@ -277,7 +280,7 @@ def _train(inputs: Tensor, targets: Tensor, learned: Tensor, judged: Tensor, see
 
 def _line(score: Tensor, error: Tensor) -> tuple[float, float]:
     """Slope and height of the line from a score [N] to the log of the mean error of rows that score alike."""
-    groups = score.argsort().tensor_split(GROUPS)
+    groups = [group for group in score.argsort().tensor_split(GROUPS) if len(group)]
     x = torch.stack([score[group].mean() for group in groups])
     y = torch.stack([error[group].mean().clamp(min=SMALLEST).log() for group in groups])
     spread = (x - x.mean()).square().sum()
@@ -311,14 +314,9 @@ def _r2(predicted: Tensor, target: Tensor) -> float:
 
 
 def _agreement(score: Tensor, error: Tensor, ar_step: Tensor) -> tuple[float, float]:
-    inside = [_rank_correlation(score[ar_step == k], error[ar_step == k]) for k in ar_step.unique()]
-    return _rank_correlation(score, error), sum(inside) / len(inside)
-
-
-def _rank_correlation(one: Tensor, other: Tensor) -> float:
-    """Spearman's, of values that are hardly ever equal."""
-    ranks = torch.stack([values.argsort().argsort().double() for values in (one, other)])
-    return float(torch.corrcoef(ranks)[0, 1]) if len(one) > 2 else 0.0
+    """Rank correlations: over all rows, and the mean of those between the rows of one AR step."""
+    inside = [spearman(score[ar_step == k].tolist(), error[ar_step == k].tolist()) for k in ar_step.unique()]
+    return spearman(score.tolist(), error.tolist()), sum(inside) / len(inside)
 
 
 def save(path: Path, fitted: Fit) -> Path:
