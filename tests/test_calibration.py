@@ -19,6 +19,8 @@ import test_families
 import test_solvers
 from command import Command, complaint, only_whole
 from disa.calibration import (
+    FIRST_SEED,
+    NUM_IMAGES,
     Nudged,
     Ruler,
     Summed,
@@ -31,8 +33,7 @@ from disa.calibration import (
     measure,
     read_budget,
 )
-from disa.cli.calibration import _filled
-from disa.cli.options import Asked
+from disa.cli.options import AskedInTurn
 from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
 from disa.flow import FlowMatching
@@ -433,12 +434,18 @@ def test_mistakes_are_one_line(
 
 
 def test_seeds_and_captions_are_there_without_being_asked_for() -> None:
-    digits = _filled(Asked().read(), find_preset("mar-digits")).repeated(0)
+    def wanted(name: str, asked: AskedInTurn) -> Wanted:
+        return asked.read().filled(find_preset(name), NUM_IMAGES, FIRST_SEED).repeated(NUM_IMAGES)
+
+    digits = wanted("mar-digits", AskedInTurn())
     assert (digits.seeds, digits.prompts) == (list(range(100_000, 100_016)), None)
     assert digits.labels == [*range(10), *range(6)]
-    shapes = _filled(Asked().read(), find_preset("harmon-shapes")).repeated(0)
+    shapes = wanted("harmon-shapes", AskedInTurn())
     assert shapes.prompts is not None
     assert len(shapes.prompts) == len(shapes.seeds) == 16
     assert all(parse(prompt) for prompt in shapes.prompts)
-    given = _filled(Asked(prompt=["a red circle"], seeds="1-2").read(), find_preset("harmon-shapes")).repeated(0)
+    given = wanted("harmon-shapes", AskedInTurn(prompt=["a red circle"], seeds="1-2"))
     assert (given.seeds, given.prompts) == ([1, 2], ["a red circle"] * 2)
+    several = wanted("harmon-shapes", AskedInTurn(prompt=["a red circle", "a blue star"], per_prompt=2))
+    assert several.seeds == [100_000, 100_001] * 2
+    assert several.prompts == ["a red circle"] * 2 + ["a blue star"] * 2

@@ -387,9 +387,11 @@ def test_the_command_writes_numbers_and_pictures(
 
 
 def test_64_images_are_drawn_if_nothing_is_said() -> None:
-    from disa.cli.evidence import NUM_IMAGES, Measured
+    from disa.cli.evidence import NUM_IMAGES
+    from disa.cli.options import AskedInTurn
+    from disa.presets import find_preset
 
-    wanted = Measured().read().repeated(NUM_IMAGES)
+    wanted = AskedInTurn().read().filled(find_preset("mar-digits"), NUM_IMAGES).repeated(NUM_IMAGES)
     assert wanted.seeds == list(range(64))
     assert wanted.labels is not None
     assert wanted.labels[:11] == [*range(10), 0]

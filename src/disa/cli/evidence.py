@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, Asked, Drawing, Out, Source
+from disa.cli.options import AsJSON, AskedInTurn, Drawing, Out, Source
 from disa.cli.output import print_json, progress, table
 
 if TYPE_CHECKING:
@@ -20,18 +19,9 @@ if TYPE_CHECKING:
 NUM_IMAGES = 64
 
 
-@dataclass(frozen=True)
-class Measured(Asked):
-    """What is to be drawn, where labels and prompts are repeated until there are as many as seeds."""
-
-    seeds: Annotated[
-        str | None, typer.Option(help="Seeds: 0, 0-7 or 1,5,9; 0-63 by default, or one per prompt if these are more.")
-    ] = None
-
-
 def evidence(
     source: Source, steps: Annotated[str | None, typer.Option(help="The step policy that draws the images.")] = None,
-    *, asked: Measured, drawing: Drawing,
+    *, asked: AskedInTurn, drawing: Drawing,
     draws: Annotated[int, typer.Option(help="Draws from the same z.")] = 100,
     draw_steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 25,
     varied: Annotated[int, typer.Option(help="Images whose tokens are drawn so often: the first ones.")] = 16,
@@ -39,14 +29,17 @@ def evidence(
     fit_images: Annotated[int, typer.Option(help="MAR, Harmon: other images that the predictor learns from.")] = 256,
     out: Out = Path("evidence"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
-    """Per AR step: how predictable tokens are, how much they vary between draws, how straight their paths are."""
+    """Per AR step: how predictable tokens are, how much they vary between draws, how straight their paths are.
+
+    Seeds are 0-63, or more for more prompts, if --seeds does not say others. A model of scenes draws captions that its
+    training held out if no prompt is given.
+    """
     from disa.evidence import Effort, check, measure, num_turns
     from disa.files import make_folder, write_text, write_whole
     from disa.pictures import evidence_plot, png
 
-    request = asked.read()
-    sampler = source.load(request.check)
-    wanted, settings = request.repeated(NUM_IMAGES), drawing.settings(sampler, steps)
+    sampler, wanted = asked.load(source, NUM_IMAGES)
+    settings = drawing.settings(sampler, steps)
     effort = Effort(draws, draw_steps, varied, path_steps, fit_images)
     check(sampler, wanted, settings, effort)
     make_folder(out)

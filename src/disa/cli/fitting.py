@@ -9,6 +9,7 @@ import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Drawing, Source
 from disa.cli.output import print_json, progress, table
+from disa.errors import DisaError
 
 FIRST_SEED, IMAGES = 100_000, 64
 
@@ -21,18 +22,17 @@ def fit_probe(
 ) -> None:  # fmt: skip
     """Fit what adaptive policies need: a probe on z, and how every score goes with the error of few denoising steps.
 
-    It draws 64 images, seeds from 100000 unless --seeds says others, and solves every AR step of them several times.
+    It solves every AR step of the images that it draws several times. Seeds are 100000-100063, or more for more
+    prompts, if --seeds does not say others. A model of scenes draws captions that its training held out if no prompt is
+    given.
     """
-    from dataclasses import replace
-
     from disa.files import make_folder
     from disa.fitting import fit, num_turns, save
 
-    request = asked.read()
-    sampler = source.load(request.check)
+    sampler, wanted = asked.load(source, IMAGES, FIRST_SEED)
     settings = drawing.settings(sampler)
-    seeds = request.seeds or list(range(FIRST_SEED, FIRST_SEED + max(IMAGES, len(request.entries))))
-    wanted = replace(request, seeds=seeds).repeated(IMAGES)
+    if out.is_dir():
+        raise DisaError(f"{out} is a folder: expected a file to write, such as {out / 'probe.safetensors'}.")
     make_folder(out.parent)
     with progress("fitting", num_turns(wanted, settings), as_json) as advance:
         fitted = fit(sampler, wanted, settings, seed, advance)
@@ -50,4 +50,5 @@ def fit_probe(
     )  # fmt: skip
     r2 = report["held_out_r2"]
     print(f"R2 of the probe on images it did not see: {r2['few_steps']:.2f} for the log of the error of few steps, "
-          f"{r2['prediction']:.2f} for that of the prediction from z; it is in {out}")  # fmt: skip
+          f"{r2['prediction']:.2f} for that of the prediction from z")  # fmt: skip
+    print(f"the probe is in {out}; draw with --steps mlp:{out}")

@@ -25,13 +25,11 @@ def compare(
 ) -> None:  # fmt: skip
     """The same seeds under several step policies: time, evaluations, quality, a side-by-side grid and a plot.
 
-    Labels or prompts are repeated until there are as many as seeds; without --seeds there are 100, or more prompts.
-    A model of scenes that is given none draws captions that its training held out.
+    Labels or prompts are repeated until there are as many as seeds; these are 0-99, or more for more prompts, if
+    --seeds does not say others. A model of scenes draws captions that its training held out if no prompt is given.
     """
-    request = asked.read()
-    sampler = source.load(lambda preset: request.filled(preset, COMPARED).check(preset))
+    sampler, wanted = asked.load(source, COMPARED)
     policies = steps or [sampler.preset.original, sampler.preset.steps]
-    wanted = request.filled(sampler.preset, COMPARED).repeated(COMPARED)
     _compare(sampler, policies, wanted, drawing.settings(sampler), out, as_json)
 
 

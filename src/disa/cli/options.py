@@ -132,11 +132,21 @@ class Asked:
 
 @dataclass(frozen=True)
 class AskedInTurn(Asked):
-    """The same where labels and prompts are repeated until there are as many as seeds."""
+    """The same where labels and prompts are repeated until there are as many as seeds.
+
+    Each command says which seeds it takes by default.
+    """
 
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds: 0, 0-7 or 1,5,9; 0-99 by default, or one per prompt if these are more.")
+        str | None,
+        typer.Option(help="Seeds: 0, 0-7 or 1,5,9, with labels or prompts in turn. For the default see above."),
     ] = None
+
+    def load(self, source: Source, count: int, first_seed: int = 0) -> tuple[Sampler, Wanted]:
+        """The sampler and what is asked of it: `count` seeds from `first_seed` on, if none are given."""
+        request = self.read()
+        sampler = source.load(lambda preset: request.filled(preset, count, first_seed).check(preset))
+        return sampler, request.filled(sampler.preset, count, first_seed).repeated(count)
 
 
 @dataclass(frozen=True)
@@ -155,17 +165,17 @@ class Request:
         return [entry["prompt"] for entry in self.entries]
 
     def filled(self, preset: Preset, count: int, first_seed: int = 0) -> Request:
-        """With seeds, `count` or one per prompt if these are more, and held-out captions where a model of scenes is
-        given no prompt."""
+        """With seeds from `first_seed` on, `count` or one per prompt if these are more; and where a model of scenes is
+        given no prompt, with captions that its training held out, others for another first seed."""
         entries = self.entries
         if preset.quality == "shapes" and not entries and not self.labelled:
             from disa.tiny.scenes import held_out_captions
 
             number = count if self.seeds is None else len(self.seeds)
-            entries = [{"prompt": caption} for caption in held_out_captions(number)]
+            entries = [{"prompt": caption} for caption in held_out_captions(number, first_seed)]
         seeds = self.seeds
-        if seeds is None and self.per_prompt is None:
-            seeds = list(range(first_seed, first_seed + max(count, len(entries))))
+        if seeds is None:
+            seeds = list(range(first_seed, first_seed + (self.per_prompt or max(count, len(entries)))))
         return replace(self, entries=entries, seeds=seeds)
 
     def check(self, preset: Preset) -> None:
