@@ -342,6 +342,12 @@ def test_too_little_effort_is_refused(wrong: dict[str, int]) -> None:
         Effort(**wrong)
 
 
+def test_one_image_says_nothing_of_others() -> None:
+    sampler = small.sampler()
+    with pytest.raises(DisaError, match="expected 2 or more, found 1"):
+        measure(sampler, Wanted([1], [1]), sampler.settings())
+
+
 def test_a_count_that_does_not_fit_the_grid_is_found_before_any_work() -> None:
     sampler, turns = small.sampler(), []
     with pytest.raises(DisaError, match="fit the uniform grid, found 2000"):

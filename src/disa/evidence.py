@@ -143,6 +143,8 @@ def check(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) 
     """Find what is wrong before any work is done."""
     sampler.start(**vars(wanted), settings=settings)
     grid_for(settings.solver, sampler.model.process, effort.draw_steps)
+    if len(wanted.seeds) < 2:
+        raise DisaError("what is measured is compared between images: expected 2 or more, found 1.")
     sampler.prepare()
 
 
