@@ -111,8 +111,7 @@ def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: st
     try:
         number = float(budget)
     except ValueError:
-        policy = steps.parse(budget)
-        allowed, _ = _made(sampler, wanted, settings, policy)
+        allowed, _ = _made(sampler, wanted, settings, budget)
     else:
         if not 0 < number < float("inf"):
             raise DisaError(f"a budget must be above 0, found {budget}.")
