@@ -26,7 +26,7 @@ from disa.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
 from disa.sampler import Sampler, Settings
 from disa.samples import Wanted
 from disa.solvers import Solver, grid_for, solve
-from disa.steps import Constant, Schedule, StepPolicy, Table
+from disa.steps import Constant, Remembering, Schedule, StepPolicy, Table
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 NUM_IMAGES, FIRST_SEED = 16, 100_000
@@ -164,7 +164,8 @@ def measure(
     for start in range(0, len(wanted.seeds), size):
         part = wanted.part(slice(start, start + size))
         noise = SeededNoise(part.seeds, sampler.device)
-        ruler = Ruler(settings.policy, settings.solver, counts, reference, noise, errors, evaluations)
+        policy = settings.policy.begin() if isinstance(settings.policy, Remembering) else settings.policy
+        ruler = Ruler(policy, settings.solver, counts, reference, noise, errors, evaluations)
         for _ in sampler.start(**vars(part), settings=replace(settings, policy=ruler)):
             on_turn()
     number = len(wanted.seeds)

@@ -30,7 +30,7 @@ from disa.noise import SeededNoise
 from disa.problem import ARStep, DenoisingProblem, Guidance, Process, TimeGrid
 from disa.sampler import Sampler, Settings
 from disa.samples import Samples, Wanted
-from disa.solvers import Euler, Solver, grid_for, solve
+from disa.solvers import Euler, Solver, grid_for, precise, solve
 
 EXPECTED = {
     "error": -1, "r2": 1, "variance": -1, "relative_variance": -1,
@@ -341,10 +341,10 @@ def variance(
     on_draw: Callable[[], None] = lambda: None,
 ) -> Tensor:  # fmt: skip
     """[R, *shape] unbiased variance between `draws` draws from the same z, float64; each has a branch of the noise."""
-    mean = squares = _exact(torch.zeros((), device=problem.device))
+    mean = squares = precise(torch.zeros((), device=problem.device))
     for number in range(draws):
         # Welford's recurrence: no draw is kept, and nothing cancels.
-        tokens = _exact(solve(problem, solver, num_steps, noise.branch(number)))
+        tokens = precise(solve(problem, solver, num_steps, noise.branch(number)))
         off = tokens - mean
         mean = mean + off / (number + 1)
         squares = squares + off * (tokens - mean)
@@ -368,7 +368,7 @@ def straightness(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tu
     grid, t = flow_grid(problem.process, num_steps)
     evaluate = problem.field.on(grid)
     signal, sigma = _scales(problem.process, grid)
-    x = _exact(start) / (signal[0] + sigma[0])
+    x = precise(start) / (signal[0] + sigma[0])
     total, squares, length = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x[..., 0])
     for i, step in enumerate((-np.diff(t)).tolist()):
         state = x * (signal[i] + sigma[i])
@@ -402,11 +402,6 @@ def _scales(process: Process, grid: TimeGrid) -> tuple[list[float], list[float]]
     """Shares of signal and of noise in a diffusion's state at each evaluation; 1 and 0 for a flow, which needs none."""
     abar = grid.levels[:-1] if isinstance(process, CosineDiffusion) else np.ones(grid.num_evaluations)
     return np.sqrt(abar).tolist(), np.sqrt(1 - abar).tolist()
-
-
-def _exact(x: Tensor) -> Tensor:
-    """In double precision; MPS has none."""
-    return x if x.device.type == "mps" else x.double()
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

@@ -230,8 +230,8 @@ def _ddim_coefficients(levels: bytes, eta: float) -> list[tuple[float, float, fl
 # -- flow ----------------------------------------------------------------------------------------------------------
 
 
-def _precise(x: Tensor) -> Tensor:
-    """The state as the official flow samplers keep it; MPS has no float64."""
+def precise(x: Tensor) -> Tensor:
+    """In double precision, as the official flow samplers keep their state; MPS has none."""
     return x if x.device.type == "mps" else x.double()
 
 
@@ -244,7 +244,7 @@ class Euler(GridSolver):
     stochastic = False
 
     def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        x = _precise(x)
+        x = precise(x)
         for i, step in enumerate(np.diff(grid.levels).tolist()):
             x.add_(evaluate(x.float(), i).value, alpha=step)
         return x.float()
@@ -272,7 +272,7 @@ class Heun:
         return TimeGrid(network_times[visited], levels, times[visited])
 
     def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        x, count = _precise(x), grid.num_evaluations
+        x, count = precise(x), grid.num_evaluations
         for i in range(0, count, 2):
             step = float(grid.levels[i + 1] - grid.levels[i])
             velocity = evaluate(x.float(), i).value.to(x.dtype)
@@ -299,7 +299,7 @@ class EulerMaruyama(GridSolver):
     def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         if grid.num_evaluations == 1 and grid.finishes and grid.levels[0] == 1:
             return Euler().run(evaluate, problem, grid, x, noise)
-        x, last = _precise(x), grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
+        x, last = precise(x), grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
         for i, (t, step) in enumerate(zip(grid.levels.tolist(), np.diff(grid.levels).tolist(), strict=False)):
             velocity = evaluate(x.float(), i).value
             x.mul_(1 + step).add_(velocity, alpha=(2 - t) * step)
