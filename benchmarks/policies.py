@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import sys
@@ -28,14 +29,14 @@ import numpy as np
 import torch
 from tables import RESULTS, ROOT, spread, table
 
-from disa.calibration import FIRST_SEED, NUM_IMAGES, calibrate
+from disa import adaptive
+from disa.calibration import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
-from disa.measures import MEASURES
+from disa.measures import MEASURES, Measured
 from disa.prompts import slug
-from disa.sampler import Sampler, Settings
+from disa.sampler import Sampler
 from disa.samples import Wanted
-from disa.solvers import grid_for
 from disa.steps import Annealed, Schedule, parse
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
@@ -47,41 +48,52 @@ SOLVERS = {
 }
 SOLVER_BUDGETS = (0.2, 0.1)
 CHUNK = 100
+MOST, TRIALS = 400, 3
+"""Denoising steps of the longest schedule that is looked at; how often an adaptive budget is corrected."""
 TABLES = RESULTS / "tables"
 
 
 @dataclass(frozen=True)
 class Point:
-    """A policy at a budget. share: of the original setting's evaluations, None for that setting itself."""
+    """A policy at a budget. share: of the original setting's evaluations, None for that setting itself. version: a hash
+    of what is read to draw it: weights, table, probe."""
 
     kind: str
     steps: str
+    version: str
     share: float | None = None
     solver: str | None = None
     grid: str | None = None
 
     @property
     def key(self) -> str:
-        return slug("-".join(str(part) for part in (self.kind, self.steps, self.solver, self.grid) if part))
+        return slug("-".join(str(part) for part in (self.kind, self.steps, self.solver, self.grid, self.version)))
 
 
 class Costs:
-    """Evaluations per row of a schedule, from the rows of every AR step: no image is drawn for it."""
+    """Evaluations per row of schedules: counted for two of them on one image, and known from the grids for all."""
 
-    def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
-        once = sampler.sample(**_wanted(sampler, 1).__dict__, steps="constant:1", output_type="latent")
-        self.rows = [step.rows for step in once.trace]
+    counted = (4, 10)
 
-    def of(self, schedule: Schedule, settings: Settings) -> float:
-        counts = schedule.counts(len(self.rows))
-        made = [grid_for(settings.solver, self.sampler.model.process, count).num_evaluations for count in counts]
-        return sum(map(float.__mul__, map(float, self.rows), map(float, made))) / sum(self.rows)
+    def __init__(self, sampler: Sampler, solver: str | None = None, grid: str | None = None) -> None:
+        settings = sampler.settings(solver=solver, grid=grid)
+        traces = [
+            sampler.sample(
+                **vars(_wanted(sampler, 1)), steps=f"constant:{n}", solver=solver, grid=grid, output_type="latent"
+            )
+            for n in self.counted
+        ]
+        self.rows = sum(step.rows for step in traces[0].trace)
+        evaluations = np.array([[step.evaluations for step in samples.trace] for samples in traces]).T
+        self.table = costs_of(sampler, settings, np.arange(1, MOST + 1), evaluations, self.counted)
 
-    def nearest(self, family: Callable[[int], str], wanted: float, settings: Settings) -> str:
+    def of(self, schedule: Schedule) -> float:
+        return sum(self.table[k, n - 1] for k, n in enumerate(schedule.counts(len(self.table)))) / self.rows
+
+    def nearest(self, family: Callable[[int], str], wanted: float) -> str:
         """The member of a family, which grows with its number, that is closest to a cost."""
-        texts = dict.fromkeys(family(number) for number in range(1, 400))
-        return min(texts, key=lambda text: abs(self.of(_schedule(text), settings) - wanted))
+        texts = dict.fromkeys(family(number) for number in range(1, MOST + 1))
+        return min(texts, key=lambda text: abs(self.of(_schedule(text)) - wanted))
 
 
 def _schedule(text: str) -> Schedule:
@@ -107,44 +119,51 @@ def _families(preset_steps: str) -> dict[str, Callable[[int], str]]:
     }
 
 
-def plan(sampler: Sampler) -> list[Point]:
-    """Every point of a model."""
-    costs, preset = Costs(sampler), sampler.preset
-    settings = sampler.settings()
-    whole = costs.of(_schedule(preset.original), settings)
-    points = [Point("original", preset.original)]
-    shares = BUDGETS.get(preset.name, BUDGETS_OF_FLOWS)
-    for share, text in zip(shares, _calibrated(sampler, shares), strict=True):
-        wanted = share * whole
-        points += [
-            Point(kind, costs.nearest(family, wanted, settings), share)
-            for kind, family in _families(preset.steps).items()
-        ]
-        points.append(Point("calibrated", text, share))
-        points += [Point(kind, adaptive, share) for kind, adaptive in _adaptive(sampler, wanted)]
-    points += [
-        Point("constant", f"constant:{n}", costs.of(_schedule(f"constant:{n}"), settings) / whole) for n in (2, 1)
-    ]
-    for solver, grid in SOLVERS[sampler.model.process.predicts]:
-        other = sampler.settings(solver=solver, grid=grid)
+def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point]:
+    """Every point of a model at these budgets, those of other solvers too if wanted."""
+    preset, costs = sampler.preset, Costs(sampler)
+    families, weights = _families(preset.steps), sampler.weights_hash
+    whole = costs.of(_schedule(preset.original))
+    points = [Point("original", preset.original, _hash(weights))]
+    for share, path in zip(shares, _calibrated(sampler, shares), strict=True):
+        for kind, family in families.items():
+            points.append(Point(kind, costs.nearest(family, share * whole), _hash(weights), share))
+        text = f"table:{path.relative_to(ROOT)}"
+        points.append(Point("calibrated", text, _hash(weights, path.read_text()), share))
+        fitted = adaptive.find_fit(None, preset, weights)
+        for kind, text in _adaptive(sampler, share * whole):
+            points.append(Point(kind, text, _hash(weights, fitted.metadata()), share))
+    for n in (2, 1):
+        text = f"constant:{n}"
+        points.append(Point("constant", text, _hash(weights), round(costs.of(_schedule(text)) / whole, 4)))
+    for solver, grid in SOLVERS[sampler.model.process.predicts] if solvers else ():
+        other = Costs(sampler, solver, grid)
         for share in SOLVER_BUDGETS:
             for kind in ("constant", "linear"):
-                text = costs.nearest(_families(preset.steps)[kind], share * whole, other)
-                points.append(Point(kind, text, share, solver, grid))
-    return points
+                text = other.nearest(families[kind], share * whole)
+                points.append(Point(kind, text, _hash(weights), share, solver, grid))
+    return list({point.key: point for point in points}.values())
 
 
-def _adaptive(sampler: Sampler, budget: float) -> Iterator[tuple[str, str]]:
-    """The adaptive policies that can keep to a budget of evaluations per row, their own included."""
-    early, late = round(2.5 * budget), max(1, round(budget / 4))
+def _hash(*read: Any) -> str:
+    return hashlib.sha256(repr(read).encode()).hexdigest()[:8]
+
+
+def _adaptive(sampler: Sampler, wanted: float) -> Iterator[tuple[str, str]]:
+    """The adaptive policies that can keep to so many evaluations per row; budgets are corrected on other seeds."""
+    trial = _wanted(sampler, NUM_IMAGES, FIRST_SEED)
     for name in ("mlp", "variance:draws", "variance:head", "variance:probe", "straight"):
-        text = f"{name}:{early}-{max(late, 4) if name == 'straight' else late}@{budget:.4g}"
+        budget = wanted
         with contextlib.suppress(DisaError):
-            sampler.settings(text)
+            for _ in range(TRIALS):
+                early, late = round(2.5 * budget), max(4 if name == "straight" else 1, round(budget / 4))
+                text = f"{name}:{early}-{late}@{budget:.4g}"
+                made = sampler.sample(**vars(trial), steps=text, output_type="latent").evaluations_per_row
+                budget *= wanted / made
             yield name, text
 
 
-def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[str]:
+def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[Path]:
     """Tables for shares of the original evaluations, measured if that was not done before."""
     paths = [TABLES / f"{sampler.preset.name}-{share:g}.json" for share in shares]
     if not all(path.exists() for path in paths):
@@ -153,22 +172,18 @@ def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[str]:
         make_folder(TABLES)
         for path, table in zip(paths, found, strict=True):
             write_text(path, json.dumps(table.report(), indent=1) + "\n")
-    return [f"table:{path.relative_to(ROOT)}" for path in paths]
+    return paths
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
 
 
-def draw(model: str, num_images: int, work: Path, budgets: Sequence[float]) -> None:
-    """Every point's images, CHUNK at a time, all points in turn; what is there already is left as it is.
-
-    budgets: only points of these, beside the original.
-    """
+def draw(model: str, num_images: int, work: Path, budgets: Sequence[float], solvers: bool) -> None:
+    """Every point's images, CHUNK at a time, all points in turn; what is there already is left as it is."""
     sampler = Sampler.load(model)
     folder = make_folder(work / model)
-    points = plan(sampler)
+    points = plan(sampler, budgets or BUDGETS.get(model, BUDGETS_OF_FLOWS), solvers)
     write_text(folder / "plan.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
-    points = [point for point in points if not budgets or point.share in (None, *budgets)]
     chunks = [(start, point) for start in range(0, num_images, CHUNK) for point in points]
     missing = [(start, point) for start, point in chunks if not _part(folder, point, start).exists()]
     for done, (start, point) in enumerate(missing):
@@ -208,37 +223,44 @@ def _wanted(sampler: Sampler, count: int, first: int = 0) -> Wanted:
 
 
 def measure(model: str, work: Path) -> None:
-    """Quality and cost, over the images that all points have of which there are any, as a result file."""
+    """Quality and cost of what was planned last, over the images that all its points have, as a result file."""
     sampler, folder = Sampler.load(model), work / model
-    planned = [Point(**point) for point in json.loads((folder / "plan.json").read_text())]
-    points = [point for point in planned if _starts(folder, point)]
+    points = [Point(**point) for point in json.loads((folder / "plan.json").read_text())]
     count = min(len(_starts(folder, point)) for point in points)
-    parts = {point: [torch.load(_part(folder, point, i * CHUNK)) for i in range(count)] for point in points}
-    images = {point: torch.cat([part["images"] for part in own]).float() / 255 for point, own in parts.items()}
+    if not count:
+        raise SystemExit(f"not every point of {model} is drawn: run draw first.")
     wanted, by = _wanted(sampler, count * CHUNK), MEASURES[sampler.preset.quality]
-    whole = by.measure(list(images.values()), wanted)
-    beyond: dict[Point, Any] = {}
-    for base in points:
-        if base.kind == "linear":
-            same = [p for p in points if (p.share, p.solver) == (base.share, base.solver) and p != base]
-            found = by.measure([images[base], *(images[p] for p in same)], wanted).differences[1:]
-            beyond |= dict(zip(same, found, strict=True))
+    parts = {point: [torch.load(_part(folder, point, i * CHUNK)) for i in range(count)] for point in points}
+
+    def compared(base: Point, others: Sequence[Point]) -> Measured:
+        """Differences to the base; only these images are in memory as numbers from 0 to 1."""
+        return by.measure([torch.cat([part["images"] for part in parts[p]]) / 255 for p in (base, *others)], wanted)
+
+    whole = {point: compared(points[0], [point]) for point in points[1:]}
+    beyond = {
+        point: compared(base, [point]).differences[1]
+        for base in points if base.kind == "linear"
+        for point in points if (point.share, point.solver) == (base.share, base.solver) and point != base
+    }  # fmt: skip
     rows = []
-    for point, quality, difference in zip(points, whole.qualities, whole.differences, strict=True):
-        own, drawn = parts[point], len(images[point])
+    for point in points:
+        own, drawn = parts[point], count * CHUNK
+        measured = whole[point] if point in whole else whole[points[1]]
+        difference = measured.differences[1] if point in whole else None
+        further = beyond.get(point)
         rows.append(asdict(point) | {
             "evaluations_per_row": sum(part["evaluations"] for part in own) / sum(part["rows"] for part in own),
             "seconds_per_image": sum(part["seconds"] for part in own) / drawn,
             "cpu_seconds_per_image": sum(part["cpu_seconds"] for part in own) / drawn,
             "counts": np.mean([part["counts"] for part in own], axis=0).round(2).tolist(),
-            "quality": asdict(quality),
+            "quality": asdict(measured.qualities[point in whole]),
             "difference": difference and asdict(difference),
-            "beyond_linear": asdict(beyond[point]) if point in beyond else None,
+            "beyond_linear": further and asdict(further),
         })  # fmt: skip
+    yardsticks = whole[points[1]].yardsticks
     report = {
         "model": model, "num_images": count * CHUNK, "seeds": [0, count * CHUNK - 1], "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "points": rows,
-        "yardsticks": whole.yardsticks and asdict(whole.yardsticks),
+        "threads": torch.get_num_threads(), "points": rows, "yardsticks": yardsticks and asdict(yardsticks),
     }  # fmt: skip
     write_text(RESULTS / f"policies-{model}.json", json.dumps(report, indent=1) + "\n")
 
@@ -370,14 +392,15 @@ def main() -> None:
     parser.add_argument("what", choices=("draw", "measure", "write"))
     parser.add_argument("model", nargs="?", choices=MODELS)
     parser.add_argument("--images", type=int, default=2000, help="images per point, a multiple of 100")
-    parser.add_argument("--budget", type=float, action="append", default=[], help="only this share, and the original")
+    parser.add_argument("--budget", type=float, action="append", default=[], help="a share, instead of the usual ones")
+    parser.add_argument("--without-solvers", action="store_true", help="leave other solvers out")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "policies", help="where images are kept")
     given = parser.parse_args()
     os.chdir(ROOT)  # tables are named from there
     if given.what != "write" and given.model is None:
         parser.error(f"{given.what} needs a model")
     if given.what == "draw":
-        draw(given.model, given.images, given.work, given.budget)
+        draw(given.model, given.images, given.work, given.budget, not given.without_solvers)
     elif given.what == "measure":
         measure(given.model, given.work)
     else:

@@ -15,7 +15,7 @@ from torch import Tensor
 import small
 import test_families as families
 from command import Command, complaint
-from disa.adaptive import Adaptive, Fit, Knowledge, Spending, above, gains, ladder, within
+from disa.adaptive import Adaptive, Fit, Knowledge, Spending, above, gains, ladder, within, without_waste
 from disa.checkpoints import build_model
 from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
@@ -82,6 +82,13 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 # -- spending --------------------------------------------------------------------------------------------------------
+
+
+def test_counts_that_make_no_further_evaluation_are_left_out():
+    even = lambda count: max(1, count // 2 * 2)  # noqa: E731
+    assert without_waste(ladder(4, 25), even).tolist() == [4, 6, 8, 10, 14, 18, 24]
+    assert without_waste(ladder(5, 50), int).tolist() == ladder(5, 50).tolist()
+    assert without_waste(ladder(3, 4), even).tolist() == [3, 4]
 
 
 def test_a_ladder_has_both_ends_and_few_counts():

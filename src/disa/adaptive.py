@@ -14,7 +14,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -50,6 +50,16 @@ SMALLEST = 1e-12
 def ladder(late: int, early: int) -> Tensor:
     """[J] counts from late to early in equal ratios."""
     return torch.tensor(sorted(set(np.geomspace(late, early, LADDER).round().astype(int).tolist())))
+
+
+def without_waste(counts: Tensor, makes: Callable[[int], int]) -> Tensor:
+    """The counts, lowered to the fewest from the first on that make as many evaluations.
+
+    makes: asked denoising steps -> evaluations; an official grid makes as many of 7 as of 6.
+    """
+    first = int(counts[0])
+    made = [makes(count) for count in range(first, int(counts[-1]) + 1)]
+    return torch.tensor(sorted({first + made.index(made[count - first]) for count in counts.tolist()}))
 
 
 def gains(counts: Tensor, power: float) -> Tensor:
@@ -264,7 +274,8 @@ def _below(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 @dataclass(frozen=True)
 class Adaptive:
     """A policy by a score. score: None for what a look at the path shows while denoising. cost: evaluations of a row
-    that the score makes itself, or that are looked at; guidance makes them two, as any other."""
+    that the score makes itself, or that are looked at; guidance makes them two, as any other. makes: evaluations of so
+    many denoising steps, see `on`."""
 
     score: Score | None
     cost: int
@@ -273,6 +284,7 @@ class Adaptive:
     name: str = "adaptive"
     file: str = ""
     measured_for: Mapping[str, Any] = field(default_factory=dict)
+    makes: Callable[[int], int] = int
 
     def begin(self) -> StepPolicy:
         """The policy for one generation, which knows what each image has spent."""
@@ -288,10 +300,16 @@ class Adaptive:
     def counts(self) -> Tensor:
         """[J] what a row may get beside the looks."""
         looks = self.cost if self.score is None else 0
-        return ladder(self.spending.late - looks, self.spending.early - looks)
+        return without_waste(ladder(self.spending.late - looks, self.spending.early - looks), self.makes)
 
-    def check(self, solver: Solver, process: Process) -> None:
-        """Find what cannot work before any work is done. Raises DisaError."""
+    def on(self, solver: Solver, process: Process) -> Adaptive:
+        """The same with counts that suit the grid of a solver. Raises DisaError where they do not go together."""
+        self._check(solver, process)
+        if self.score is None:  # what is left of a grid is gone along in as many evaluations as are asked for
+            return self
+        return replace(self, makes=lambda count: grid_for(solver, process, count).num_evaluations)
+
+    def _check(self, solver: Solver, process: Process) -> None:
         spending, least = self.spending, self.spending.late + (0 if self.score is None else self.cost)
         if self.score is None and spending.late <= self.cost:
             raise DisaError(f"{self} looks at {self.cost} denoising steps before it decides: "

@@ -252,7 +252,7 @@ class Sampler:
         for count in set(counts):
             grid_for(settings.solver, self.model.process, count)
         if isinstance(chosen, adaptive.Adaptive):
-            chosen.check(settings.solver, self.model.process)
+            chosen = chosen.on(settings.solver, self.model.process)
         if isinstance(chosen, steps.Table | adaptive.Adaptive) and chosen.measured_for:
             self._warn_of_others(chosen, settings)
         return replace(settings, policy=chosen)
