@@ -353,9 +353,9 @@ _HARMON_SHAPES = Preset(
     family="harmon",
     architecture=HarmonConfig(
         latent_size=(6, 6), latent_channels=16,
-        encoder_width=192, encoder_depth=2, encoder_heads=4, decoder_width=192, decoder_depth=4, decoder_heads=4,
-        num_classes=1, buffer_size=8, head_width=256, head_depth=3,
-        vocab_size=64, llm_width=192, llm_hidden=512, llm_depth=4, llm_heads=4, llm_kv_heads=2, max_positions=256,
+        encoder_width=128, encoder_depth=2, encoder_heads=4, decoder_width=128, decoder_depth=3, decoder_heads=4,
+        num_classes=1, buffer_size=4, head_width=192, head_depth=3,
+        vocab_size=64, llm_width=128, llm_hidden=384, llm_depth=3, llm_heads=4, llm_kv_heads=2, max_positions=256,
     ),
     num_ar_steps=16,
     guidance=Guidance(3.0, "constant"),

@@ -59,10 +59,11 @@ COLOURS: tuple[Colour, ...] = tuple(PALETTE)
 
 # Radii: nothing lies between small and large, so that a size can be told from the picture.
 LARGEST_SMALL, SMALLEST_LARGE = 5.6, 7.4
-_SMALL, _LARGE, _LARGE_ALONE = 5.0, 7.5, (7.5, 11.0)
-_MARGIN, GAP = 0.0, 2.0
-# Centres lie on a lattice of half a token: what a token shows recurs, and a small model needs to see less of it.
-_PITCH = 4.0
+_SMALL, _LARGE, _LARGE_ALONE = 5.1, 7.5, (7.5, 11.0)
+_MARGIN, GAP = 0.0, 1.0
+# Small objects lie around corners of tokens of 8 pixels, large ones around their centres: what a token shows recurs, and
+# a small model needs to see less of it.
+_PITCH = 8.0
 _LARGEST_SLANT = 0.5
 _SUPERSAMPLING = 8
 _TRIES = 1000
@@ -312,13 +313,15 @@ def _related(
 
 def _anywhere(kind: Group, radius: float, random: np.random.Generator) -> SceneObject:
     (left, top), (right, bottom) = _extent(kind.shape)
-    x = _on_lattice(random, _MARGIN - radius * left, IMAGE_SIZE - _MARGIN - radius * right)
-    y = _on_lattice(random, _MARGIN - radius * top, IMAGE_SIZE - _MARGIN - radius * bottom)
+    offset = 0.0 if radius == _SMALL else _PITCH / 2
+    x = _on_lattice(random, offset, _MARGIN - radius * left, IMAGE_SIZE - _MARGIN - radius * right)
+    y = _on_lattice(random, offset, _MARGIN - radius * top, IMAGE_SIZE - _MARGIN - radius * bottom)
     return SceneObject(kind.shape, kind.colour or COLOURS[0], x, y, radius)
 
 
-def _on_lattice(random: np.random.Generator, low: float, high: float) -> float:
-    return _PITCH * _pick(random, range(math.ceil(low / _PITCH), math.floor(high / _PITCH) + 1))
+def _on_lattice(random: np.random.Generator, offset: float, low: float, high: float) -> float:
+    first, last = math.ceil((low - offset) / _PITCH), math.floor((high - offset) / _PITCH)
+    return offset + _PITCH * _pick(random, range(first, last + 1))
 
 
 def _near(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
