@@ -310,7 +310,7 @@ def _section(report: dict[str, Any]) -> str:
     own, other = ([p for p in report["points"] if bool(p["solver"]) == apart] for apart in (False, True))
     name = "Fréchet distance" if _lower_is_better(report) else "score"
     columns = ["evaluations per row", "CPU s per image", name, "against the original", "against linear"]
-    original = own[0]
+    original, spent = own[0], sorted(own[1:], key=lambda p: -p["share"])
     lines = [
         f"## {report['model']}\n",
         f"{report['num_images']} images per point, seeds {report['seeds'][0]}-{report['seeds'][1]}, "
@@ -320,19 +320,26 @@ def _section(report: dict[str, Any]) -> str:
         f"![{report['model']}](policies-{report['model']}.png)\n",
         table(
             ["budget", "policy", *columns],
-            [[f"{p['share']:.1%}", f"{p['kind']} `{p['steps']}`", *_cells(p)] for p in own[1:]],
+            [[f"{p['share']:.1%}", f"{p['kind']} `{_short(p['steps'])}`", *_cells(p)] for p in spent],
         ),
         "\nWhere each begins to degrade: the fewest evaluations per row at which it, and everything above, is not "
         "worse than the original outside the interval.\n",
         table(["policy", "evaluations per row"], _degrades(own, _lower_is_better(report))),
-        "\nOther solvers, with and without annealing:\n",
-        table(
-            ["solver", "budget", "policy", *columns],
-            [[p["solver"], f"{p['share']:.0%}", f"`{p['steps']}`", *_cells(p)] for p in other],
-        ),
         "",
     ]  # fmt: skip
+    if other:
+        rows = [[p["solver"], f"{p['share']:.0%}", f"`{p['steps']}`", *_cells(p)] for p in other]
+        lines += [
+            "Other solvers, with and without annealing:\n",
+            table(["solver", "budget", "policy", *columns], rows),
+            "",
+        ]
     return "\n".join(lines)
+
+
+def _short(steps: str) -> str:
+    """A table by the name of its file."""
+    return steps.replace(f"{TABLES.relative_to(ROOT)}/", "")
 
 
 def _cells(point: dict[str, Any]) -> list[str]:
