@@ -61,8 +61,8 @@ COLOURS: tuple[Colour, ...] = tuple(PALETTE)
 LARGEST_SMALL, SMALLEST_LARGE = 5.6, 7.4
 _SMALL, _LARGE, _LARGE_ALONE = 5.1, 7.5, (7.5, 11.0)
 _MARGIN, GAP = 0.0, 1.0
-# Small objects lie around corners of tokens of 8 pixels, large ones around their centres: what a token shows recurs, and
-# a small model needs to see less of it.
+# Small objects lie around corners of tokens of 8 pixels, large ones around their centres: what a token shows recurs,
+# and a small model needs to see less of it.
 _PITCH = 8.0
 _LARGEST_SLANT = 0.5
 _SUPERSAMPLING = 8
