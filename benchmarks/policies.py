@@ -150,17 +150,25 @@ def _hash(*read: Any) -> str:
 
 
 def _adaptive(sampler: Sampler, wanted: float) -> Iterator[tuple[str, str]]:
-    """The adaptive policies that can keep to so many evaluations per row; budgets are corrected on other seeds."""
-    trial = _wanted(sampler, NUM_IMAGES, FIRST_SEED)
+    """The adaptive policies that can keep to so many evaluations per row."""
     for name in ("mlp", "variance:draws", "variance:head", "variance:probe", "straight"):
-        budget = wanted
         with contextlib.suppress(DisaError):
-            for _ in range(TRIALS):
-                early, late = round(2.5 * budget), max(4 if name == "straight" else 1, round(budget / 4))
-                text = f"{name}:{early}-{late}@{budget:.4g}"
-                made = sampler.sample(**vars(trial), steps=text, output_type="latent").evaluations_per_row
-                budget *= wanted / made
-            yield name, text
+            yield name, _corrected(sampler, name, wanted)
+
+
+def _corrected(sampler: Sampler, name: str, wanted: float) -> str:
+    """An adaptive policy whose budget makes so many evaluations per row on other seeds. Raises DisaError if none can."""
+
+    def text_of(budget: float) -> str:
+        early, late = round(2.5 * budget), max(4 if name == "straight" else 1, round(budget / 4))
+        return f"{name}:{early}-{late}@{budget:.4g}"
+
+    budget, trial = wanted, _wanted(sampler, NUM_IMAGES, FIRST_SEED)
+    for _ in range(TRIALS):
+        made = sampler.sample(**vars(trial), steps=text_of(budget), output_type="latent").evaluations_per_row
+        budget *= wanted / made
+    sampler.settings(text_of(budget))
+    return text_of(budget)
 
 
 def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[Path]:
