@@ -157,7 +157,7 @@ def _adaptive(sampler: Sampler, wanted: float) -> Iterator[tuple[str, str]]:
 
 
 def _corrected(sampler: Sampler, name: str, wanted: float) -> str:
-    """An adaptive policy whose budget makes so many evaluations per row on other seeds. Raises DisaError if none can."""
+    """An adaptive policy whose budget makes so many evaluations per row, on other seeds. Raises DisaError."""
 
     def text_of(budget: float) -> str:
         early, late = round(2.5 * budget), max(4 if name == "straight" else 1, round(budget / 4))
