@@ -190,7 +190,10 @@ def test_train_makes_the_classifier(disa: Command, tmp_path: Path) -> None:
 
 # -- help and completion -------------------------------------------------------------------------------------------
 
-COMMANDS = ("sample", "describe", "compare", "demo", "bench", "presets", "convert", "train")
+COMMANDS = (
+    "sample", "describe", "compare", "demo", "bench", "evidence", "calibrate", "fit-probe",
+    "presets", "convert", "train",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -202,7 +205,8 @@ def test_help_has_an_example(disa: Command, command: str) -> None:
 
 
 def test_help_names_every_command(disa: Command) -> None:
-    assert {command.callback.__name__ for command in cli.app.registered_commands if command.callback} == set(COMMANDS)
+    callbacks = [command.callback for command in cli.app.registered_commands]
+    assert {callback.__name__.replace("_", "-") for callback in callbacks if callback} == set(COMMANDS)
     assert all(command in disa("--help").out for command in COMMANDS)
     bare = disa()
     assert (bare.code, bare.err) == (2, "")
