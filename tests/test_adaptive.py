@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,19 +29,13 @@ from disa.samples import Wanted
 from disa.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun, Solver, watch
 from disa.text import FixedLength
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FAMILIES = ("mar", "harmon", "flowar", "xar")
 POLICIES = ("mlp:9-2@5", "mlp:9-2", "variance:draws:9-2@8", "variance:head:9-2@6", "variance:probe:9-2@5",
             "straight:16-4@8", "straight:16-4")  # fmt: skip
 COSTLY = ("mlp:9-2@5", "variance:draws:9-2@8", "straight:16-4@8")
 POWER = 1.7
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(family: str) -> Sampler:

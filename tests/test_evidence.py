@@ -8,7 +8,6 @@ other coordinates.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -45,19 +44,13 @@ from disa.sampler import Sampler
 from disa.samples import Wanted
 from disa.solvers import make_solver, solve
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 MEAN = torch.tensor([0.5, -1.0, 0.2, 2.0], dtype=torch.float64)
 DEVIATION = torch.tensor([0.3, 1.0, 0.7, 1.7], dtype=torch.float64)
 DIFFUSION, FLOW = CosineDiffusion(), FlowMatching()
 PROCESSES = [pytest.param(process, id=process.predicts) for process in (DIFFUSION, FLOW)]
 QUICK = Effort(draws=3, draw_steps=3, varied=3, path_steps=4, fit_images=6)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @dataclass

@@ -31,6 +31,8 @@ from disa.solvers import make_solver
 from disa.steps import StepPolicy, linear, parse
 from disa.text import Text, penalised, sampled
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 pytest.importorskip("transformers")
 
 CONFIG = HarmonConfig(
@@ -58,14 +60,6 @@ def random_weights(config: HarmonConfig) -> Harmon:
 @pytest.fixture(scope="module")
 def model() -> Harmon:
     return random_weights(CONFIG)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def request(which: Sequence[int], scale: float = 3.0, num_ar_steps: int = 4, **options: Any) -> Request:

@@ -24,6 +24,8 @@ from disa.problem import ARStep, DenoisingProblem, Guidance, Request
 from disa.solvers import make_solver, solve
 from disa.steps import StepPolicy, constant, linear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = MARConfig(
     latent_size=(8, 8), latent_channels=4, encoder_width=32, encoder_depth=2, encoder_heads=2,
     decoder_width=32, decoder_depth=2, decoder_heads=2, num_classes=10, buffer_size=4, head_width=32, head_depth=2,
@@ -55,18 +57,6 @@ def packed(plain: MAR) -> MAR:
 @pytest.fixture(params=["plain", "packed"])
 def model(request: pytest.FixtureRequest) -> MAR:
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    threads(1)
 
 
 def turns(

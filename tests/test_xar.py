@@ -23,6 +23,8 @@ from disa.problem import ARStep, DenoisingProblem, Guidance, Request
 from disa.solvers import make_solver, solve
 from disa.steps import StepPolicy, constant, linear
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = XARConfig(
     latent_size=(8, 8), latent_channels=4, width=32, encoder_depth=1, decoder_depth=2, num_heads=2, num_classes=10
 )
@@ -58,18 +60,6 @@ def packed(plain: XAR) -> XAR:
 @pytest.fixture(params=["plain", "packed"])
 def model(request: pytest.FixtureRequest) -> XAR:
     return request.getfixturevalue(request.param)
-
-
-@pytest.fixture
-def threads() -> Iterator[Callable[[int], None]]:
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads: Callable[[int], None]) -> None:
-    threads(1)
 
 
 def turns(
