@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.files import make_folder, write_text, write_whole
+from disa.files import make_folder, write_json, write_text, write_whole
 from disa.models import vae
 from disa.models.naming import check_names
 from disa.models.small_vae import SmallCodec, SmallVAE, SmallVAEConfig
@@ -171,7 +171,7 @@ def _write_record(seen: Mapping[str, Any]) -> None:
     record = hash_record()
     try:
         make_folder(record.parent)
-        write_text(record, json.dumps(seen, indent=1) + "\n")
+        write_json(record, seen)
     except DisaError as error:
         warnings.warn(f"hashes of checkpoints could not be recorded: {error}", stacklevel=2)
 
@@ -284,10 +284,11 @@ def load_model(preset: Preset, checkpoint: Path | None = None, average: bool = T
 
 def ships(name: str) -> bool:
     """Whether weights of that name are in the package."""
-    return _in_package(f"{name}.safetensors").is_file()
+    return in_package(f"{name}.safetensors").is_file()
 
 
-def _in_package(name: str) -> Path:
+def in_package(name: str) -> Path:
+    """The place of a file or folder of that name among the weights in the package, there or not."""
     return Path(str(resources.files("disa.tiny"))) / "weights" / name
 
 
@@ -295,13 +296,13 @@ def _embedded(name: str) -> Mapping[str, Any]:
     """Weights that ship with the package."""
     if not ships(name):
         raise DisaError(f"the weights of {name} do not ship yet: make them with `disa train {name} --out FOLDER`.")
-    return _read_safetensors(_in_package(f"{name}.safetensors"))
+    return _read_safetensors(in_package(f"{name}.safetensors"))
 
 
 def tokenizer_source(preset: Preset) -> Path | str:
     """The preset's tokenizer: a folder in the package, or a hub id."""
     if preset.embedded_tokenizer:
-        return _in_package(preset.embedded_tokenizer)
+        return in_package(preset.embedded_tokenizer)
     return preset.tokenizer
 
 
@@ -354,7 +355,7 @@ def save_model(folder: Path, preset: Preset, state: Mapping[str, Tensor]) -> Pat
         "library": "disa", "family": preset.family, "preset": preset.name,
         "architecture": asdict(preset.architecture), "sha256": sha256,
     }  # fmt: skip
-    write_text(folder / CONFIG, json.dumps(about, indent=1) + "\n")
+    write_json(folder / CONFIG, about)
     return folder
 
 

@@ -1,10 +1,11 @@
 """Writing whole files or none: a temporary neighbour is written first and renamed when it is complete."""
 
+import json
 import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from disa.errors import DisaError
 
@@ -46,6 +47,11 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
 def write_text(path: Path, text: str) -> Path:
     """Write `text` as UTF-8, whole or not at all."""
     return write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write `content` as indented JSON, whole or not at all."""
+    return write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _umask() -> int:

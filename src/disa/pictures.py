@@ -24,6 +24,13 @@ def png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def plot_png(figure: Any, dpi: int) -> bytes:
+    """The same of a figure of matplotlib."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
 def to_image(image: Tensor) -> Image.Image:
     """[channels, height, width] in [0, 1] -> a picture."""
     pixels = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
@@ -117,9 +124,7 @@ def evidence_plot(curves: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
     for axes in grid[1]:
         axes.set_xlabel("AR step")
     figure.suptitle(title)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return plot_png(figure, 100)
 
 
 def _plot(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> bytes:
@@ -132,9 +137,7 @@ def _plot(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> b
     axes.set(xlabel=x, ylabel=y, title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return plot_png(figure, 120)
 
 
 def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
@@ -168,6 +171,4 @@ def calibration_plot(report: Mapping[str, Any], title: str) -> bytes:
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
     figure.suptitle(title)
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
-    return buffer.getvalue()
+    return plot_png(figure, 100)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.files import make_folder, write_text, write_whole
+from disa.files import make_folder, write_json, write_text, write_whole
 from disa.prompts import slug
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
@@ -115,7 +115,7 @@ class Samples:
 
     def _write_trace(self, folder: Path, names: list[str]) -> dict[str, Any]:
         report = self.report() | {"files": names}
-        write_text(folder / "trace.json", json.dumps(report, indent=1) + "\n")
+        write_json(folder / "trace.json", report)
         return report
 
 

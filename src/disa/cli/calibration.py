@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,7 +33,7 @@ def calibrate(
     from disa import __version__
     from disa.calibration import FIRST_SEED, NUM_IMAGES, num_turns
     from disa.calibration import calibrate as run_calibration
-    from disa.files import make_folder, write_text, write_whole
+    from disa.files import make_folder, write_json, write_whole
     from disa.pictures import calibration_plot
 
     sampler, wanted = asked.load(source, NUM_IMAGES, FIRST_SEED)
@@ -45,7 +44,7 @@ def calibrate(
     report = result.report() | {"disa": __version__}
     plot = calibration_plot(report, f"{sampler.preset.name}, {len(wanted.seeds)} images, budget {budget}")
     write_whole(out / "calibration.png", lambda file: file.write(plot))
-    write_text(out / "table.json", json.dumps(report, indent=1) + "\n")
+    write_json(out / "table.json", report)
     if as_json:
         print_json(report | {"out": str(out)})
     else:

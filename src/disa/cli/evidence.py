@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,7 +34,7 @@ def evidence(
     training held out if no prompt is given.
     """
     from disa.evidence import Effort, check, measure, num_turns
-    from disa.files import make_folder, write_text, write_whole
+    from disa.files import make_folder, write_json, write_whole
     from disa.pictures import evidence_plot, png
 
     sampler, wanted = asked.load(source, NUM_IMAGES)
@@ -49,7 +48,7 @@ def evidence(
     plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(wanted.seeds)} images")
     write_whole(out / "evidence.png", lambda file: file.write(plot))
     write_whole(out / "foresight.png", lambda file: file.write(png(_sheet(result))))
-    write_text(out / "evidence.json", json.dumps(report, indent=1) + "\n")
+    write_json(out / "evidence.json", report)
     if as_json:
         print_json(report | {"out": str(out)})
     else:

@@ -6,11 +6,9 @@ Shapes: B images, L tokens, C token channels.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +17,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disa.errors import DisaError
-from disa.files import make_folder, write_text, write_whole
+from disa.files import make_folder, write_json, write_whole
 from disa.models.layers import has_fast_bf16
+from disa.pictures import plot_png
 from disa.tiny.tasks import Recipe, find_task
 
 
@@ -43,7 +42,7 @@ class Trainer:
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
-                loss = self.task.loss(self.model, "train", random)
+                loss = self.task.loss(self.model, "train", random, self.iteration < self.recipe.blind)
             self.optimiser.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
@@ -132,7 +131,7 @@ def train(
         "loss": sum(trainer.losses[-200:]) / max(1, len(trainer.losses[-200:])),
         "held_out_loss": trainer.held_out_loss(),
     }  # fmt: skip
-    write_text(folder / "training.json", json.dumps(summary, indent=1) + "\n")
+    write_json(folder / "training.json", summary)
     return summary
 
 
@@ -163,6 +162,4 @@ def loss_curve(losses: list[float], window: int = 100) -> bytes:
         smooth = values.unfold(0, window, 1).mean(1)
         axes.plot(range(window - 1, len(values)), smooth, linewidth=1.5)
     axes.set(xlabel="iteration", ylabel="loss", yscale="log", title="training loss")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=120)
-    return buffer.getvalue()
+    return plot_png(figure, 120)
