@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -27,12 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mar import TOLERANCE, note, processor, rounded
+from common import machine, note, publish
+from mar import TOLERANCE
 from plain_flow import PLAIN, PlainModel
 from torch import Tensor, nn
 
-import disa
-from disa.files import write_text
 from disa.generate import generate_steps
 from disa.models import layers
 from disa.models.transformer import KVCache, causal_mask
@@ -321,11 +318,7 @@ def compare_fused(args: argparse.Namespace, dtypes: list[str]) -> dict[str, dict
 def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
-    result: dict[str, Any] = {
-        "benchmark": "flow", "threads": 1, "processor": processor("cpu"), "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(), "repeats": args.repeats,
-        "versions": {"disa": disa.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    }  # fmt: skip
+    result: dict[str, Any] = {"benchmark": "flow", "threads": 1, **machine(), "repeats": args.repeats}
     dtypes = [dtype for dtype in args.dtypes if dtype != "bf16" or layers.has_fast_bf16()]
     left_out = {} if dtypes == args.dtypes else {"disa bf16": NO_BF16}
     if args.fused:
@@ -335,10 +328,7 @@ def main() -> None:
         result |= {"rows": compare(args, dtypes), "left_out": left_out}
         result["recorded_elsewhere"] = {name: RUNS[name] for name in args.models if name in RUNS}
         show(result["rows"], left_out)
-    line = json.dumps(rounded(result))
-    if args.result:
-        write_text(args.result, line + "\n")
-    print(line)
+    publish(result, args.result)
 
 
 if __name__ == "__main__":

@@ -15,9 +15,6 @@ object.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 from collections import Counter
@@ -28,12 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine, note, publish
 from flow import NO_BF16, random_model
-from mar import note, processor, rounded
 
-import disa
 from disa import generate
-from disa.files import write_text
 from disa.models import layers
 from disa.models.harmon import Harmon
 from disa.noise import SeededNoise
@@ -251,17 +246,12 @@ def main() -> None:
     rows = [row for name in args.models for row in measure(name, args)]
     show(rows)
     result = {
-        "benchmark": "harmon", "threads": args.threads, "device": args.device, "processor": processor(args.device),
-        "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
+        "benchmark": "harmon", "threads": args.threads, "device": args.device, **machine(args.device),
         "clock": "CPU seconds" if counts_cpu(args.device) else "seconds", "repeats": args.repeats,
         "ar_steps": args.ar_steps, "guidance": args.guidance, "tokens": args.tokens and list(args.tokens),
         "prompt_tokens": args.prompt_tokens, "rows": rows,
-        "versions": {"disa": disa.__version__, "torch": torch.__version__, "python": platform.python_version()},
     }  # fmt: skip
-    line = json.dumps(rounded(result))
-    if args.result:
-        write_text(args.result, line + "\n")
-    print(line)
+    publish(result, args.result)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,16 @@ Shapes: M rows, K features in, N out; B images, L tokens. The last line printed 
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from common import machine, publish
 from torch import Tensor
 from torch.nn import functional as F
 
-import disa
 from disa.diffusion import CosineDiffusion
 from disa.models.heads import DiffusionHead, HeadField
 from disa.models.layers import MIN_ROWS, Block, can_pack, initialise, pack
@@ -231,9 +229,7 @@ def findings(threads: int, quick: bool) -> Iterator[Finding]:
 def report(found: list[Finding]) -> dict[str, Any]:
     names = {f"{finding.kernel}, {finding.threads} threads": finding for finding in found}
     return {
-        "benchmark": "invariance", "min_rows": MIN_ROWS, "device": "cpu", "cores": os.cpu_count(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {"disa": disa.__version__, "torch": torch.__version__},
+        "benchmark": "invariance", "min_rows": MIN_ROWS, "device": "cpu", **machine(),
         "bad": {name: sorted(finding.bad) for name, finding in names.items()},
         "broken": [name for name, finding in names.items() if finding.broken],
     }  # fmt: skip
@@ -252,7 +248,7 @@ def main() -> None:
             for finding in findings(threads, args.quick):
                 show(finding)
                 found.append(finding)
-    print(json.dumps(report(found)))
+    publish(report(found))
     sys.exit(any(finding.broken for finding in found))
 
 

@@ -13,10 +13,7 @@ measured here in the same rounds. Prints a table; the last line is one JSON obje
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import time
@@ -28,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import machine, note, publish
 from plain import PlainDDPM, PlainMAR
 from torch import Tensor
 from torch.nn import functional as F
 
-import disa
 from disa.generate import generate_steps
 from disa.models import layers
 from disa.models.mar import MAR, MARConfig, masked_counts
@@ -304,33 +301,10 @@ def show(rows: list[dict[str, Any]], work: Work) -> None:
 
 def report(work: Work, rows: list[dict[str, Any]], speeds: dict[str, float], extra: dict[str, Any]) -> dict[str, Any]:
     return {
-        "benchmark": "mar", **asdict(work), "processor": processor(work.device),
-        "instructions": torch.backends.cpu.get_cpu_capability(), "cores": os.cpu_count(),
-        "versions": {"disa": disa.__version__, "torch": torch.__version__, "python": platform.python_version()},
+        "benchmark": "mar", **asdict(work), **machine(work.device),
         "grid": DDPM().grid, "gemm_gflops": {dtype: speed / 1e9 for dtype, speed in speeds.items()}, **extra,
         "rows": rows, "recorded_elsewhere": OFFICIAL if is_official_run(work) else None,
     }  # fmt: skip
-
-
-def rounded(value: Any) -> Any:
-    """Five significant digits everywhere: the rest is noise."""
-    if isinstance(value, dict):
-        return {name: rounded(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [rounded(item) for item in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def processor(device: str) -> str:
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -371,10 +345,7 @@ def main() -> None:
         runner.pipe.send(0)
     show(rows, work)
     extra = {"repeats": args.repeats, "relative_difference": differences}
-    line = json.dumps(rounded(report(work, rows, speeds, extra)))
-    if args.result:
-        args.result.write_text(line + "\n")
-    print(line)
+    publish(report(work, rows, speeds, extra), args.result)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +32,9 @@ from tables import RESULTS, ROOT, spread, table
 from disa import adaptive
 from disa.calibration import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
 from disa.errors import DisaError
-from disa.files import make_folder, write_text, write_whole
+from disa.files import make_folder, write_json, write_text, write_whole
 from disa.measures import MEASURES, Measured
+from disa.pictures import plot_png
 from disa.prompts import slug
 from disa.sampler import Sampler
 from disa.samples import Wanted
@@ -179,7 +180,7 @@ def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[Path]:
         found = calibrate(sampler, wanted, sampler.settings(), [f"{share:g}" for share in shares])
         make_folder(TABLES)
         for path, table in zip(paths, found, strict=True):
-            write_text(path, json.dumps(table.report(), indent=1) + "\n")
+            write_json(path, table.report())
     return paths
 
 
@@ -191,7 +192,7 @@ def draw(model: str, num_images: int, work: Path, budgets: Sequence[float], solv
     sampler = Sampler.load(model)
     folder = make_folder(work / model)
     points = plan(sampler, budgets or BUDGETS.get(model, BUDGETS_OF_FLOWS), solvers)
-    write_text(folder / "plan.json", json.dumps([asdict(point) for point in points], indent=1) + "\n")
+    write_json(folder / "plan.json", [asdict(point) for point in points])
     chunks = [(start, point) for start in range(0, num_images, CHUNK) for point in points]
     missing = [(start, point) for start, point in chunks if not _part(folder, point, start).exists()]
     for done, (start, point) in enumerate(missing):
@@ -234,7 +235,7 @@ def measure(model: str, work: Path) -> None:
     """Quality and cost of what was planned last, over the images that all its points have, as a result file."""
     sampler, folder = Sampler.load(model), work / model
     points = [Point(**point) for point in json.loads((folder / "plan.json").read_text())]
-    count = min(len(_starts(folder, point)) for point in points)
+    count = min(_num_chunks(folder, point) for point in points)
     if not count:
         raise SystemExit(f"not every point of {model} is drawn: run draw first.")
     wanted, by = _wanted(sampler, count * CHUNK), MEASURES[sampler.preset.quality]
@@ -270,15 +271,12 @@ def measure(model: str, work: Path) -> None:
         "model": model, "num_images": count * CHUNK, "seeds": [0, count * CHUNK - 1], "torch": torch.__version__,
         "threads": torch.get_num_threads(), "points": rows, "yardsticks": yardsticks and asdict(yardsticks),
     }  # fmt: skip
-    write_text(RESULTS / f"policies-{model}.json", json.dumps(report, indent=1) + "\n")
+    write_json(RESULTS / f"policies-{model}.json", report)
 
 
-def _starts(folder: Path, point: Point) -> list[int]:
-    """The first seeds of the chunks that are there, without a gap."""
-    starts = []
-    while _part(folder, point, len(starts) * CHUNK).exists():
-        starts.append(len(starts) * CHUNK)
-    return starts
+def _num_chunks(folder: Path, point: Point) -> int:
+    """How many chunks are there from the first on, without a gap."""
+    return next(i for i in itertools.count() if not _part(folder, point, i * CHUNK).exists())
 
 
 # -- writing -------------------------------------------------------------------------------------------------------
@@ -397,9 +395,7 @@ def _plot(report: dict[str, Any]) -> bytes:
         panels[0].set(ylabel="score")
     panels[1].legend(fontsize=8)
     figure.suptitle(f"{report['model']}: {report['num_images']} images per point")
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+    return plot_png(figure, 110)
 
 
 def main() -> None:
