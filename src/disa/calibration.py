@@ -26,7 +26,7 @@ from disa.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
 from disa.sampler import Sampler, Settings
 from disa.samples import Wanted
 from disa.solvers import Solver, grid_for, solve
-from disa.steps import Constant, Remembering, Schedule, StepPolicy, Table
+from disa.steps import Constant, Schedule, StepPolicy, Table, fresh
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 NUM_IMAGES, FIRST_SEED = 16, 100_000
@@ -150,8 +150,8 @@ def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
 
 def num_turns(wanted: Wanted, settings: Settings) -> int:
     """How often `calibrate` calls `on_turn`."""
-    batches, num_ar_steps = -(-len(wanted.seeds) // settings.batch_size), settings.num_ar_steps
-    return batches * num_ar_steps + (num_ar_steps + 1) * num_ar_steps
+    num_ar_steps = settings.num_ar_steps
+    return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
 
 
 def measure(
@@ -164,8 +164,7 @@ def measure(
     for start in range(0, len(wanted.seeds), size):
         part = wanted.part(slice(start, start + size))
         noise = SeededNoise(part.seeds, sampler.device)
-        policy = settings.policy.begin() if isinstance(settings.policy, Remembering) else settings.policy
-        ruler = Ruler(policy, settings.solver, counts, reference, noise, errors, evaluations)
+        ruler = Ruler(fresh(settings.policy), settings.solver, counts, reference, noise, errors, evaluations)
         for _ in sampler.start(**vars(part), settings=replace(settings, policy=ruler)):
             on_turn()
     number = len(wanted.seeds)

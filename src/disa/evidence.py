@@ -135,8 +135,7 @@ def num_turns(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effo
     """How often `measure` calls `on_turn`: once per AR step of a batch, and once per draw from the same z."""
     drawn, varied = len(wanted.seeds), min(len(wanted.seeds), effort.varied)
     learned = effort.fit_images if _learns(sampler) else 0
-    turns = _batches(drawn, settings) + _batches(varied, settings) * effort.draws + _batches(learned, settings)
-    return turns * settings.num_ar_steps
+    return settings.num_turns(drawn) + settings.num_turns(varied) * effort.draws + settings.num_turns(learned)
 
 
 def check(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) -> None:
@@ -234,10 +233,6 @@ def _curves(looks: list[_Looks]) -> dict[str, Curve]:
 def _learns(sampler: Sampler) -> bool:
     """Whether predictions are made by an MLP: a noise-predicting field says little of the data where t is 1."""
     return sampler.model.process.predicts == "noise"
-
-
-def _batches(num_images: int, settings: Settings) -> int:
-    return -(-num_images // settings.batch_size)
 
 
 def _shown(num_ar_steps: int) -> list[int]:

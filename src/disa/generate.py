@@ -9,7 +9,7 @@ import torch
 
 from disa.problem import ARModel, ARState, ARStep, Noise, Request, Watch
 from disa.solvers import Solver, solve, watch
-from disa.steps import Remembering, StepPolicy
+from disa.steps import StepPolicy, fresh
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def generate_steps(
 ) -> Iterator[ARStep]:
     """Draw a batch, one `ARStep` a turn; after the last, `model.finish(step.state)` gives the latents."""
     state: ARState = model.begin(request, noise)
-    policy = policy.begin() if isinstance(policy, Remembering) else policy
+    policy = fresh(policy)
     for ar_step in range(request.num_ar_steps):
         before, started = state.counter.evaluations, time.perf_counter()
         problem = model.pose(state)

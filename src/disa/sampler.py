@@ -66,6 +66,10 @@ class Settings:
     batch_size: int
     token_grid: tuple[int, int] | None = None
 
+    def num_turns(self, num_images: int) -> int:
+        """AR steps of all batches that so many images make."""
+        return -(-num_images // self.batch_size) * self.num_ar_steps
+
 
 class Sampler:
     """A model with its autoencoder, ready to draw."""

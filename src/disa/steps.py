@@ -35,6 +35,11 @@ class Remembering(Protocol):
     def begin(self) -> StepPolicy: ...
 
 
+def fresh(policy: StepPolicy) -> StepPolicy:
+    """The policy for one generation."""
+    return policy.begin() if isinstance(policy, Remembering) else policy
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A policy that depends on k and K alone. Subclasses define `at`; `str()` gives the text that `parse` reads."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -112,12 +111,12 @@ def _compare(
 ) -> None:
     from disa.compare import check
     from disa.compare import compare as run_compare
-    from disa.files import make_folder, write_text, write_whole
+    from disa.files import make_folder, write_json, write_whole
     from disa.pictures import png, side_by_side, steps_plot
 
     check(sampler, policies, settings=settings, **vars(wanted))
     make_folder(out)
-    turns = len(policies) * settings.num_ar_steps * -(-len(wanted.seeds) // settings.batch_size)
+    turns = len(policies) * settings.num_turns(len(wanted.seeds))
     with progress("drawing", turns, as_json) as advance:
         result = run_compare(
             sampler, policies, settings=settings, on_turn=lambda policy: advance(note=policy), **vars(wanted)
@@ -129,7 +128,7 @@ def _compare(
     plot = steps_plot({policy.steps: policy.counts for policy in result.policies})
     write_whole(out / "steps.png", lambda file: file.write(plot))
     report = result.report()
-    write_text(out / "compare.json", json.dumps(report, indent=1) + "\n")
+    write_json(out / "compare.json", report)
     if as_json:
         print_json(report | {"out": str(out)})
     else:
