@@ -15,7 +15,17 @@ from torch import Tensor
 import small
 import test_families as families
 from command import Command, complaint
-from disa.adaptive import Adaptive, Fit, Knowledge, Spending, above, gains, ladder, within, without_waste
+from disa.adaptive import (
+    Adaptive,
+    Fit,
+    Knowledge,
+    Spending,
+    above,
+    counts_between,
+    marginal_gains,
+    within,
+    without_waste,
+)
 from disa.checkpoints import build_model
 from disa.diffusion import CosineDiffusion
 from disa.errors import DisaError
@@ -80,20 +90,20 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def test_counts_that_make_no_further_evaluation_are_left_out():
     even = lambda count: max(1, count // 2 * 2)  # noqa: E731
-    assert without_waste(ladder(4, 25), even).tolist() == [4, 6, 8, 10, 14, 18, 24]
-    assert without_waste(ladder(5, 50), int).tolist() == ladder(5, 50).tolist()
-    assert without_waste(ladder(3, 4), even).tolist() == [3, 4]
+    assert without_waste(counts_between(4, 25), even).tolist() == [4, 6, 8, 10, 14, 18, 24]
+    assert without_waste(counts_between(5, 50), int).tolist() == counts_between(5, 50).tolist()
+    assert without_waste(counts_between(3, 4), even).tolist() == [3, 4]
 
 
 def test_a_ladder_has_both_ends_and_few_counts():
-    assert ladder(5, 50).tolist() == [5, 7, 10, 13, 19, 26, 36, 50]
-    assert ladder(4, 4).tolist() == [4]
-    assert ladder(2, 5).tolist() == [2, 3, 4, 5]
+    assert counts_between(5, 50).tolist() == [5, 7, 10, 13, 19, 26, 36, 50]
+    assert counts_between(4, 4).tolist() == [4]
+    assert counts_between(2, 5).tolist() == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_no_other_counts_leave_less_error_for_what_is_spent(seed: int):
-    counts = ladder(1, 6)
+    counts = counts_between(1, 6)
     need = torch.randn(1, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
     room = torch.tensor([13.0 + seed], dtype=torch.float64)
     chosen = within(need, counts, POWER, room, torch.zeros(1), 0)[0]
@@ -108,20 +118,20 @@ def test_no_other_counts_leave_less_error_for_what_is_spent(seed: int):
 
 
 def test_a_threshold_stops_where_a_step_gains_less():
-    counts, need = ladder(2, 20), torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
+    counts, need = counts_between(2, 20), torch.tensor([-3.0, 0.0, 3.0], dtype=torch.float64)
     chosen = above(need, counts, POWER, -2.0)
     assert chosen.tolist() == sorted(chosen.tolist())
     assert len(set(chosen.tolist())) == 3
     for count, row in zip(chosen.tolist(), need, strict=True):
         places = counts.tolist()
-        gained = (row + gains(counts, POWER)).tolist()
+        gained = (row + marginal_gains(counts, POWER)).tolist()
         level = places.index(count)
         assert all(gain > -2.0 for gain in gained[:level])
         assert level == len(gained) or gained[level] <= -2.0
 
 
 def test_room_is_kept_for_rows_that_are_expected_to_need_it():
-    counts, need = ladder(2, 20), torch.zeros(2, 5, dtype=torch.float64)
+    counts, need = counts_between(2, 20), torch.zeros(2, 5, dtype=torch.float64)
     room = torch.full((2,), 100.0, dtype=torch.float64)
     easy, alike, hard = (
         within(need, counts, POWER, room, torch.full((4,), later, dtype=torch.float64), 5).sum(1)
@@ -143,13 +153,13 @@ def test_what_matters_more_to_the_image_gets_more():
 
 def test_bounds_that_are_one_leave_nothing_to_choose():
     room = torch.tensor([60.0], dtype=torch.float64)
-    assert within(torch.zeros(1, 3), ladder(6, 6), POWER, room, torch.zeros(2), 3).tolist() == [[6, 6, 6]]
+    assert within(torch.zeros(1, 3), counts_between(6, 6), POWER, room, torch.zeros(2), 3).tolist() == [[6, 6, 6]]
 
 
 def test_an_image_that_has_spent_more_gets_less():
     need = torch.zeros(2, 6, dtype=torch.float64)
     room = torch.tensor([90.0, 30.0], dtype=torch.float64)
-    rich, poor = within(need, ladder(2, 20), POWER, room, torch.zeros(1), 0).sum(1).tolist()
+    rich, poor = within(need, counts_between(2, 20), POWER, room, torch.zeros(1), 0).sum(1).tolist()
     assert 80 < rich <= 90
     assert 24 < poor <= 30
 

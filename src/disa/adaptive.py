@@ -5,7 +5,7 @@ after one denoising step, as it reaches the whole image. The error after n is ta
 where the next one takes off most: the marginal gain is equal everywhere, between early and late, which is the least
 total error for what is spent.
 
-Shapes: B images, N rows per image, R = B N rows, D condition width, J counts of a ladder, Q quantiles.
+Shapes: B images, N rows per image, R = B N rows, D condition width, J different counts, Q quantiles.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from disa.checkpoints import read_tensors
+from disa.checkpoints import in_package, read_tensors
 from disa.errors import DisaError
 from disa.models.layers import Linear
 from disa.presets import Preset
-from disa.problem import DenoisingProblem, Prediction, Process, TimeGrid, Watch
+from disa.problem import DenoisingProblem, Prediction, Process, Watch
 from disa.solvers import Solver, data_prediction, grid_for, grid_for_parts
 from disa.steps import StepPolicy
 
 Score = Callable[[DenoisingProblem], Tensor]
 """A number per row [R] that grows with the error to be expected."""
 
-LADDER = 8
+NUM_COUNTS = 8
 """Different counts at most: rows are denoised in as many groups, and small groups are slow."""
 NUM_LOOKS, UNTIL = 3, 0.5
 COSTS = {"variance:draws": 4, "variance:head": 2, "straight": NUM_LOOKS}
@@ -47,9 +46,9 @@ SMALLEST = 1e-12
 # -- spending ------------------------------------------------------------------------------------------------------
 
 
-def ladder(late: int, early: int) -> Tensor:
+def counts_between(late: int, early: int) -> Tensor:
     """[J] counts from late to early in equal ratios."""
-    return torch.tensor(sorted(set(np.geomspace(late, early, LADDER).round().astype(int).tolist())))
+    return torch.tensor(sorted(set(np.geomspace(late, early, NUM_COUNTS).round().astype(int).tolist())))
 
 
 def without_waste(counts: Tensor, makes: Callable[[int], int]) -> Tensor:
@@ -62,7 +61,7 @@ def without_waste(counts: Tensor, makes: Callable[[int], int]) -> Tensor:
     return torch.tensor(sorted({first + made.index(made[count - first]) for count in counts.tolist()}))
 
 
-def gains(counts: Tensor, power: float) -> Tensor:
+def marginal_gains(counts: Tensor, power: float) -> Tensor:
     """[J - 1] log of what each further denoising step takes off an error of n^-power, from one count to the next."""
     errors = counts.double() ** -power
     return (-errors.diff() / counts.diff()).log()
@@ -70,7 +69,7 @@ def gains(counts: Tensor, power: float) -> Tensor:
 
 def above(need: Tensor, counts: Tensor, power: float, threshold: float) -> Tensor:
     """Counts [...] for needs [...]: as high as a further step still gains more than the threshold."""
-    return counts[(need[..., None] + gains(counts, power) > threshold).sum(-1)]
+    return counts[(need[..., None] + marginal_gains(counts, power) > threshold).sum(-1)]
 
 
 def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tensor, rows_to_come: int) -> Tensor:
@@ -78,7 +77,7 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
 
     later: [Q] what the needs of the rows to come are expected to be. Every row gets the smallest count in any case.
     """
-    gain, cost = gains(counts, power), counts.diff().double()
+    gain, cost = marginal_gains(counts, power), counts.diff().double()
     share = rows_to_come / len(later)
     all_needs = torch.cat([need, later.expand(len(need), -1)], dim=1)
     weight = torch.cat([torch.ones(need.shape[1]), torch.full((len(later),), share)]).double()
@@ -109,20 +108,22 @@ class Spending:
 # -- scores --------------------------------------------------------------------------------------------------------
 
 
-def _two_looks(problem: DenoisingProblem, share: float, sign: float = 1.0) -> tuple[Tensor, Tensor, Prediction]:
-    """Two evaluations per row from noise that all rows have in common: the data predicted [R, *shape] from it alone,
-    then with the same noise at a share of the way to the data, and all that was said there."""
-    whole = problem.process.grid("uniform", 20)
-    grid = whole.part(0, stop := round(20 * share), 1), whole.part(stop, stop + 1, 1)
-    noise = torch.randn(problem.shape, generator=torch.Generator().manual_seed(0)).mul_(sign)
-    x = noise.to(problem.device).expand(problem.num_rows, *problem.shape)
-    first, _ = _look(problem, grid[0], x)
-    return first, *_look(problem, grid[1], _noised(problem.process, first, x, float(grid[1].levels[0])))
-
-
-def _look(problem: DenoisingProblem, grid: TimeGrid, x: Tensor) -> tuple[Tensor, Prediction]:
-    said = problem.field.on(grid)(x, 0)
-    return data_prediction(problem.process, x, said.value, float(grid.levels[0])), said
+def _two_looks(problem: DenoisingProblem, share: float, *signs: float) -> list[tuple[Tensor, Prediction]]:
+    """For each sign of a noise that all rows have in common, two evaluations per row: of the noise alone, and of the
+    data [R, *shape] predicted from it with the same noise at a share of the way there. What the second one said: the
+    data that it predicts, and all else."""
+    process, whole = problem.process, problem.process.grid("uniform", 20)
+    stop = round(20 * share)
+    parts = whole.part(0, stop, 1), whole.part(stop, stop + 1, 1)
+    (far, far_level), (near, near_level) = ((problem.field.on(part), float(part.levels[0])) for part in parts)
+    common = torch.randn(problem.shape, generator=torch.Generator().manual_seed(0)).to(problem.device)
+    looks = []
+    for sign in signs:
+        noise = (sign * common).expand(problem.num_rows, *problem.shape)
+        x = _noised(process, data_prediction(process, noise, far(noise, 0).value, far_level), noise, near_level)
+        said = near(x, 0)
+        looks.append((data_prediction(process, x, said.value, near_level), said))
+    return looks
 
 
 def _noised(process: Process, start: Tensor, noise: Tensor, level: float) -> Tensor:
@@ -138,13 +139,13 @@ def _log_mean_square(x: Tensor) -> Tensor:
 
 def spread_of_draws(problem: DenoisingProblem) -> Tensor:
     """[R] log of the variance between two short draws from opposite noise, two evaluations each."""
-    (_, one, _), (_, other, _) = _two_looks(problem, 0.5), _two_looks(problem, 0.5, -1.0)
+    (one, _), (other, _) = _two_looks(problem, 0.5, 1.0, -1.0)
     return _log_mean_square((one - other) / 2)
 
 
 def learned_variance(problem: DenoisingProblem) -> Tensor:
     """[R] the head's own variance value, from low (-1) to high (1), near the data that it predicts; two evaluations."""
-    _, _, said = _two_looks(problem, 0.9)
+    ((_, said),) = _two_looks(problem, 0.9, 1.0)
     if said.variance is None:
         raise DisaError("this model learns no variance: choose variance:draws or variance:probe.")
     return said.variance.cpu().double().flatten(1).mean(1)
@@ -300,7 +301,7 @@ class Adaptive:
     def counts(self) -> Tensor:
         """[J] what a row may get beside the looks."""
         looks = self.cost if self.score is None else 0
-        return without_waste(ladder(self.spending.late - looks, self.spending.early - looks), self.makes)
+        return without_waste(counts_between(self.spending.late - looks, self.spending.early - looks), self.makes)
 
     def on(self, solver: Solver, process: Process) -> Adaptive:
         """The same with counts that suit the grid of a solver. Raises DisaError where they do not go together."""
@@ -420,7 +421,7 @@ def scores(fit: Fit) -> dict[str, Score | None]:
 
 def find_fit(path: Path | None, preset: Preset, weights: str) -> Fit:
     """The probe in a file, or that of the package, if it was fitted for these weights. Raises DisaError."""
-    shipped = Path(str(resources.files("disa.tiny"))) / "weights" / f"{preset.name}-probe.safetensors"
+    shipped = in_package(f"{preset.name}-probe.safetensors")
     if path is None and not shipped.is_file():
         raise DisaError(f"adaptive policies need a probe, and none ships for {preset.name}: make one with "
                         f"`disa fit-probe --model {preset.name}`, then name it as in mlp:50-5@20:FILE.")  # fmt: skip

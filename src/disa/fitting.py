@@ -30,8 +30,8 @@ from disa.adaptive import (
     Probe,
     Score,
     above,
+    counts_between,
     features,
-    ladder,
     learned_variance,
     log_change,
     parse_spending,
@@ -42,10 +42,10 @@ from disa.errors import DisaError
 from disa.evidence import spearman
 from disa.files import write_whole
 from disa.noise import SeededNoise
-from disa.problem import ARStep, DenoisingProblem, Prediction, Watch
+from disa.problem import ARStep, DenoisingProblem, Watch
 from disa.sampler import Run, Sampler, Settings
 from disa.samples import Wanted
-from disa.solvers import DDIM, Euler, GridSolver, Solver, data_prediction, look
+from disa.solvers import DDIM, Euler, GridSolver, Solver, look, seeing
 
 FEW, MORE, MANY = 4, 8, 20
 FEW_LEFT, MANY_LEFT = 3, 12
@@ -115,7 +115,8 @@ def fit(
 
 def num_turns(wanted: Wanted, settings: Settings) -> int:
     """How often `fit` calls `on_turn`."""
-    return settings.num_ar_steps * (-(-len(wanted.seeds) // settings.batch_size) + settings.num_ar_steps + 1)
+    num_ar_steps = settings.num_ar_steps
+    return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
 
 
 def fit_rows(
@@ -212,16 +213,9 @@ def importance(
 def _along(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """The data predicted at the start [R, *shape], and the end of the probability-flow ODE from there."""
     solver = _ode(problem)
-    grid, seen = solver.plan(problem.process, num_steps), []
-    evaluate = problem.field.on(grid)
-
-    def looking(x: Tensor, denoise_step: int) -> Prediction:
-        said = evaluate(x, denoise_step)
-        if denoise_step == 0:
-            seen.append(data_prediction(problem.process, x, said.value, float(grid.levels[0])))
-        return said
-
-    end = solver.run(looking, problem, grid, start.clone(), torch.empty(0))
+    grid = solver.plan(problem.process, num_steps)
+    evaluate, seen = seeing(problem, grid, (0,))
+    end = solver.run(evaluate, problem, grid, start.clone(), torch.empty(0))
     return seen[0], end
 
 
@@ -300,7 +294,7 @@ def _threshold(needs: Tensor, power: float, name: str, sampler: Sampler) -> floa
     spending = parse_spending(sampler.preset.spending)
     assert spending.budget is not None
     looks = NUM_LOOKS if name == "straight" else 0
-    counts = ladder(spending.late - looks, spending.early - looks)
+    counts = counts_between(spending.late - looks, spending.early - looks)
     low, high = float(needs.min()) - 40, float(needs.max()) + 40
     for _ in range(60):
         middle = (low + high) / 2

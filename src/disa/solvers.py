@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -85,18 +85,24 @@ def _check_counts(counts: Tensor, problem: DenoisingProblem) -> None:
 
 def look(problem: DenoisingProblem, solver: Solver, first: TimeGrid, noise: Noise) -> tuple[Tensor, Tensor]:
     """Go along the first part of a grid: the state [R, *shape], and what its last evaluation changed [R]."""
-    seen: list[Tensor] = []
-    evaluate, last = problem.field.on(first), first.num_evaluations - 1
+    last = first.num_evaluations - 1
+    evaluate, seen = seeing(problem, first, (last - 1, last))
+    draws = noise.steps(problem, first.num_evaluations) if solver.stochastic else torch.empty(0)
+    x = solver.run(evaluate, problem, first, noise.initial(problem).clone(), draws)
+    return x, (seen[1] - seen[0]).square().flatten(1).mean(1)
+
+
+def seeing(problem: DenoisingProblem, grid: TimeGrid, at: Sequence[int]) -> tuple[Evaluate, list[Tensor]]:
+    """The field on a grid, and a list that the data predicted in the denoising steps `at`, [R, *shape], are put in."""
+    evaluate, seen = problem.field.on(grid), list[Tensor]()
 
     def looking(x: Tensor, denoise_step: int) -> Prediction:
-        prediction = evaluate(x, denoise_step)
-        if denoise_step >= last - 1:
-            seen.append(data_prediction(problem.process, x, prediction.value, float(first.levels[denoise_step])))
-        return prediction
+        said = evaluate(x, denoise_step)
+        if denoise_step in at:
+            seen.append(data_prediction(problem.process, x, said.value, float(grid.levels[denoise_step])))
+        return said
 
-    draws = noise.steps(problem, first.num_evaluations) if solver.stochastic else torch.empty(0)
-    x = solver.run(looking, problem, first, noise.initial(problem).clone(), draws)
-    return x, (seen[1] - seen[0]).square().flatten(1).mean(1)
+    return looking, seen
 
 
 def data_prediction(process: Process, x: Tensor, value: Tensor, level: float) -> Tensor:
