@@ -59,11 +59,11 @@ COLOURS: tuple[Colour, ...] = tuple(PALETTE)
 
 # Radii: nothing lies between small and large, so that a size can be told from the picture.
 LARGEST_SMALL, SMALLEST_LARGE = 5.6, 7.4
-_SMALL, _LARGE, _LARGE_ALONE = 5.1, 7.5, (7.5, 11.0)
-_MARGIN, GAP = 0.0, 1.0
-# Small objects lie around corners of tokens of 8 pixels, large ones around their centres: what a token shows recurs,
+_RADIUS: dict[Size, float] = {"small": 5.1, "large": 7.5}
+# Objects lie in the middle of cells of as many whole tokens of 8 pixels: a token always shows the same part of a shape,
 # and a small model needs to see less of it.
-_PITCH = 8.0
+_CELL: dict[Size, int] = {"small": 16, "large": 24}
+GAP = 1.0
 _LARGEST_SLANT = 0.5
 _SUPERSAMPLING = 8
 _TRIES = 1000
@@ -264,14 +264,13 @@ def _needs_colours(stated: Facts) -> bool:
 def compose(stated: Facts, random: np.random.Generator) -> Scene:
     """A scene of which `stated` is true; what it leaves open is drawn.
 
-    Raises DisaError where chance finds no room for it: hardly ever, but for four large stars.
+    Raises DisaError where chance finds no room for it: there is some for every caption.
     """
     groups = [_filled(group, random) for group in stated.groups]
     relation = stated.relation or _pick(random, RELATIONS)
     for _ in range(_TRIES):
-        sized = [(kind, _radius(kind, stated.groups, random)) for kind in groups]
         pair = len(groups) == 2
-        objects = _related(sized[0], sized[-1], relation, random) if pair else _scattered(*sized[0], random)
+        objects = _related(groups[0], groups[1], relation, random) if pair else _scattered(groups[0], random)
         if objects:
             return Scene(objects, _background(random))
     raise DisaError(f"a picture of {IMAGE_SIZE} x {IMAGE_SIZE} pixels has no room for {describe(stated)}.")
@@ -283,17 +282,11 @@ def _filled(group: Group, random: np.random.Generator) -> Group:
     return replace(group, colour=colour, size=size)
 
 
-def _radius(kind: Group, groups: Sequence[Group], random: np.random.Generator) -> float:
-    if kind.size == "small":
-        return _SMALL
-    return _pick(random, _LARGE_ALONE) if len(groups) == 1 and kind.count == 1 else _LARGE
-
-
-def _scattered(kind: Group, radius: float, random: np.random.Generator) -> tuple[SceneObject, ...] | None:
+def _scattered(kind: Group, random: np.random.Generator) -> tuple[SceneObject, ...] | None:
     """Equal objects anywhere, or None where chance left no room."""
     objects: list[SceneObject] = []
     for _ in range(10 * kind.count):
-        thing = _anywhere(kind, radius, random)
+        thing = _anywhere(kind, random)
         if not any(_near(thing.box, other.box) for other in objects):
             objects.append(thing)
         if len(objects) == kind.count:
@@ -302,26 +295,20 @@ def _scattered(kind: Group, radius: float, random: np.random.Generator) -> tuple
 
 
 def _related(
-    first: tuple[Group, float], second: tuple[Group, float], relation: Relation, random: np.random.Generator
+    first: Group, second: Group, relation: Relation, random: np.random.Generator
 ) -> tuple[SceneObject, ...] | None:
     """Two objects, the first clearly `relation` the second, or None where chance did not place them so."""
-    a, b = _anywhere(*first, random), _anywhere(*second, random)
+    a, b = _anywhere(first, random), _anywhere(second, random)
     near, far = sorted((abs(a.x - b.x), abs(a.y - b.y)))
     placed = not _near(a.box, b.box) and near <= _LARGEST_SLANT * far
     return (a, b) if placed and relation_of(a.x - b.x, a.y - b.y) == relation else None
 
 
-def _anywhere(kind: Group, radius: float, random: np.random.Generator) -> SceneObject:
-    (left, top), (right, bottom) = _extent(kind.shape)
-    offset = 0.0 if radius == _SMALL else _PITCH / 2
-    x = _on_lattice(random, offset, _MARGIN - radius * left, IMAGE_SIZE - _MARGIN - radius * right)
-    y = _on_lattice(random, offset, _MARGIN - radius * top, IMAGE_SIZE - _MARGIN - radius * bottom)
-    return SceneObject(kind.shape, kind.colour or COLOURS[0], x, y, radius)
-
-
-def _on_lattice(random: np.random.Generator, offset: float, low: float, high: float) -> float:
-    first, last = math.ceil((low - offset) / _PITCH), math.floor((high - offset) / _PITCH)
-    return offset + _PITCH * _pick(random, range(first, last + 1))
+def _anywhere(kind: Group, random: np.random.Generator) -> SceneObject:
+    size = kind.size or "large"
+    cell = _CELL[size]
+    x, y = (cell * (_pick(random, range(IMAGE_SIZE // cell)) + 0.5) for _ in range(2))
+    return SceneObject(kind.shape, kind.colour or COLOURS[0], x, y, _RADIUS[size])
 
 
 def _near(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:
