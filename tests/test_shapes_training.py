@@ -1,26 +1,28 @@
 """Training on scenes: the tokenizer of their words, the batches, and a model that draws and describes."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from disa.checkpoints import load_codec, save_codec, tokenizer_source
 from disa.errors import DisaError
-from disa.models.harmon import IGNORED
+from disa.models.harmon import IGNORED, HarmonConfig
 from disa.models.small_vae import SmallCodec, SmallVAE
 from disa.presets import PRESETS
+from disa.problem import Prompts
 from disa.sampler import Sampler
 from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
-from disa.tiny.scenes import VOCABULARY, describe, facts, scene_at
+from disa.tiny.scenes import COLOURS, VOCABULARY, describe, facts, parse, scene_at
 
 NAME = "harmon-shapes"
 EMBEDDED = Path(str(resources.files("disa.tiny"))) / "weights" / "shapes-vae.safetensors"
-RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
+RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2, blind=2)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,16 @@ def test_only_the_answer_and_its_end_are_learned(text: Text) -> None:
         assert learned[-1] == text.stop_ids[0]
 
 
+def test_a_share_of_the_captions_tells_everything() -> None:
+    drawn = [scene_at(index) for index in range(60)]
+    everything, some, nothing = (shapes.told(drawn, share, torch.Generator().manual_seed(0)) for share in (1, 0.5, 0))
+    assert nothing == drawn
+    assert all(parse(caption) == facts(scene) for scene, caption in everything)
+    assert [scene for scene, _ in some] == [scene for scene, _ in drawn]
+    assert 20 < sum(one == other for one, other in zip(some, drawn, strict=True)) < 50
+    assert some == shapes.told(drawn, 0.5, torch.Generator().manual_seed(0))
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +117,37 @@ class Stopped(Exception):
 def stop(done: int, total: int, loss: float) -> None:
     if done == 2:
         raise Stopped
+
+
+@dataclass
+class Listener:
+    """A model that notes what it is asked."""
+
+    config: HarmonConfig
+    asked: list[tuple[Prompts, torch.Tensor, torch.Tensor, torch.Tensor]]
+
+    def describing_loss(self, *arguments: object) -> torch.Tensor:
+        return torch.zeros(())
+
+    def loss(self, objective: object, latents: object, prompts: Prompts, visible: torch.Tensor, masked: torch.Tensor,
+             t: torch.Tensor, noise: torch.Tensor) -> SimpleNamespace:  # fmt: skip
+        self.asked.append((prompts, visible, masked, t))
+        return SimpleNamespace(loss=torch.zeros(1))
+
+
+@pytest.mark.parametrize("blind", [True, False])
+def test_at_first_nothing_but_a_full_caption_tells_what_is_drawn(text: Text, codec_folder: Path, blind: bool) -> None:
+    task = tasks.find_task(NAME, replace(RECIPE, batch_size=16, told=0.0, label_dropout=0.0), codec_folder)
+    model = Listener(PRESETS[NAME].architecture, [])
+    for seed in range(4):
+        task.loss(model, "train", torch.Generator().manual_seed(seed), blind)
+    words = {text.decode(ids[:length].tolist()) for prompts, *_ in model.asked
+             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)}  # fmt: skip
+    coloured = sum(any(colour in caption for colour in COLOURS) for caption in words) / len(words)
+    shown = max(visible.shape[1] for _, visible, _, _ in model.asked)
+    earliest = min(int(t.min()) for *_, t in model.asked)
+    assert (coloured == 1, shown == 0, earliest >= 475) == (blind, blind, blind)
+    assert all(visible.shape[1] + masked.shape[1] == 36 for _, visible, masked, _ in model.asked)
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from disa.errors import DisaError
 from disa.models.harmon import IGNORED
 from disa.problem import Prompts
 from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
-from disa.tiny.scenes import VOCABULARY, Scene, Split, describe, draw, facts, scene_at
+from disa.tiny.scenes import VOCABULARY, Scene, Split, describe, draw, facts, phrase, scene_at
 
 Captioned = tuple[Scene, str]
 
@@ -29,6 +29,16 @@ def scenes(count: int, split: Split, random: torch.Generator) -> list[Captioned]
     """Scenes with captions, chosen at random among two thousand million."""
     chosen = torch.randint(_NUM_SCENES, (count,), generator=random)
     return [scene_at(index, split) for index in chosen.tolist()]
+
+
+def told(drawn: Sequence[Captioned], share: float, random: torch.Generator) -> list[Captioned]:
+    """The same scenes, a share of them with captions that tell everything."""
+    seed, chosen = int(torch.randint(_NUM_SCENES, (), generator=random)), torch.rand(len(drawn), generator=random)
+    words = np.random.default_rng(seed)
+    return [
+        (scene, phrase(facts(scene), words) if which < share else caption)
+        for (scene, caption), which in zip(drawn, chosen.tolist(), strict=True)
+    ]
 
 
 def pictures(drawn: Sequence[Captioned]) -> Tensor:

@@ -1,0 +1,102 @@
+"""Whether a model of scenes listens to captions: how well it predicts noise with its own, another's and no caption.
+
+    python benchmarks/listening.py harmon-shapes          # or a folder that `disa train` wrote
+    python benchmarks/listening.py --state runs/harmon-shapes/state.pt
+
+A model draws plausible pictures of anything long before it draws what it is asked for, and its loss hardly tells: most
+of a loss is noise that nothing predicts. Where own and others' captions give the same error, captions are not heard.
+The last line is JSON: mean squared errors of the predicted noise, of tokens that show an object and of the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import publish
+from torch import Tensor
+
+from disa.models.harmon import Harmon
+from disa.sampler import Sampler
+from disa.tiny import shapes
+from disa.tiny.tasks import HarmonTask, find_task
+from disa.tiny.train import Trainer
+
+SHARES, TIMES = (1.0, 0.6, 0.2), (850, 600)
+"""Shares of the tokens that are masked, and timesteps."""
+COLOURFUL = 0.35
+"""A token shows an object if a pixel's largest and smallest channel, from -1 to 1, are so far apart."""
+
+
+@torch.no_grad()
+def measure(model: Harmon, task: HarmonTask, num_scenes: int, seed: int) -> list[dict[str, Any]]:
+    """A row per share of masked tokens and timestep."""
+    random = torch.Generator().manual_seed(seed)
+    scenes = shapes.scenes(num_scenes, "train", random)
+    latents, on_object = task.latents(scenes, random), objects(shapes.pictures(scenes), model.config.grid)
+    size = model.config.num_image_tokens()
+    spoken = torch.zeros(num_scenes, dtype=torch.bool)
+    captions = {
+        "own": shapes.prompts_to_draw(task.text, scenes, spoken, size),
+        "others": shapes.prompts_to_draw(task.text, scenes[1:] + scenes[:1], spoken, size),
+        "none": shapes.prompts_to_draw(task.text, scenes, ~spoken, size),
+    }
+    rows = []
+    for share in SHARES:
+        orders = torch.rand(num_scenes, model.config.num_tokens, generator=random).argsort(1)
+        count = math.ceil(share * orders.shape[1])
+        visible, masked = orders[:, count:].sort(1).values, orders[:, :count].sort(1).values
+        for time in TIMES:
+            noise = torch.randn(masked.numel(), latents.shape[1], generator=random)
+            t = torch.full((masked.numel(),), time)
+            shown = on_object.gather(1, masked)
+            errors = {
+                name: model.loss(task.objective, latents, prompts, visible, masked, t, noise).mse.view(masked.shape)
+                for name, prompts in captions.items()
+            }
+            rows.append({
+                "masked": share, "timestep": time,
+                "objects": {name: e[shown].mean().item() for name, e in errors.items()},
+                "background": {name: e[~shown].mean().item() for name, e in errors.items()},
+            })  # fmt: skip
+    return rows
+
+
+def objects(pictures: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, L] whether a token shows an object: backgrounds are nearly grey."""
+    colourful = pictures.max(1, keepdim=True).values - pictures.min(1, keepdim=True).values
+    return torch.nn.functional.adaptive_max_pool2d(colourful, grid).flatten(1) > COLOURFUL
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="harmon-shapes", help="a name, or a folder that disa wrote")
+    parser.add_argument("--state", type=Path, help="the state of a training run instead")
+    parser.add_argument("--scenes", type=int, default=96)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    task = find_task("harmon-shapes")
+    assert isinstance(task, HarmonTask)
+    if given.state:
+        trainer = Trainer("harmon-shapes")
+        trainer.restore(torch.load(given.state, weights_only=True))
+        model, iteration = trainer.average.eval(), trainer.iteration
+    else:
+        model, iteration = Sampler.load(given.model).model, None
+    if not isinstance(model, Harmon):
+        parser.error(f"{given.model} is not a Harmon model")
+    rows = measure(model, task, given.scenes, given.seed)
+    print("masked  timestep  tokens      own     others  none")
+    for row in rows:
+        for tokens in ("objects", "background"):
+            errors = row[tokens]
+            print(f"{row['masked']:<8}{row['timestep']:<10}{tokens:<12}"
+                  f"{errors['own']:.4f}  {errors['others']:.4f}  {errors['none']:.4f}")  # fmt: skip
+    publish({"benchmark": "listening", "iteration": iteration, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
