@@ -50,7 +50,7 @@ def measure(model: Harmon, task: HarmonTask, num_scenes: int, seed: int) -> list
         count = math.ceil(share * orders.shape[1])
         visible, masked = orders[:, count:].sort(1).values, orders[:, :count].sort(1).values
         for time in TIMES:
-            noise = torch.randn(masked.numel(), latents.shape[1], generator=random)
+            noise = torch.randn(masked.numel(), model.config.token_channels, generator=random)
             t = torch.full((masked.numel(),), time)
             shown = on_object.gather(1, masked)
             errors = {

@@ -359,7 +359,7 @@ _HARMON_SHAPES = Preset(
     ),
     num_ar_steps=16,
     guidance=Guidance(3.0, "constant"),
-    about="Harmon, 2.4 M parameters, captioned shapes 48x48, text and image both ways; ships with the package",
+    about="Harmon, 2.4 M parameters, captioned shapes 48x48, text to image and image to text",
     codec=SHAPES_CODEC,
     embedded_codec="shapes-vae",
     batch_size=100,

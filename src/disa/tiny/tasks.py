@@ -276,7 +276,7 @@ RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = 
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
     "shapes-vae": (ShapesAutoencoderTask, Recipe(4_000, 16, learning_rate=2e-3, weight_decay=0.01)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
-    "harmon-shapes": (HarmonTask, Recipe(8_500, copies=6, learning_rate=1.5e-3, blind=1_000)),
+    "harmon-shapes": (HarmonTask, Recipe(10_000, copies=4, learning_rate=1.5e-3, blind=1_000)),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }
