@@ -373,6 +373,7 @@ def _degrades(points: Sequence[dict[str, Any]], lower_is_better: bool) -> list[l
 
 def _plot(report: dict[str, Any]) -> bytes:
     """Quality against evaluations and against time, a line per kind of policy."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
@@ -384,9 +385,10 @@ def _plot(report: dict[str, Any]) -> bytes:
     ):  # fmt: skip
         spread_of_original = _headline(own[0]["quality"])
         axes.axhspan(spread_of_original["low"], spread_of_original["high"], color="0.9", label=own[0]["steps"])
-        for kind in dict.fromkeys(p["kind"] for p in own[1:]):
+        for number, kind in enumerate(dict.fromkeys(p["kind"] for p in own[1:])):
             line = sorted((p for p in own if p["kind"] == kind), key=lambda p: p[x])
-            axes.plot([p[x] for p in line], [_headline(p["quality"])["value"] for p in line], "o-", ms=4, label=kind)
+            values = [_headline(p["quality"])["value"] for p in line]
+            axes.plot([p[x] for p in line], values, "o-", ms=4, label=kind, color=colormaps["tab20"](number))
         axes.set(xlabel=title, xscale="log")
         axes.grid(alpha=0.3)
     if _lower_is_better(report):
