@@ -11,7 +11,7 @@ The last line is JSON: mean squared errors of the predicted noise, of tokens tha
 from __future__ import annotations
 
 import argparse
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from disa.models.harmon import Harmon
 from disa.sampler import Sampler
 from disa.tiny import shapes
-from disa.tiny.tasks import HarmonTask, find_task
+from disa.tiny.tasks import HarmonTask, find_recipe, find_task
 from disa.tiny.train import Trainer
 
 SHARES, TIMES = (1.0, 0.6, 0.2), (850, 600)
@@ -32,9 +32,9 @@ COLOURFUL = 0.35
 
 
 @torch.no_grad()
-def measure(model: Harmon, task: HarmonTask, num_scenes: int, seed: int) -> list[dict[str, Any]]:
-    """A row per share of masked tokens and timestep."""
-    random = torch.Generator().manual_seed(seed)
+def measure(model: Harmon, task: HarmonTask, seed: int) -> list[dict[str, Any]]:
+    """A row per share of masked tokens and timestep, over one batch of the task."""
+    random, num_scenes = torch.Generator().manual_seed(seed), task.recipe.batch_size
     scenes = shapes.scenes(num_scenes, "train", random)
     latents, on_object = task.latents(scenes, random), objects(shapes.pictures(scenes), model.config.grid)
     size = model.config.num_image_tokens()
@@ -46,9 +46,7 @@ def measure(model: Harmon, task: HarmonTask, num_scenes: int, seed: int) -> list
     }
     rows = []
     for share in SHARES:
-        orders = torch.rand(num_scenes, model.config.num_tokens, generator=random).argsort(1)
-        count = math.ceil(share * orders.shape[1])
-        visible, masked = orders[:, count:].sort(1).values, orders[:, :count].sort(1).values
+        visible, masked = task.split_tokens(model.config.num_tokens, random, share)
         for time in TIMES:
             noise = torch.randn(masked.numel(), model.config.token_channels, generator=random)
             t = torch.full((masked.numel(),), time)
@@ -78,7 +76,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=96)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    task = find_task("harmon-shapes")
+    task = find_task("harmon-shapes", replace(find_recipe("harmon-shapes"), batch_size=given.scenes))
     assert isinstance(task, HarmonTask)
     if given.state:
         trainer = Trainer("harmon-shapes")
@@ -88,7 +86,7 @@ def main() -> None:
         model, iteration = Sampler.load(given.model).model, None
     if not isinstance(model, Harmon):
         parser.error(f"{given.model} is not a Harmon model")
-    rows = measure(model, task, given.scenes, given.seed)
+    rows = measure(model, task, given.seed)
     print("masked  timestep  tokens      own     others  none")
     for row in rows:
         for tokens in ("objects", "background"):

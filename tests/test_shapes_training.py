@@ -140,7 +140,7 @@ def test_at_first_nothing_but_a_full_caption_tells_what_is_drawn(text: Text, cod
     task = tasks.find_task(NAME, replace(RECIPE, batch_size=16, told=0.0, label_dropout=0.0), codec_folder)
     model = Listener(PRESETS[NAME].architecture, [])
     for seed in range(4):
-        task.loss(model, "train", torch.Generator().manual_seed(seed), blind)
+        task.training_loss(model, torch.Generator().manual_seed(seed), RECIPE.blind - blind)
     words = {text.decode(ids[:length].tolist()) for prompts, *_ in model.asked
              for ids, length in zip(prompts.ids, prompts.lengths, strict=True)}  # fmt: skip
     coloured = sum(any(colour in caption for colour in COLOURS) for caption in words) / len(words)

@@ -268,8 +268,8 @@ def compose(stated: Facts, random: np.random.Generator) -> Scene:
     """
     groups = [_filled(group, random) for group in stated.groups]
     relation = stated.relation or _pick(random, RELATIONS)
+    pair = len(groups) == 2
     for _ in range(_TRIES):
-        pair = len(groups) == 2
         objects = _related(groups[0], groups[1], relation, random) if pair else _scattered(groups[0], random)
         if objects:
             return Scene(objects, _background(random))

@@ -58,7 +58,7 @@ class Recipe:
 
 
 class Task:
-    """Something to train: `build` makes its model, `loss` is a function of the split and the random numbers.
+    """Something to train: `build` makes its model, the losses are functions of their arguments and random numbers.
 
     half: whether matrix products are in bfloat16, where the processor is made for it. vae: the folder of an
     autoencoder to use instead of the one in the package.
@@ -73,9 +73,13 @@ class Task:
         """The model with its first weights."""
         raise NotImplementedError
 
-    def loss(self, model: Any, split: Split, random: torch.Generator, blind: bool = False) -> Tensor:
-        """The loss of one random batch. blind: whether nothing of an image is shown, where the recipe asks for it."""
+    def loss(self, model: Any, split: Split, random: torch.Generator) -> Tensor:
+        """The loss of one random batch."""
         raise NotImplementedError
+
+    def training_loss(self, model: Any, random: torch.Generator, iteration: int) -> Tensor:
+        """The loss of the batch of an iteration, counted from 0, where training differs from what `loss` asks."""
+        return self.loss(model, "train", random)
 
     def save(self, folder: Path, model: Any) -> None:
         """Write what was trained, in the layout that it is loaded from."""
@@ -98,7 +102,7 @@ class AutoencoderTask(Task):
             torch.manual_seed(seed)
             return SmallVAE(self.config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def loss(self, model: SmallVAE, split: Split, random: torch.Generator, blind: bool = False) -> Tensor:
+    def loss(self, model: SmallVAE, split: Split, random: torch.Generator) -> Tensor:
         images = self.images(split, random)
         return model.loss(images, self._noise(images, random), self.recipe.kl_weight)
 
@@ -179,24 +183,27 @@ class MaskedTask(ImageTask):
 
     objective = TrainingLoss(MAR.process)
 
-    def split_tokens(self, num_tokens: int, random: torch.Generator, blind: bool = False) -> tuple[Tensor, Tensor]:
-        """Visible [B, V] and masked [B, N] token indices, ascending."""
-        share = 1.0 if blind else math.cos(math.pi / 2 * torch.rand((), generator=random).item())
+    def split_tokens(
+        self, num_tokens: int, random: torch.Generator, share: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Visible [B, V] and masked [B, N] token indices, ascending; share: of those masked, drawn if None."""
+        if share is None:
+            share = math.cos(math.pi / 2 * torch.rand((), generator=random).item())
         num_masked = max(1, math.ceil(share * num_tokens))
         orders = torch.rand(self.recipe.batch_size, num_tokens, generator=random).argsort(1)
         return orders[:, num_masked:].sort(1).values, orders[:, :num_masked].sort(1).values
 
-    def times(self, masked: Tensor, random: torch.Generator, blind: bool = False) -> tuple[Tensor, Tensor]:
-        """Timesteps [m B N] and noise [m B N, C] for the masked tokens, m copies of each."""
-        rows, end = self.recipe.copies * masked.numel(), self.objective.num_timesteps
-        t = torch.randint(end // 2 if blind else 0, end, (rows,), generator=random)
+    def times(self, masked: Tensor, random: torch.Generator, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Timesteps [m B N], none below the first, and noise [m B N, C] for the masked tokens, m copies of each."""
+        rows = self.recipe.copies * masked.numel()
+        t = torch.randint(first, self.objective.num_timesteps, (rows,), generator=random)
         return t, torch.randn(rows, self.preset.architecture.token_channels, generator=random)
 
 
 class MARTask(MaskedTask):
     """MAR on the latents of digits."""
 
-    def loss(self, model: MAR, split: Split, random: torch.Generator, blind: bool = False) -> Tensor:
+    def loss(self, model: MAR, split: Split, random: torch.Generator) -> Tensor:
         latents, labels, dropped = self.batch(split, random)
         visible, masked = self.split_tokens(model.config.num_tokens, random)
         t, noise = self.times(masked, random)
@@ -216,10 +223,17 @@ class HarmonTask(MaskedTask):
         config = self.preset.architecture
         return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
 
-    def loss(self, model: Harmon, split: Split, random: torch.Generator, blind: bool = False) -> Tensor:
-        scenes = shapes.scenes(self.recipe.batch_size, _scenes_of(split), random)
-        if split == "train":
-            scenes = shapes.told(scenes, 1.0 if blind else self.recipe.told, random)
+    def loss(self, model: Harmon, split: Split, random: torch.Generator) -> Tensor:
+        return self._loss(model, shapes.scenes(self.recipe.batch_size, _scenes_of(split), random), random)
+
+    def training_loss(self, model: Harmon, random: torch.Generator, iteration: int) -> Tensor:
+        blind = iteration < self.recipe.blind
+        scenes = shapes.scenes(self.recipe.batch_size, "train", random)
+        return self._loss(model, shapes.told(scenes, 1.0 if blind else self.recipe.told, random), random, blind)
+
+    def _loss(
+        self, model: Harmon, scenes: list[shapes.Captioned], random: torch.Generator, blind: bool = False
+    ) -> Tensor:
         latents = self.latents(scenes, random)
         count = round(self.recipe.described * len(scenes))
         ids, targets, image_token = shapes.answers(self.text, scenes[:count], model.config.num_image_tokens())
@@ -241,8 +255,8 @@ class HarmonTask(MaskedTask):
     ) -> Tensor:
         dropped = torch.rand(len(scenes), generator=random) < self.recipe.label_dropout
         prompts = shapes.prompts_to_draw(self.text, scenes, dropped, model.config.num_image_tokens())
-        visible, masked = self.split_tokens(model.config.num_tokens, random, blind)
-        t, noise = self.times(masked, random, blind)
+        visible, masked = self.split_tokens(model.config.num_tokens, random, 1.0 if blind else None)
+        t, noise = self.times(masked, random, self.objective.num_timesteps // 2 if blind else 0)
         return model.loss(self.objective, latents, prompts, visible, masked, t, noise).loss.mean()
 
 
@@ -251,7 +265,7 @@ class FlowARTask(ImageTask):
 
     objective = FlowLoss()
 
-    def loss(self, model: FlowAR, split: Split, random: torch.Generator, blind: bool = False) -> Tensor:
+    def loss(self, model: FlowAR, split: Split, random: torch.Generator) -> Tensor:
         latents, labels, dropped = self.batch(split, random)
         config = model.config
         t = torch.rand(len(latents), config.num_ar_steps, generator=random)
@@ -264,7 +278,7 @@ class XARTask(ImageTask):
 
     objective = FlowLoss()
 
-    def loss(self, model: XAR, split: Split, random: torch.Generator, blind: bool = False) -> Tensor:
+    def loss(self, model: XAR, split: Split, random: torch.Generator) -> Tensor:
         latents, labels, dropped = self.batch(split, random)
         config = model.config
         t = torch.randn(len(latents), config.num_ar_steps, generator=random).sigmoid()

@@ -42,7 +42,7 @@ class Trainer:
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
-                loss = self.task.loss(self.model, "train", random, self.iteration < self.recipe.blind)
+                loss = self.task.training_loss(self.model, random, self.iteration)
             self.optimiser.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
