@@ -149,7 +149,7 @@ def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
 
 
 def num_turns(wanted: Wanted, settings: Settings) -> int:
-    """How often `calibrate` calls `on_turn`."""
+    """How often `calibrate` calls `on_turn`, and `fitting.fit`: both draw what is wanted, then measure its gains."""
     num_ar_steps = settings.num_ar_steps
     return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
 

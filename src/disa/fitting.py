@@ -105,18 +105,13 @@ def fit(
     sampler: Sampler, wanted: Wanted, settings: Settings, seed: int = 0, on_turn: Callable[[], None] = lambda: None,
     own: Mapping[str, Score] | None = None,
 ) -> Fitted:  # fmt: skip
-    """Draw what is wanted and fit. own: further scores, such as a researcher's, by name. Raises DisaError."""
+    """Draw what is wanted and fit. own: further scores, such as a researcher's, by name. on_turn is called
+    `calibration.num_turns` times. Raises DisaError."""
     if len(wanted.seeds) < FEWEST_IMAGES:
         raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(wanted.seeds)}.")
     rows = measure(sampler.start(**vars(wanted), settings=settings), on_turn, own or {})
     weights = importance(sampler, wanted, settings, rows, on_turn)
     return fit_rows(rows, weights, sampler, wanted, settings, seed)
-
-
-def num_turns(wanted: Wanted, settings: Settings) -> int:
-    """How often `fit` calls `on_turn`."""
-    num_ar_steps = settings.num_ar_steps
-    return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
 
 
 def fit_rows(
