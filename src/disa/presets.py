@@ -347,14 +347,14 @@ _HARMON_LARGE = replace(
     },
 )  # fmt: skip
 
-SHAPES_CODEC = SmallVAEConfig(in_channels=3, latent_channels=16, eighth_width=96)
+SHAPES_CODEC = SmallVAEConfig(in_channels=3, latent_channels=16, eighth_width=96, linear=True)
 _HARMON_SHAPES = Preset(
     name="harmon-shapes",
     family="harmon",
     architecture=HarmonConfig(
         latent_size=(6, 6), latent_channels=16,
         encoder_width=128, encoder_depth=2, encoder_heads=4, decoder_width=128, decoder_depth=3, decoder_heads=4,
-        num_classes=1, buffer_size=4, head_width=192, head_depth=3,
+        num_classes=1, buffer_size=8, head_width=192, head_depth=3,
         vocab_size=64, llm_width=128, llm_hidden=384, llm_depth=3, llm_heads=4, llm_kv_heads=2, max_positions=256,
     ),
     num_ar_steps=16,

@@ -24,7 +24,8 @@ NORM_GROUPS = 8
 @dataclass(frozen=True)
 class SmallVAEConfig:
     """Channels of the image, of the latents, and of the network at half, a quarter, full and an eighth of the
-    resolution. eighth_width: 0 where a quarter is the coarsest."""
+    resolution. eighth_width: 0 where a quarter is the coarsest. linear: whether the encoder is one linear map of the
+    pixels of each latent position, instead of convolutions that see their surroundings too."""
 
     in_channels: int = 1
     latent_channels: int = 8
@@ -32,6 +33,7 @@ class SmallVAEConfig:
     quarter_width: int = 48
     full_width: int = 24
     eighth_width: int = 0
+    linear: bool = False
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -66,18 +68,11 @@ class SmallVAE(nn.Module):
         super().__init__()
         self.config = c = config
         coarsest = c.widths[-1]
-        down, up = list[nn.Module](), list[nn.Module]()
-        for finer, width in pairwise((c.in_channels, *c.widths)):
-            down += [_convolution(finer, width, stride=2), nn.SiLU()]
+        up = list[nn.Module]()
         for width, finer in pairwise(c.widths[::-1]):
             up += [nn.Upsample(scale_factor=2), _convolution(width, finer), ResidualConvolutions(finer)]
-        self.encoder = nn.Sequential(
-            *down[:-1],
-            ResidualConvolutions(coarsest),
-            nn.GroupNorm(NORM_GROUPS, coarsest),
-            nn.SiLU(),
-            _convolution(coarsest, 2 * c.latent_channels),
-        )
+        patches = nn.Conv2d(c.in_channels, 2 * c.latent_channels, c.stride, c.stride)
+        self.encoder = patches if c.linear else _convolutional_encoder(c)
         self.decoder = nn.Sequential(
             _convolution(c.latent_channels, coarsest),
             ResidualConvolutions(coarsest),
@@ -136,6 +131,19 @@ class SmallCodec(LatentCodec):
 
     def raw(self, latents: Tensor) -> Tensor:
         return latents * self.network.deviation.float() + self.network.mean.float()
+
+
+def _convolutional_encoder(c: SmallVAEConfig) -> nn.Sequential:
+    down, coarsest = list[nn.Module](), c.widths[-1]
+    for finer, width in pairwise((c.in_channels, *c.widths)):
+        down += [_convolution(finer, width, stride=2), nn.SiLU()]
+    return nn.Sequential(
+        *down[:-1],
+        ResidualConvolutions(coarsest),
+        nn.GroupNorm(NORM_GROUPS, coarsest),
+        nn.SiLU(),
+        _convolution(coarsest, 2 * c.latent_channels),
+    )
 
 
 def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
