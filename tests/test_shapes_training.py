@@ -18,11 +18,12 @@ from disa.sampler import Sampler
 from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
+from disa.tiny.data import Split
 from disa.tiny.scenes import COLOURS, VOCABULARY, describe, facts, parse, scene_at
 
 NAME = "harmon-shapes"
 EMBEDDED = Path(str(resources.files("disa.tiny"))) / "weights" / "shapes-vae.safetensors"
-RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2, blind=2)
+RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
 
 
 @pytest.fixture(scope="module")
@@ -124,30 +125,71 @@ class Listener:
     """A model that notes what it is asked."""
 
     config: HarmonConfig
-    asked: list[tuple[Prompts, torch.Tensor, torch.Tensor, torch.Tensor]]
+    asked: list[tuple[Prompts, torch.Tensor, torch.Tensor]]
 
     def describing_loss(self, *arguments: object) -> torch.Tensor:
         return torch.zeros(())
 
-    def loss(self, objective: object, latents: object, prompts: Prompts, visible: torch.Tensor, masked: torch.Tensor,
-             t: torch.Tensor, noise: torch.Tensor) -> SimpleNamespace:  # fmt: skip
-        self.asked.append((prompts, visible, masked, t))
-        return SimpleNamespace(loss=torch.zeros(1))
+    def condition(
+        self, latents: torch.Tensor, prompts: Prompts, visible: torch.Tensor, masked: torch.Tensor
+    ) -> torch.Tensor:
+        self.asked.append((prompts, visible, masked))
+        return torch.zeros(*masked.shape, 16)
+
+    @property
+    def mar(self) -> SimpleNamespace:
+        return SimpleNamespace(
+            patchify=lambda latents: latents.flatten(2).mT, head_loss=lambda *_: SimpleNamespace(loss=torch.zeros(1))
+        )
 
 
-@pytest.mark.parametrize("blind", [True, False])
-def test_at_first_nothing_but_a_full_caption_tells_what_is_drawn(text: Text, codec_folder: Path, blind: bool) -> None:
-    task = tasks.find_task(NAME, replace(RECIPE, batch_size=16, told=0.0, label_dropout=0.0), codec_folder)
+@pytest.mark.parametrize(("split", "told", "share"), [("train", 1.0, 1.0), ("train", 0.0, 0.8), ("test", 1.0, 0.8)])
+def test_captions_tell_everything_in_training_alone(
+    text: Text, codec_folder: Path, split: Split, told: float, share: float
+) -> None:
+    task = tasks.find_task(NAME, replace(RECIPE, batch_size=16, told=told, label_dropout=0.0), codec_folder)
     model = Listener(PRESETS[NAME].architecture, [])
     for seed in range(4):
-        task.training_loss(model, torch.Generator().manual_seed(seed), RECIPE.blind - blind)
-    words = {text.decode(ids[:length].tolist()) for prompts, *_ in model.asked
-             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)}  # fmt: skip
+        task.loss(model, split, torch.Generator().manual_seed(seed))
+    words = [text.decode(ids[:length].tolist()) for prompts, *_ in model.asked
+             for ids, length in zip(prompts.ids, prompts.lengths, strict=True)]  # fmt: skip
     coloured = sum(any(colour in caption for colour in COLOURS) for caption in words) / len(words)
-    shown = max(visible.shape[1] for _, visible, _, _ in model.asked)
-    earliest = min(int(t.min()) for *_, t in model.asked)
-    assert (coloured == 1, shown == 0, earliest >= 475) == (blind, blind, blind)
-    assert all(visible.shape[1] + masked.shape[1] == 36 for _, visible, masked, _ in model.asked)
+    assert len(words) == 64
+    assert coloured == 1 if share == 1 else coloured < share
+    assert all(visible.shape[1] + masked.shape[1] == 36 for _, visible, masked in model.asked)
+
+
+def test_the_condition_is_asked_for_the_tokens_by_their_squared_error(codec_folder: Path) -> None:
+    """The condition above is zero and the denoising loss too, so what is left are the squares of the tokens."""
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        task = tasks.find_task(NAME, replace(RECIPE, expected=weight), codec_folder)
+        model = Listener(PRESETS[NAME].architecture, [])
+        losses.append(task.loss(model, "test", torch.Generator().manual_seed(0)).item())
+    assert losses[0] == 0
+    assert losses[1] == pytest.approx(losses[2] / 3)
+    assert losses[1] > 0
+
+
+def test_the_head_alone_has_its_own_learning_rate(codec_folder: Path) -> None:
+    trainer = training.Trainer(NAME, 0, replace(RECIPE, head_speed=4.0), codec_folder)
+    trainer.step()
+    fast = {id(p) for group in trainer.optimiser.param_groups if group["lr"] == 4 * RECIPE.learning_rate / 2
+            for p in group["params"]}  # fmt: skip
+    slow = {id(p) for group in trainer.optimiser.param_groups if group["lr"] == RECIPE.learning_rate / 2
+            for p in group["params"]}  # fmt: skip
+    head = {id(p) for p in trainer.model.mar.head.parameters()}
+    assert fast == head
+    assert slow == {id(p) for p in trainer.model.parameters()} - head
+
+
+def test_a_token_is_a_function_of_its_own_pixels() -> None:
+    codec = load_codec(PRESETS[NAME])
+    image = shapes.pictures([scene_at(0)])
+    other = image.clone()
+    other[..., 8:16, 16:24] = -other[..., 8:16, 16:24]
+    changed = (codec.moments(image) != codec.moments(other)).any(1)[0]
+    assert changed.nonzero().tolist() == [[1, 2]]
 
 
 @pytest.mark.slow

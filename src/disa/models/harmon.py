@@ -288,11 +288,15 @@ class Harmon(nn.Module):
         visible: [B, V], wanted: [B, N], t: [m B N], noise: [m B N, C]. Officially a tenth of the prompts is the
         unconditional one.
         """
+        z = self.condition(latents, prompts, visible, wanted)
+        return self.mar.head_loss(objective, self.mar.patchify(latents, self._grid(latents)), z, wanted, t, noise)
+
+    def condition(self, latents: Tensor, prompts: Prompts, visible: Tensor, wanted: Tensor) -> Tensor:
+        """Condition vectors [B, N, D] of the tokens `wanted` [B, N] from those `visible` [B, V] and the prompts."""
         grid = self._grid(latents)
         tokens, positions = self.mar.patchify(latents, grid), self.mar.positions(grid)
         x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), visible, positions)
-        z = self.mar.decode(self.continued(x, self.read(prompts, x.shape[1])), visible, wanted, positions)
-        return self.mar.head_loss(objective, tokens, z, wanted, t, noise)
+        return self.mar.decode(self.continued(x, self.read(prompts, x.shape[1])), visible, wanted, positions)
 
     def describing_loss(
         self, latents: Tensor, ids: Tensor, targets: Tensor, image_token: int, visual_gradient: float = 1.0

@@ -21,7 +21,7 @@ from disa.errors import DisaError
 from disa.flow import FlowLoss
 from disa.models.flowar import FlowAR
 from disa.models.harmon import Harmon
-from disa.models.layers import initialise
+from disa.models.layers import initialise, take
 from disa.models.mar import MAR
 from disa.models.small_vae import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.models.vae import LatentCodec, posterior_sample
@@ -32,14 +32,16 @@ from disa.tiny import shapes
 from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
 from disa.tiny.scenes import Split as SceneSplit
+from disa.tiny.start import look_nearby
 
 
 @dataclass(frozen=True)
 class Recipe:
     """copies: timesteps drawn per masked token. learning_rate: peak after a linear warm-up; it falls along a cosine in
-    each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017). described: the share of a
-    batch that is described too. told: the share of captions that tell everything. blind: iterations at the start that
-    show nothing of an image, ask for its coarse looks, and have captions that tell everything."""
+    each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017). head_speed: the denoising
+    head's learning rate over that of the rest. described: the share of a batch that is described too. told: the share
+    of captions that tell everything. expected: the weight of the squared error of the condition vectors' first channels
+    as estimates of the tokens."""
 
     iterations: int
     batch_size: int = 32
@@ -51,10 +53,11 @@ class Recipe:
     ema: float = 0.999
     label_dropout: float = 0.1
     kl_weight: float = 2e-4
-    described: float = 0.375
+    head_speed: float = 1.0
+    described: float = 0.25
     describing_weight: float = 0.3
-    told: float = 0.5
-    blind: int = 0
+    told: float = 0.75
+    expected: float = 1.0
 
 
 class Task:
@@ -76,10 +79,6 @@ class Task:
     def loss(self, model: Any, split: Split, random: torch.Generator) -> Tensor:
         """The loss of one random batch."""
         raise NotImplementedError
-
-    def training_loss(self, model: Any, random: torch.Generator, iteration: int) -> Tensor:
-        """The loss of the batch of an iteration, counted from 0, where training differs from what `loss` asks."""
-        return self.loss(model, "train", random)
 
     def save(self, folder: Path, model: Any) -> None:
         """Write what was trained, in the layout that it is loaded from."""
@@ -193,10 +192,10 @@ class MaskedTask(ImageTask):
         orders = torch.rand(self.recipe.batch_size, num_tokens, generator=random).argsort(1)
         return orders[:, num_masked:].sort(1).values, orders[:, :num_masked].sort(1).values
 
-    def times(self, masked: Tensor, random: torch.Generator, first: int = 0) -> tuple[Tensor, Tensor]:
-        """Timesteps [m B N], none below the first, and noise [m B N, C] for the masked tokens, m copies of each."""
+    def times(self, masked: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Timesteps [m B N] and noise [m B N, C] for the masked tokens, m copies of each."""
         rows = self.recipe.copies * masked.numel()
-        t = torch.randint(first, self.objective.num_timesteps, (rows,), generator=random)
+        t = torch.randint(self.objective.num_timesteps, (rows,), generator=random)
         return t, torch.randn(rows, self.preset.architecture.token_channels, generator=random)
 
 
@@ -214,9 +213,14 @@ class MARTask(MaskedTask):
 class HarmonTask(MaskedTask):
     """Drawing scenes from their captions and describing them, together.
 
-    Visible tokens tell so much of an image that its caption is not listened to for thousands of iterations; where
-    nothing is visible and it tells everything, it is within hundreds.
+    The condition vectors are also asked for the expected token, in their first channels: the head passes on too little
+    of what it needs while it is young.
     """
+
+    def build(self, seed: int) -> Harmon:
+        model = super().build(seed)
+        look_nearby(model.mar, seed)
+        return model
 
     @cached_property
     def text(self) -> Text:
@@ -224,21 +228,14 @@ class HarmonTask(MaskedTask):
         return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
 
     def loss(self, model: Harmon, split: Split, random: torch.Generator) -> Tensor:
-        return self._loss(model, shapes.scenes(self.recipe.batch_size, _scenes_of(split), random), random)
-
-    def training_loss(self, model: Harmon, random: torch.Generator, iteration: int) -> Tensor:
-        blind = iteration < self.recipe.blind
-        scenes = shapes.scenes(self.recipe.batch_size, "train", random)
-        return self._loss(model, shapes.told(scenes, 1.0 if blind else self.recipe.told, random), random, blind)
-
-    def _loss(
-        self, model: Harmon, scenes: list[shapes.Captioned], random: torch.Generator, blind: bool = False
-    ) -> Tensor:
+        scenes = shapes.scenes(self.recipe.batch_size, _scenes_of(split), random)
+        if split == "train":
+            scenes = shapes.told(scenes, self.recipe.told, random)
         latents = self.latents(scenes, random)
         count = round(self.recipe.described * len(scenes))
         ids, targets, image_token = shapes.answers(self.text, scenes[:count], model.config.num_image_tokens())
         describing = model.describing_loss(latents[:count], ids, targets, image_token)
-        return self._drawing_loss(model, scenes, latents, random, blind) + self.recipe.describing_weight * describing
+        return self._drawing_loss(model, scenes, latents, random) + self.recipe.describing_weight * describing
 
     def latents(self, scenes: list[shapes.Captioned], random: torch.Generator) -> Tensor:
         """[B, C, h, w] samples for the pictures of scenes."""
@@ -251,13 +248,16 @@ class HarmonTask(MaskedTask):
         self.text.save(folder / TOKENIZER)
 
     def _drawing_loss(
-        self, model: Harmon, scenes: list[shapes.Captioned], latents: Tensor, random: torch.Generator, blind: bool
+        self, model: Harmon, scenes: list[shapes.Captioned], latents: Tensor, random: torch.Generator
     ) -> Tensor:
         dropped = torch.rand(len(scenes), generator=random) < self.recipe.label_dropout
         prompts = shapes.prompts_to_draw(self.text, scenes, dropped, model.config.num_image_tokens())
-        visible, masked = self.split_tokens(model.config.num_tokens, random, 1.0 if blind else None)
-        t, noise = self.times(masked, random, self.objective.num_timesteps // 2 if blind else 0)
-        return model.loss(self.objective, latents, prompts, visible, masked, t, noise).loss.mean()
+        visible, masked = self.split_tokens(model.config.num_tokens, random)
+        t, noise = self.times(masked, random)
+        tokens, z = model.mar.patchify(latents), model.condition(latents, prompts, visible, masked)
+        error = z[..., : tokens.shape[-1]] - take(tokens, masked)
+        denoising = model.mar.head_loss(self.objective, tokens, z, masked, t, noise).loss.mean()
+        return denoising + self.recipe.expected * error.square().mean()
 
 
 class FlowARTask(ImageTask):
@@ -288,9 +288,12 @@ class XARTask(ImageTask):
 
 RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = {
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
-    "shapes-vae": (ShapesAutoencoderTask, Recipe(4_000, 16, learning_rate=2e-3, weight_decay=0.01)),
+    "shapes-vae": (ShapesAutoencoderTask, Recipe(3_000, 16, learning_rate=2e-3, weight_decay=0.01, kl_weight=1e-4)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
-    "harmon-shapes": (HarmonTask, Recipe(10_000, copies=4, learning_rate=1.5e-3, blind=1_000)),
+    "harmon-shapes": (
+        HarmonTask,
+        Recipe(20_000, 16, learning_rate=1e-3, head_speed=4.0),
+    ),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }

@@ -30,7 +30,7 @@ class Trainer:
         self.name, self.seed, self.task = name, seed, find_task(name, recipe, vae)
         self.recipe = self.task.recipe
         self.model, self.average = self.task.build(seed), self.task.build(seed)
-        self.optimiser = torch.optim.AdamW(_groups(self.model, self.recipe.weight_decay), betas=(0.9, 0.95), fused=True)
+        self.optimiser = torch.optim.AdamW(_groups(self.model, self.recipe), betas=(0.9, 0.95), fused=True)
         self.half = self.task.half and has_fast_bf16()
         self.iteration, self.losses = 0, list[float]()
 
@@ -38,11 +38,11 @@ class Trainer:
         """One iteration; returns the loss."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate()
+            group["lr"] = self._learning_rate() * group["speed"]
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
-                loss = self.task.training_loss(self.model, random, self.iteration)
+                loss = self.task.loss(self.model, "train", random)
             self.optimiser.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
@@ -91,10 +91,14 @@ class Trainer:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    matrices = [p for p in model.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if p.dim() != 2]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """Only matrices decay. speed: by which the learning rate is multiplied."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        decay = recipe.weight_decay if parameter.dim() == 2 else 0.0
+        speed = recipe.head_speed if "head" in name.split(".") else 1.0
+        groups.setdefault((decay, speed), []).append(parameter)
+    return [{"params": group, "weight_decay": decay, "speed": speed} for (decay, speed), group in groups.items()]
 
 
 def train(
