@@ -3,6 +3,7 @@
 import torch
 
 from disa.models.harmon import Harmon
+from disa.models.layers import Block
 from disa.tiny import tasks
 from disa.tiny.start import POSITION_SCALE, VALUE_SCALE, grid_sinusoids
 
@@ -30,6 +31,7 @@ def test_half_of_the_heads_start_with_the_tokens_nearby() -> None:
     image = mar.decoder_positions[0, config.buffer_size :].detach()
     assert 0.8 * POSITION_SCALE < image.std() < 1.2 * POSITION_SCALE
     block = mar.decoder[0]
+    assert isinstance(block, Block)
     weight = block.attn.qkv.weight.detach()
     x = torch.nn.functional.layer_norm(image, image.shape[1:])
     query, key, value = (x @ part.T for part in weight.chunk(3))
