@@ -20,9 +20,7 @@ from disa.errors import DisaError
 from disa.metrics import bootstrap
 from disa.sampler import Sampler
 from disa.tiny import shapes
-from disa.tiny.scenes import Facts, describe, facts, parse
-
-OPPOSITE = {"right of": "left of", "below": "above"}
+from disa.tiny.scenes import Facts, canonical, describe, facts, parse
 
 
 def main() -> None:
@@ -39,9 +37,10 @@ def main() -> None:
         note(f"{len(answers)} of {len(scenes)} described")
     rows, wrong = list[dict[str, bool]](), list[str]()
     for (scene, _), answer in zip(scenes, answers, strict=True):
-        rows.append(agreement(answer, facts(scene)))
+        wanted = facts(scene)
+        rows.append(agreement(answer, wanted))
         if not rows[-1]["everything"]:
-            wrong.append(f"{describe(facts(scene))}: {answer}")
+            wrong.append(f"{describe(wanted)}: {answer}")
     right = {name: torch.tensor([row[name] for row in rows]).double() for name in rows[0]}
     scores = {name: bootstrap(lambda marks: marks.mean().item(), marks) for name, marks in right.items()}
     for name, spread in scores.items():
@@ -54,12 +53,12 @@ def main() -> None:
 
 def agreement(answer: str, wanted: Facts) -> dict[str, bool]:
     """Which facts of a scene an answer states as they are; none if it is no caption."""
+    right = parts(wanted)
     try:
-        found = parse(answer)
+        found = canonical(parse(answer))
     except DisaError:
-        return dict.fromkeys([*parts(wanted), "everything"], False)
-    same = {name: value == parts(wanted)[name] for name, value in parts(found).items()}
-    return same | {"everything": oriented(found) == oriented(wanted)}
+        return dict.fromkeys([*right, "everything"], False)
+    return {name: value == right[name] for name, value in parts(found).items()} | {"everything": found == wanted}
 
 
 def parts(known: Facts) -> dict[str, Any]:
@@ -69,15 +68,8 @@ def parts(known: Facts) -> dict[str, Any]:
         "colours": Counter(group.colour for group in known.groups),
         "sizes": Counter(group.size for group in known.groups),
         "counts": [group.count for group in known.groups],
-        "relation": oriented(known)[1],
+        "relation": known.relation,
     }
-
-
-def oriented(known: Facts) -> tuple[Any, ...]:
-    """Groups and relation such that two ways to say the same are equal."""
-    if known.relation in OPPOSITE:
-        return known.groups[::-1], OPPOSITE[known.relation]
-    return known.groups if known.relation else frozenset(known.groups), known.relation
 
 
 if __name__ == "__main__":

@@ -131,7 +131,7 @@ class Listener:
         return torch.zeros(())
 
     def condition(
-        self, latents: torch.Tensor, prompts: Prompts, visible: torch.Tensor, masked: torch.Tensor
+        self, tokens: torch.Tensor, prompts: Prompts, visible: torch.Tensor, masked: torch.Tensor
     ) -> torch.Tensor:
         self.asked.append((prompts, visible, masked))
         return torch.zeros(*masked.shape, 16)

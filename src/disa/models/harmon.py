@@ -25,7 +25,7 @@ from disa.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.errors import DisaError
 from disa.models import mar
 from disa.models.layers import Linear, Swish, adopt, attend, linear
-from disa.models.mar import MAR, MARConfig, MARState
+from disa.models.mar import MAR, MARConfig, MARState, Positions
 from disa.models.naming import NameMap, Part
 from disa.problem import DenoisingProblem, Noise, Prompts, Request
 
@@ -288,13 +288,16 @@ class Harmon(nn.Module):
         visible: [B, V], wanted: [B, N], t: [m B N], noise: [m B N, C]. Officially a tenth of the prompts is the
         unconditional one.
         """
-        z = self.condition(latents, prompts, visible, wanted)
-        return self.mar.head_loss(objective, self.mar.patchify(latents, self._grid(latents)), z, wanted, t, noise)
-
-    def condition(self, latents: Tensor, prompts: Prompts, visible: Tensor, wanted: Tensor) -> Tensor:
-        """Condition vectors [B, N, D] of the tokens `wanted` [B, N] from those `visible` [B, V] and the prompts."""
         grid = self._grid(latents)
-        tokens, positions = self.mar.patchify(latents, grid), self.mar.positions(grid)
+        tokens = self.mar.patchify(latents, grid)
+        z = self.condition(tokens, prompts, visible, wanted, self.mar.positions(grid))
+        return self.mar.head_loss(objective, tokens, z, wanted, t, noise)
+
+    def condition(
+        self, tokens: Tensor, prompts: Prompts, visible: Tensor, wanted: Tensor, positions: Positions | None = None
+    ) -> Tensor:
+        """`MAR.condition` with one prompt per image instead of a class, in training."""
+        positions = positions or self.mar.positions()
         x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), visible, positions)
         return self.mar.decode(self.continued(x, self.read(prompts, x.shape[1])), visible, wanted, positions)
 

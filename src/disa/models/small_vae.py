@@ -71,8 +71,7 @@ class SmallVAE(nn.Module):
         up = list[nn.Module]()
         for width, finer in pairwise(c.widths[::-1]):
             up += [nn.Upsample(scale_factor=2), _convolution(width, finer), ResidualConvolutions(finer)]
-        patches = nn.Conv2d(c.in_channels, 2 * c.latent_channels, c.stride, c.stride)
-        self.encoder = patches if c.linear else _convolutional_encoder(c)
+        self.encoder = _linear_encoder(c) if c.linear else _convolutional_encoder(c)
         self.decoder = nn.Sequential(
             _convolution(c.latent_channels, coarsest),
             ResidualConvolutions(coarsest),
@@ -131,6 +130,10 @@ class SmallCodec(LatentCodec):
 
     def raw(self, latents: Tensor) -> Tensor:
         return latents * self.network.deviation.float() + self.network.mean.float()
+
+
+def _linear_encoder(c: SmallVAEConfig) -> nn.Conv2d:
+    return nn.Conv2d(c.in_channels, 2 * c.latent_channels, c.stride, c.stride)
 
 
 def _convolutional_encoder(c: SmallVAEConfig) -> nn.Sequential:

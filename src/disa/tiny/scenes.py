@@ -204,11 +204,15 @@ def facts(scene: Scene) -> Facts:
     if len(objects) != 2:
         raise DisaError(f"a scene has equal objects or two, found {len(objects)} of {len(kinds)} kinds.")
     first, second = objects
-    relation = relation_of(first.x - second.x, first.y - second.y)
-    if relation in ("right of", "below"):
-        first, second = second, first
-        relation = _OPPOSITE[relation]
-    return Facts(tuple(Group(thing.shape, thing.colour, thing.size) for thing in (first, second)), relation)
+    groups = tuple(Group(thing.shape, thing.colour, thing.size) for thing in objects)
+    return canonical(Facts(groups, relation_of(first.x - second.x, first.y - second.y)))
+
+
+def canonical(known: Facts) -> Facts:
+    """The same, from the object to the left or above where there is a relation."""
+    if known.relation in ("right of", "below"):
+        return Facts(known.groups[::-1], _OPPOSITE[known.relation])
+    return known
 
 
 def relation_of(dx: float, dy: float) -> Relation:
@@ -343,17 +347,13 @@ def held_out(known: Facts) -> set[Category]:
     shapes: list[Shape] = [group.shape for group in groups]
     if _key("two objects", *sorted(shapes)) in secret:
         found.add("two objects")
-    if known.relation and _key("position", *_arrangement(known.relation, shapes)) in secret:
-        found.add("position")
+    if known.relation:
+        one_way = canonical(known)
+        if _key("position", one_way.relation, *(group.shape for group in one_way.groups)) in secret:
+            found.add("position")
     if _key("colour attribution", *sorted(f"{group.colour} {group.shape}" for group in groups)) in secret:
         found.add("colour attribution")
     return found
-
-
-def _arrangement(relation: Relation, shapes: Sequence[Shape]) -> tuple[str, str, str]:
-    if relation in ("right of", "below"):
-        return _OPPOSITE[relation], shapes[1], shapes[0]
-    return relation, shapes[0], shapes[1]
 
 
 @cache

@@ -254,7 +254,8 @@ class HarmonTask(MaskedTask):
         prompts = shapes.prompts_to_draw(self.text, scenes, dropped, model.config.num_image_tokens())
         visible, masked = self.split_tokens(model.config.num_tokens, random)
         t, noise = self.times(masked, random)
-        tokens, z = model.mar.patchify(latents), model.condition(latents, prompts, visible, masked)
+        tokens = model.mar.patchify(latents)
+        z = model.condition(tokens, prompts, visible, masked)
         error = z[..., : tokens.shape[-1]] - take(tokens, masked)
         denoising = model.mar.head_loss(self.objective, tokens, z, masked, t, noise).loss.mean()
         return denoising + self.recipe.expected * error.square().mean()
@@ -290,10 +291,7 @@ RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = 
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
     "shapes-vae": (ShapesAutoencoderTask, Recipe(3_000, 16, learning_rate=2e-3, weight_decay=0.01, kl_weight=1e-4)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
-    "harmon-shapes": (
-        HarmonTask,
-        Recipe(20_000, 16, learning_rate=1e-3, head_speed=4.0),
-    ),
+    "harmon-shapes": (HarmonTask, Recipe(20_000, 16, learning_rate=1e-3, head_speed=4.0)),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }

@@ -37,8 +37,9 @@ class Trainer:
     def step(self) -> float:
         """One iteration; returns the loss."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
+        learning_rate = self._learning_rate()
         for group in self.optimiser.param_groups:
-            group["lr"] = self._learning_rate() * group["speed"]
+            group["lr"] = learning_rate * group["speed"]
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
