@@ -86,10 +86,17 @@ class Trainer:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        self.seed, self.iteration, self.losses = state["seed"], state["iteration"], state["losses"]
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        """Go on from there. Raises DisaError for the state of another model; this trainer is then of no use."""
+        try:
+            self.seed, self.iteration, self.losses = state["seed"], state["iteration"], state["losses"]
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            self.optimiser.load_state_dict(state["optimiser"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            raise DisaError(
+                f"the training state does not fit {self.name}: another version of disa wrote it. Train into another "
+                "folder, or go on with that version."
+            ) from error
 
 
 def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
