@@ -1,11 +1,12 @@
-"""Whether a model of scenes listens to captions: how well it predicts noise with its own, another's and no caption.
+"""Whether a model of scenes listens to captions: how well it predicts noise with the right one and with others.
 
     python benchmarks/listening.py harmon-shapes          # or a folder that `disa train` wrote
     python benchmarks/listening.py --state runs/harmon-shapes/state.pt
 
 A model draws plausible pictures of anything long before it draws what it is asked for, and its loss hardly tells: most
-of a loss is noise that nothing predicts. Where own and others' captions give the same error, captions are not heard.
-The last line is JSON: mean squared errors of the predicted noise, of tokens that show an object and of the others.
+of a loss is noise that nothing predicts. Captions here tell everything. own: the scene's; reshaped: the same with other
+shapes; others: another scene's; none: the unconditional prompt. What gives the error of own is not heard. The last
+line is JSON: mean squared errors of the predicted noise, of tokens that are part of an object and of the others.
 """
 
 from __future__ import annotations
@@ -17,32 +18,34 @@ from typing import Any
 
 import torch
 from common import publish
-from torch import Tensor
 
 from disa.models.harmon import Harmon
 from disa.sampler import Sampler
 from disa.tiny import shapes
+from disa.tiny.scenes import SHAPES, Facts, describe, facts
 from disa.tiny.tasks import HarmonTask, find_recipe, find_task
 from disa.tiny.train import Trainer
 
 SHARES, TIMES = (1.0, 0.6, 0.2), (850, 600)
 """Shares of the tokens that are masked, and timesteps."""
-COLOURFUL = 0.35
-"""A token shows an object if a pixel's largest and smallest channel, from -1 to 1, are so far apart."""
 
 
 @torch.no_grad()
 def measure(model: Harmon, task: HarmonTask, seed: int) -> list[dict[str, Any]]:
     """A row per share of masked tokens and timestep, over one batch of the task."""
     random, num_scenes = torch.Generator().manual_seed(seed), task.recipe.batch_size
-    scenes = shapes.scenes(num_scenes, "train", random)
-    latents, on_object = task.latents(scenes, random), objects(shapes.pictures(scenes), model.config.grid)
+    scenes = [(scene, describe(facts(scene))) for scene, _ in shapes.scenes(num_scenes, "train", random)]
+    latents, on_object = task.latents(scenes, random), shapes.shown(scenes, model.config.grid) > 0
     size = model.config.num_image_tokens()
-    spoken = torch.zeros(num_scenes, dtype=torch.bool)
+    told = {
+        "own": scenes,
+        "reshaped": [(scene, describe(reshaped(facts(scene)))) for scene, _ in scenes],
+        "others": scenes[1:] + scenes[:1],
+        "none": scenes,
+    }
     captions = {
-        "own": shapes.prompts_to_draw(task.text, scenes, spoken, size),
-        "others": shapes.prompts_to_draw(task.text, scenes[1:] + scenes[:1], spoken, size),
-        "none": shapes.prompts_to_draw(task.text, scenes, ~spoken, size),
+        name: shapes.prompts_to_draw(task.text, those, torch.full((num_scenes,), name == "none"), size)
+        for name, those in told.items()
     }
     rows = []
     for share in SHARES:
@@ -63,10 +66,10 @@ def measure(model: Harmon, task: HarmonTask, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def objects(pictures: Tensor, grid: tuple[int, int]) -> Tensor:
-    """[B, L] whether a token shows an object: backgrounds are nearly grey."""
-    colourful = pictures.max(1, keepdim=True).values - pictures.min(1, keepdim=True).values
-    return torch.nn.functional.adaptive_max_pool2d(colourful, grid).flatten(1) > COLOURFUL
+def reshaped(known: Facts) -> Facts:
+    """The same with other shapes: the next one of SHAPES for each."""
+    groups = (replace(g, shape=SHAPES[(SHAPES.index(g.shape) + 1) % len(SHAPES)]) for g in known.groups)
+    return replace(known, groups=tuple(groups))
 
 
 def main() -> None:
@@ -87,12 +90,11 @@ def main() -> None:
     if not isinstance(model, Harmon):
         parser.error(f"{given.model} is not a Harmon model")
     rows = measure(model, task, given.seed)
-    print("masked  timestep  tokens      own     others  none")
+    print("masked  timestep  tokens      " + "".join(f"{name:<10}" for name in rows[0]["objects"]))
     for row in rows:
         for tokens in ("objects", "background"):
-            errors = row[tokens]
-            print(f"{row['masked']:<8}{row['timestep']:<10}{tokens:<12}"
-                  f"{errors['own']:.4f}  {errors['others']:.4f}  {errors['none']:.4f}")  # fmt: skip
+            errors = "".join(f"{error:<10.4f}" for error in row[tokens].values())
+            print(f"{row['masked']:<8}{row['timestep']:<10}{tokens:<12}{errors}")
     publish({"benchmark": "listening", "iteration": iteration, "rows": rows})
 
 

@@ -1,5 +1,6 @@
 """Training on scenes: the tokenizer of their words, the batches, and a model that draws and describes."""
 
+import math
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -19,7 +20,7 @@ from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
 from disa.tiny.data import Split
-from disa.tiny.scenes import COLOURS, VOCABULARY, describe, facts, parse, scene_at
+from disa.tiny.scenes import COLOURS, SHAPES, VOCABULARY, describe, facts, parse, scene_at
 
 NAME = "harmon-shapes"
 EMBEDDED = Path(str(resources.files("disa.tiny"))) / "weights" / "shapes-vae.safetensors"
@@ -134,7 +135,7 @@ class Listener:
         self, tokens: torch.Tensor, prompts: Prompts, visible: torch.Tensor, masked: torch.Tensor
     ) -> torch.Tensor:
         self.asked.append((prompts, visible, masked))
-        return torch.zeros(*masked.shape, 16)
+        return torch.zeros(*masked.shape, 22)
 
     @property
     def mar(self) -> SimpleNamespace:
@@ -159,16 +160,29 @@ def test_captions_tell_everything_in_training_alone(
     assert all(visible.shape[1] + masked.shape[1] == 36 for _, visible, masked in model.asked)
 
 
-def test_the_condition_is_asked_for_the_tokens_by_their_squared_error(codec_folder: Path) -> None:
-    """The condition above is zero and the denoising loss too, so what is left are the squares of the tokens."""
-    losses = []
-    for weight in (0.0, 1.0, 3.0):
-        task = tasks.find_task(NAME, replace(RECIPE, expected=weight), codec_folder)
+def test_the_condition_is_asked_for_the_tokens_and_their_shapes(codec_folder: Path) -> None:
+    """The condition above is zero and the denoising loss too: what is left are the squares of the tokens, and the
+    cross-entropy of six equal chances."""
+    losses = {}
+    for weights in ((0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (0.0, 2.0)):
+        task = tasks.find_task(NAME, replace(RECIPE, expected=weights[0], naming=weights[1]), codec_folder)
         model = Listener(PRESETS[NAME].architecture, [])
-        losses.append(task.loss(model, "test", torch.Generator().manual_seed(0)).item())
-    assert losses[0] == 0
-    assert losses[1] == pytest.approx(losses[2] / 3)
-    assert losses[1] > 0
+        losses[weights] = task.loss(model, "test", torch.Generator().manual_seed(0)).item()
+    assert losses[0, 0] == 0
+    assert losses[1, 0] == pytest.approx(losses[3, 0] / 3)
+    assert losses[1, 0] > 0
+    assert losses[0, 2] == pytest.approx(2 * math.log(6))
+
+
+def test_tokens_that_show_an_object_are_part_of_its_shape() -> None:
+    drawn = [scene_at(index) for index in range(40)]
+    labels = shapes.shown(drawn, (6, 6))
+    images = shapes.pictures(drawn)
+    colourful = torch.nn.functional.max_pool2d(images.amax(1) - images.amin(1), 8).flatten(1) > 0.35
+    assert not (colourful & (labels == 0)).any()
+    assert colourful.sum() > 0.7 * (labels > 0).sum()  # the corners of a cross's cell are empty
+    for (scene, _), row in zip(drawn, labels, strict=True):
+        assert {SHAPES[label - 1] for label in row.tolist() if label} == {thing.shape for thing in scene.objects}
 
 
 def test_the_head_alone_has_its_own_learning_rate(codec_folder: Path) -> None:

@@ -137,6 +137,12 @@ class SceneObject:
         r = self.radius
         return self.x + r * left, self.y + r * top, self.x + r * right, self.y + r * bottom
 
+    @property
+    def cell(self) -> tuple[float, float, float, float]:
+        """Left, top, right, bottom of the whole tokens around it."""
+        half = _CELL[self.size] / 2
+        return self.x - half, self.y - half, self.x + half, self.y + half
+
 
 @dataclass(frozen=True)
 class Background:

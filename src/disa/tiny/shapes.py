@@ -17,7 +17,7 @@ from disa.errors import DisaError
 from disa.models.harmon import IGNORED
 from disa.problem import Prompts
 from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
-from disa.tiny.scenes import VOCABULARY, Scene, Split, describe, draw, facts, phrase, scene_at
+from disa.tiny.scenes import IMAGE_SIZE, SHAPES, VOCABULARY, Scene, Split, describe, draw, facts, phrase, scene_at
 
 Captioned = tuple[Scene, str]
 
@@ -45,6 +45,16 @@ def pictures(drawn: Sequence[Captioned]) -> Tensor:
     """Images [B, 3, 48, 48] in [-1, 1]."""
     pixels = np.stack([draw(scene) for scene, _ in drawn])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def shown(drawn: Sequence[Captioned], grid: tuple[int, int]) -> Tensor:
+    """[B, L] what each token of a grid is part of: 0 is the background, 1 the first of SHAPES."""
+    labels = torch.zeros(len(drawn), *grid, dtype=torch.int64)
+    for image, (scene, _) in zip(labels, drawn, strict=True):
+        for thing in scene.objects:
+            left, top, right, bottom = (round(edge * grid[0] / IMAGE_SIZE) for edge in thing.cell)
+            image[top:bottom, left:right] = 1 + SHAPES.index(thing.shape)
+    return labels.flatten(1)
 
 
 def tokenizer() -> Any:

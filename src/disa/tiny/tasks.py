@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from disa.checkpoints import CODEC, TOKENIZER, load_codec, save_codec, save_model
 from disa.diffusion import TrainingLoss
@@ -31,6 +32,7 @@ from disa.text import Text
 from disa.tiny import shapes
 from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
+from disa.tiny.scenes import SHAPES
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
 
@@ -40,8 +42,8 @@ class Recipe:
     """copies: timesteps drawn per masked token. learning_rate: peak after a linear warm-up; it falls along a cosine in
     each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017). head_speed: the denoising
     head's learning rate over that of the rest. described: the share of a batch that is described too. told: the share
-    of captions that tell everything. expected: the weight of the squared error of the condition vectors' first channels
-    as estimates of the tokens."""
+    of captions that tell everything. expected, naming: the weights of what else condition vectors are asked for, the
+    squared error of the expected token and the cross-entropy of the shape that it is part of."""
 
     iterations: int
     batch_size: int = 32
@@ -54,10 +56,11 @@ class Recipe:
     label_dropout: float = 0.1
     kl_weight: float = 2e-4
     head_speed: float = 1.0
-    described: float = 0.25
-    describing_weight: float = 0.3
+    described: float = 0.5
+    describing_weight: float = 1.0
     told: float = 0.75
     expected: float = 1.0
+    naming: float = 0.3
 
 
 class Task:
@@ -213,8 +216,9 @@ class MARTask(MaskedTask):
 class HarmonTask(MaskedTask):
     """Drawing scenes from their captions and describing them, together.
 
-    The condition vectors are also asked for the expected token, in their first channels: the head passes on too little
-    of what it needs while it is young.
+    The condition vectors are also asked for the expected token, in their first channels, because the head passes on too
+    little of what it needs while it is young; and for what the token is part of, in the next, because what the words
+    for shapes are worth is lost in the noise that nothing predicts.
     """
 
     def build(self, seed: int) -> Harmon:
@@ -256,9 +260,12 @@ class HarmonTask(MaskedTask):
         t, noise = self.times(masked, random)
         tokens = model.mar.patchify(latents)
         z = model.condition(tokens, prompts, visible, masked)
-        error = z[..., : tokens.shape[-1]] - take(tokens, masked)
+        expected, part_of = z[..., : tokens.shape[-1]], z[..., tokens.shape[-1] :][..., : 1 + len(SHAPES)]
+        error = (expected - take(tokens, masked)).square().mean()
+        shown = shapes.shown(scenes, model.config.grid).gather(1, masked)
+        naming = functional.cross_entropy(part_of.flatten(0, 1), shown.flatten())
         denoising = model.mar.head_loss(self.objective, tokens, z, masked, t, noise).loss.mean()
-        return denoising + self.recipe.expected * error.square().mean()
+        return denoising + self.recipe.expected * error + self.recipe.naming * naming
 
 
 class FlowARTask(ImageTask):
