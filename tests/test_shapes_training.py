@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +19,10 @@ from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
 from disa.tiny.data import Split
+from disa.tiny.judge import judge, score
 from disa.tiny.scenes import COLOURS, SHAPES, VOCABULARY, describe, facts, parse, scene_at
 
 NAME = "harmon-shapes"
-EMBEDDED = Path(str(resources.files("disa.tiny"))) / "weights" / "shapes-vae.safetensors"
 RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
 
 
@@ -260,15 +259,31 @@ def test_the_autoencoder_learns_scenes_and_normalises_its_latents(tmp_path: Path
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not EMBEDDED.is_file(), reason="the weights of shapes-vae do not ship yet")
 def test_the_embedded_autoencoder_keeps_what_a_scene_shows() -> None:
-    from disa.tiny.judge import judge
-
     drawn = [scene_at(index, "test") for index in range(60)]
     codec = load_codec(PRESETS[NAME])
     images = codec.decode(codec.encode(shapes.pictures(drawn))).clamp(-1, 1)
     right = [judge(image, describe(facts(scene))).correct for image, (scene, _) in zip(images, drawn, strict=True)]
     assert sum(right) >= 0.9 * len(right)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_says_what_it_sees() -> None:
+    drawn = [scene_at(index, "test") for index in range(40)]
+    answers = Sampler.load(NAME).describe((shapes.pictures(drawn) + 1) / 2, max_tokens=32)
+    right = [answer == describe(facts(scene)) for answer, (scene, _) in zip(answers, drawn, strict=True)]
+    assert sum(right) >= 0.8 * len(right)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_draws_what_it_is_told() -> None:
+    """What it is told counts: the same pictures are read against the caption of another."""
+    captions = [f"a {colour} {shape}" for colour in ("red", "green", "blue", "yellow") for shape in SHAPES]
+    drawn = Sampler.load(NAME).sample(prompts=captions, seeds=list(range(len(captions))), steps="linear:25-5")
+    assert drawn.images is not None
+    images = drawn.images * 2 - 1
+    assert score(images, captions).overall.value >= 0.5
+    assert score(images, captions[1:] + captions[:1]).overall.value <= 0.1
 
 
 def test_weights_that_do_not_ship_yet_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

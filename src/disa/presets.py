@@ -357,7 +357,7 @@ _HARMON_SHAPES = Preset(
         num_classes=1, buffer_size=8, head_width=192, head_depth=3,
         vocab_size=64, llm_width=128, llm_hidden=384, llm_depth=3, llm_heads=4, llm_kv_heads=2, max_positions=256,
     ),
-    num_ar_steps=16,
+    num_ar_steps=24,
     guidance=Guidance(3.0, "constant"),
     about="Harmon, 2.4 M parameters, captioned shapes 48x48, text to image and image to text",
     codec=SHAPES_CODEC,
