@@ -260,7 +260,8 @@ class HarmonTask(MaskedTask):
         t, noise = self.times(masked, random)
         tokens = model.mar.patchify(latents)
         z = model.condition(tokens, prompts, visible, masked)
-        expected, part_of = z[..., : tokens.shape[-1]], z[..., tokens.shape[-1] :][..., : 1 + len(SHAPES)]
+        channels = tokens.shape[-1]
+        expected, part_of, _ = z.tensor_split((channels, channels + 1 + len(SHAPES)), dim=-1)
         error = (expected - take(tokens, masked)).square().mean()
         shown = shapes.shown(scenes, model.config.grid).gather(1, masked)
         naming = functional.cross_entropy(part_of.flatten(0, 1), shown.flatten())
