@@ -20,7 +20,8 @@ from disa.errors import DisaError
 from disa.metrics import bootstrap
 from disa.sampler import Sampler
 from disa.tiny import shapes
-from disa.tiny.scenes import Facts, canonical, describe, facts, parse
+from disa.tiny.captions import Facts, canonical, describe, parse
+from disa.tiny.scenes import facts
 
 
 def main() -> None:

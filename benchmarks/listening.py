@@ -22,7 +22,8 @@ from common import publish
 from disa.models.harmon import Harmon
 from disa.sampler import Sampler
 from disa.tiny import shapes
-from disa.tiny.scenes import SHAPES, Facts, describe, facts
+from disa.tiny.captions import SHAPES, Facts, describe
+from disa.tiny.scenes import facts
 from disa.tiny.tasks import HarmonTask, find_recipe, find_task
 from disa.tiny.train import Trainer
 

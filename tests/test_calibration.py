@@ -43,7 +43,7 @@ from disa.sampler import Sampler
 from disa.samples import Wanted
 from disa.solvers import Solver, grid_for, make_solver, solve
 from disa.steps import constant, table
-from disa.tiny.scenes import parse
+from disa.tiny.captions import parse
 
 WANTED = Wanted([0, 1, 2], [7, 8, 9])
 REFERENCE = 12

@@ -9,26 +9,9 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from disa.errors import DisaError
+from disa.tiny.captions import CATEGORIES, COLOURS, SHAPES, Colour, Facts, Group, Shape, describe
 from disa.tiny.judge import Seen, judge, read, score
-from disa.tiny.scenes import (
-    CATEGORIES,
-    COLOURS,
-    IMAGE_SIZE,
-    PALETTE,
-    SHAPES,
-    Background,
-    Colour,
-    Facts,
-    Group,
-    Scene,
-    SceneObject,
-    Shape,
-    coverage,
-    describe,
-    draw,
-    facts,
-    scene_at,
-)
+from disa.tiny.scenes import IMAGE_SIZE, PALETTE, Background, Scene, SceneObject, coverage, draw, facts, scene_at
 
 LIGHT, DARK = Background((240, 238, 235), (220, 224, 228), 1.0), Background((33, 36, 44), (52, 54, 62), 2.0)
 BACKGROUNDS = pytest.mark.parametrize("background", [LIGHT, DARK], ids=["light", "dark"])

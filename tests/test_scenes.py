@@ -9,29 +9,20 @@ import pytest
 
 from disa.errors import DisaError
 from disa.tiny import scenes
+from disa.tiny.captions import CATEGORIES, SHAPES, VOCABULARY, Category, Facts, Group, Shape, describe, parse, phrase
 from disa.tiny.scenes import (
-    CATEGORIES,
     GAP,
     IMAGE_SIZE,
     PALETTE,
-    SHAPES,
-    VOCABULARY,
     Background,
-    Category,
-    Facts,
-    Group,
     Scene,
     SceneObject,
-    Shape,
     compose,
     coverage,
-    describe,
     draw,
     facts,
     held_out,
     held_out_captions,
-    parse,
-    phrase,
     sample_scene,
     scene_at,
 )

@@ -18,9 +18,10 @@ from disa.sampler import Sampler
 from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
+from disa.tiny.captions import COLOURS, SHAPES, VOCABULARY, describe, parse
 from disa.tiny.data import Split
 from disa.tiny.judge import judge, score
-from disa.tiny.scenes import COLOURS, SHAPES, VOCABULARY, describe, facts, parse, scene_at
+from disa.tiny.scenes import facts, scene_at
 
 NAME = "harmon-shapes"
 RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)

@@ -96,7 +96,8 @@ class Shapes:
     columns: tuple[str, ...] = ("score", "difference to the first")
 
     def refusal(self, images: Tensor, wanted: Wanted) -> str:
-        from disa.tiny.scenes import IMAGE_SIZE, parse
+        from disa.tiny.captions import parse
+        from disa.tiny.scenes import IMAGE_SIZE
 
         try:
             for prompt in wanted.prompts or ():

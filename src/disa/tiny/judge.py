@@ -21,14 +21,10 @@ from torch import Tensor
 
 from disa.errors import DisaError
 from disa.metrics import SMALLEST_STRATUM, Array, Spread, bootstrap, bootstrap_difference
-from disa.tiny.scenes import (
+from disa.tiny.captions import (
     CATEGORIES,
     COLOURS,
-    IMAGE_SIZE,
-    LARGEST_SMALL,
-    PALETTE,
     SHAPES,
-    SMALLEST_LARGE,
     Category,
     Colour,
     Facts,
@@ -36,11 +32,10 @@ from disa.tiny.scenes import (
     Relation,
     Shape,
     Size,
-    coverage,
     describe,
     parse,
-    relation_of,
 )
+from disa.tiny.scenes import IMAGE_SIZE, LARGEST_SMALL, PALETTE, SMALLEST_LARGE, coverage, relation_of
 
 _STANDS_OUT = 16.0  # a pixel this far from the background belongs to something
 _LARGEST_NOISE = 10.0  # the background's own deviation from a plane

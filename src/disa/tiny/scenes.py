@@ -1,12 +1,11 @@
-"""Captioned scenes for a small text-to-image model: coloured shapes on a soft background, and words for them.
+"""Captioned scenes for a small text-to-image model: coloured shapes on a soft background.
 
 Positions and radii are in pixels, x to the right, y downwards, (0, 0) is the picture's upper left corner. The radius
 of any shape is that of the circle with its area, and its centre is its centroid: sizes compare across shapes, and a
 reader of pictures finds both without knowing the shape.
 
-Captions follow a small grammar (`parse`), their words are `VOCABULARY`, and they come in GenEval's six categories
-(Ghosh et al. 2023). Some combinations are held out: no scene of the split "train" ever shows them, whatever its
-caption says, and each scene of the split "test" shows exactly one kind of them, named by its caption:
+Some combinations are held out: no scene of the split "train" ever shows them, whatever its caption says, and each scene
+of the split "test" shows exactly one kind of them, named by its caption:
 
 - colours: 5 of the 40 pairs of colour and shape, each shape once and no colour twice;
 - two objects: 2 of the 10 pairs of different shapes that may be in one picture;
@@ -18,33 +17,40 @@ Single objects combine nothing, so their captions occur in both splits. What is 
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
 from itertools import combinations, permutations, product
-from typing import Literal, TypeVar, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from disa.errors import DisaError
+from disa.tiny.captions import (
+    CATEGORIES,
+    COLOURS,
+    LARGEST_COUNT,
+    RELATIONS,
+    SHAPES,
+    Category,
+    Colour,
+    Facts,
+    Group,
+    Relation,
+    Shape,
+    Size,
+    canonical,
+    describe,
+    phrase,
+    pick,
+)
 
-Shape = Literal["circle", "square", "triangle", "star", "cross"]
-Colour = Literal["red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink"]
-Size = Literal["small", "large"]
-Relation = Literal["left of", "right of", "above", "below"]
-Category = Literal["single object", "two objects", "counting", "colours", "position", "colour attribution"]
 Split = Literal["train", "test"]
 RGB = tuple[int, int, int]
-T = TypeVar("T")
 
 IMAGE_SIZE = 48
-SHAPES: tuple[Shape, ...] = get_args(Shape)
-SIZES: tuple[Size, ...] = get_args(Size)
-RELATIONS: tuple[Relation, ...] = get_args(Relation)
-CATEGORIES: tuple[Category, ...] = get_args(Category)
-LARGEST_COUNT = 4
 PALETTE: dict[Colour, RGB] = {
     "red": (217, 32, 40),
     "orange": (250, 128, 14),
@@ -55,7 +61,6 @@ PALETTE: dict[Colour, RGB] = {
     "purple": (138, 56, 188),
     "pink": (255, 122, 190),
 }
-COLOURS: tuple[Colour, ...] = tuple(PALETTE)
 
 # Radii: nothing lies between small and large, so that a size can be told from the picture.
 LARGEST_SMALL, SMALLEST_LARGE = 5.6, 7.4
@@ -73,47 +78,6 @@ _BACKGROUNDS: tuple[RGB, ...] = (
     (247, 246, 243), (250, 243, 232), (232, 240, 248), (235, 245, 236), (248, 236, 240), (240, 236, 248),
     (222, 224, 228), (206, 205, 202), (33, 36, 44), (44, 42, 40), (30, 42, 46), (46, 38, 50), (62, 64, 70),
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Group:
-    """`count` equal objects, or what a caption says of them: None is left open."""
-
-    shape: Shape
-    colour: Colour | None = None
-    size: Size | None = None
-    count: int = 1
-
-
-@dataclass(frozen=True)
-class Facts:
-    """One group of 1 to 4 equal objects, or two single objects; `relation` is where the first is, seen from the second.
-
-    Raises DisaError where two objects cannot be told apart by shape or by colours that are both given.
-    """
-
-    groups: tuple[Group, ...]
-    relation: Relation | None = None
-
-    def __post_init__(self) -> None:
-        counts = [group.count for group in self.groups]
-        if counts not in ([1], [2], [3], [4], [1, 1]) or (self.relation and len(counts) == 1):
-            raise DisaError("a scene has one to four equal objects, or two single objects that may have a relation.")
-        if len(counts) == 2 and _same_kind(*self.groups):
-            first, second = (_words(group) for group in self.groups)
-            raise DisaError(f'"{first}" and "{second}" must differ in shape or in a colour that both have.')
-
-    @property
-    def category(self) -> Category:
-        """GenEval's category. With a relation it is "position", however many colours are given."""
-        if self.relation:
-            return "position"
-        coloured = [group.colour is not None for group in self.groups]
-        if len(self.groups) == 2:
-            return "colour attribution" if all(coloured) else "two objects"
-        if self.groups[0].count > 1:
-            return "counting"
-        return "colours" if coloured[0] else "single object"
 
 
 @dataclass(frozen=True)
@@ -180,7 +144,7 @@ def sample_scene(
     random: np.random.Generator, split: Split = "train", category: Category | None = None
 ) -> tuple[Scene, str]:
     """A scene and a caption that is true of it, of the given category or of one drawn with equal chances."""
-    complete, stated = _sample_facts(random, split, category or _pick(random, CATEGORIES))
+    complete, stated = _sample_facts(random, split, category or pick(random, CATEGORIES))
     return compose(complete, random), phrase(stated, random)
 
 
@@ -214,13 +178,6 @@ def facts(scene: Scene) -> Facts:
     return canonical(Facts(groups, relation_of(first.x - second.x, first.y - second.y)))
 
 
-def canonical(known: Facts) -> Facts:
-    """The same, from the object to the left or above where there is a relation."""
-    if known.relation in ("right of", "below"):
-        return Facts(known.groups[::-1], _OPPOSITE[known.relation])
-    return known
-
-
 def relation_of(dx: float, dy: float) -> Relation:
     """Where something is, seen from something else, by the larger of the two distances; y points downwards."""
     if abs(dx) >= abs(dy):
@@ -242,18 +199,18 @@ def _sample_facts(random: np.random.Generator, split: Split, category: Category)
 def _complete_facts(random: np.random.Generator, category: Category) -> Facts:
     def group(count: int = 1) -> Group:
         size = "small" if count > 2 or random.random() < 0.4 else "large"
-        return Group(_pick(random, SHAPES), _pick(random, COLOURS), size, count)
+        return Group(pick(random, SHAPES), pick(random, COLOURS), size, count)
 
     if category in ("single object", "colours"):
         return Facts((group(),))
     if category == "counting":
-        return Facts((group(_pick(random, range(2, LARGEST_COUNT + 1))),))
+        return Facts((group(pick(random, range(2, LARGEST_COUNT + 1))),))
     while True:
         first, second = group(), group()
         alike = first.shape == second.shape, first.colour == second.colour
         # Two objects of one shape need their colours to be told apart; where colours are the point, they differ.
         if not alike[0] if category == "two objects" else not alike[1]:
-            return Facts((first, second), _pick(random, RELATIONS))
+            return Facts((first, second), pick(random, RELATIONS))
 
 
 def _left_open(complete: Facts, category: Category, random: np.random.Generator) -> Facts:
@@ -277,7 +234,7 @@ def compose(stated: Facts, random: np.random.Generator) -> Scene:
     Raises DisaError where chance finds no room for it: there is some for every caption.
     """
     groups = [_filled(group, random) for group in stated.groups]
-    relation = stated.relation or _pick(random, RELATIONS)
+    relation = stated.relation or pick(random, RELATIONS)
     pair = len(groups) == 2
     for _ in range(_TRIES):
         objects = _related(groups[0], groups[1], relation, random) if pair else _scattered(groups[0], random)
@@ -287,7 +244,7 @@ def compose(stated: Facts, random: np.random.Generator) -> Scene:
 
 
 def _filled(group: Group, random: np.random.Generator) -> Group:
-    colour = group.colour or _pick(random, COLOURS)
+    colour = group.colour or pick(random, COLOURS)
     size = group.size or ("small" if group.count > 2 or random.random() < 0.4 else "large")
     return replace(group, colour=colour, size=size)
 
@@ -317,7 +274,7 @@ def _related(
 def _anywhere(kind: Group, random: np.random.Generator) -> SceneObject:
     size = kind.size or "large"
     cell = _CELL[size]
-    x, y = (cell * (_pick(random, range(IMAGE_SIZE // cell)) + 0.5) for _ in range(2))
+    x, y = (cell * (pick(random, range(IMAGE_SIZE // cell)) + 0.5) for _ in range(2))
     return SceneObject(kind.shape, kind.colour or COLOURS[0], x, y, _RADIUS[size])
 
 
@@ -326,16 +283,11 @@ def _near(a: tuple[float, float, float, float], b: tuple[float, float, float, fl
 
 
 def _background(random: np.random.Generator) -> Background:
-    tone = _pick(random, _BACKGROUNDS)
+    tone = pick(random, _BACKGROUNDS)
     dark = max(tone) < 128
     shift = random.random() * (26 if dark else -30)
     end = tuple(round(channel + shift) for channel in tone)
     return Background(tone, (end[0], end[1], end[2]), random.random() * 2 * math.pi)
-
-
-def _pick(random: np.random.Generator, choices: Sequence[T]) -> T:
-    # Only random(): its stream has never changed between versions of numpy, and it is the fastest call.
-    return choices[int(random.random() * len(choices))]
 
 
 # --- what is held out ---------------------------------------------------------------------------------------------
@@ -398,122 +350,6 @@ def _apart(pairs: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]
         if not any(set(pair) & set(other) for other in chosen):
             chosen.append(pair)
     return chosen[:count]
-
-
-# --- words --------------------------------------------------------------------------------------------------------
-
-_COUNTS = ("one", "two", "three", "four")
-_PLURALS: dict[Shape, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-_SIZE_WORDS: dict[str, Size] = {"small": "small", "little": "small", "large": "large", "big": "large"}
-_RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
-    "left of": ("left of", "to the left of", "on the left of"),
-    "right of": ("right of", "to the right of", "on the right of"),
-    "above": ("above", "over"),
-    "below": ("below", "under"),
-}
-_OPPOSITE: dict[Relation, Relation] = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
-_PREFIXES = ("a picture of", "an image of", "a drawing of", "there is", "there are")
-VOCABULARY: tuple[str, ...] = tuple(
-    sorted(
-        {"a", "an", "and", "is", *_COUNTS, *COLOURS, *SHAPES, *_PLURALS.values(), *_SIZE_WORDS}
-        | {word for phrases in (_PREFIXES, *_RELATION_WORDS.values()) for part in phrases for word in part.split()}
-    )
-)
-"""Every word a caption may have; there is no punctuation."""
-
-
-def describe(known: Facts) -> str:
-    """The canonical wording, the shortest with articles. `parse(describe(known)) == known`."""
-    return f" {known.relation or 'and'} ".join(_words(group) for group in known.groups)
-
-
-def phrase(known: Facts, random: np.random.Generator) -> str:
-    """One of the many wordings. `parse(phrase(known, random)) == known`."""
-    choice = random.random()
-    article = choice < 0.7
-    words = [_words(group, article, random) for group in known.groups]
-    if choice < 0.05 and len(words) == known.groups[0].count == 1:
-        words[0] = f"one {words[0].partition(' ')[2]}"
-    plural = known.groups[0].count > 1
-    prefixes = ("", "", "", *_PREFIXES[:3], _PREFIXES[4 if plural else 3])
-    prefix = _pick(random, prefixes) if article or plural else ""
-    link = _pick(random, _RELATION_WORDS[known.relation]) if known.relation else "and"
-    if known.relation and not prefix.startswith("there") and random.random() < 0.2:
-        link = f"is {link}"
-    return f"{prefix} {f' {link} '.join(words)}".strip()
-
-
-def _words(group: Group, article: bool = True, random: np.random.Generator | None = None) -> str:
-    size = group.size
-    if size and random is not None:
-        size = _pick(random, [word for word, meaning in _SIZE_WORDS.items() if meaning == size])
-    noun = group.shape if group.count == 1 else _PLURALS[group.shape]
-    words = [word for word in (size, group.colour, noun) if word]
-    if group.count > 1:
-        words.insert(0, _COUNTS[group.count - 1])
-    elif article:
-        words.insert(0, "an" if words[0][0] in "aeiou" else "a")
-    return " ".join(words)
-
-
-def _same_kind(a: Group, b: Group) -> bool:
-    return a.shape == b.shape and (None in (a.colour, b.colour) or a.colour == b.colour)
-
-
-def parse(caption: str) -> Facts:
-    """What a caption says. Upper case and a final full stop do not matter.
-
-        [a picture of | there is] group [[is] left of | to the right of | above | under | and ... group]
-        group: [a | one | two ...] [small | big ...] [red ...] circle | squares | ...
-
-    Raises DisaError that says what was expected and what was found.
-    """
-    text = caption.lower().strip().removesuffix(".")
-    words = text.split()
-    unknown = [word for word in words if word not in VOCABULARY]
-    if unknown:
-        raise DisaError(f'"{unknown[0]}" is no word of a caption; the words are: {", ".join(VOCABULARY)}.')
-    prefix = next((prefix.split() for prefix in _PREFIXES if text.startswith(f"{prefix} ")), [])
-    first, rest = _parse_group(words[len(prefix) :], caption)
-    if not rest:
-        return Facts((first,))
-    relation, rest = _parse_link(rest, caption)
-    second, rest = _parse_group(rest, caption)
-    if rest:
-        raise DisaError(f'expected the end of "{caption}" after its second object, found "{" ".join(rest)}".')
-    return Facts((first, second), relation)
-
-
-def _parse_group(words: list[str], caption: str) -> tuple[Group, list[str]]:
-    count, words = _taken(words, {"a": 1, "an": 1, **{word: i + 1 for i, word in enumerate(_COUNTS)}})
-    size, words = _taken(words, _SIZE_WORDS)
-    colours: dict[str, Colour] = {colour: colour for colour in COLOURS}
-    colour, words = _taken(words, colours)
-    nouns: dict[str, Shape] = {shape if count in (None, 1) else plural: shape for shape, plural in _PLURALS.items()}
-    shape, rest = _taken(words, nouns)
-    if shape is None:
-        raise DisaError(f'expected one of {", ".join(nouns)} in "{caption}", found {_found(words)}.')
-    return Group(shape, colour, size, count or 1), rest
-
-
-def _taken(words: list[str], meanings: Mapping[str, T]) -> tuple[T | None, list[str]]:
-    meaning = meanings.get(words[0]) if words else None
-    return meaning, words if meaning is None else words[1:]
-
-
-def _parse_link(words: list[str], caption: str) -> tuple[Relation | None, list[str]]:
-    if words[0] == "and":
-        return None, words[1:]
-    words = words[1:] if words[0] == "is" else words
-    for relation, phrases in _RELATION_WORDS.items():
-        for part in phrases:
-            if words[: len(part.split())] == part.split():
-                return relation, words[len(part.split()) :]
-    raise DisaError(f'expected "and" or one of {", ".join(RELATIONS)} in "{caption}", found {_found(words)}.')
-
-
-def _found(words: list[str]) -> str:
-    return f'"{words[0]}"' if words else "its end"
 
 
 # --- drawing ------------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from disa.errors import DisaError
 from disa.models.harmon import IGNORED
 from disa.problem import Prompts
 from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
-from disa.tiny.scenes import IMAGE_SIZE, SHAPES, VOCABULARY, Scene, Split, describe, draw, facts, phrase, scene_at
+from disa.tiny.captions import SHAPES, VOCABULARY, describe, phrase
+from disa.tiny.scenes import IMAGE_SIZE, Scene, Split, draw, facts, scene_at
 
 Captioned = tuple[Scene, str]
 

@@ -30,9 +30,9 @@ from disa.models.xar import XAR
 from disa.presets import PRESETS, SHAPES_CODEC, Preset
 from disa.text import Text
 from disa.tiny import shapes
+from disa.tiny.captions import SHAPES
 from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
-from disa.tiny.scenes import SHAPES
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
 
