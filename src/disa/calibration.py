@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -210,8 +211,7 @@ class Summed:
 
     @classmethod
     def of(cls, noise: Noise, process: Process, solver: Solver, count: int, reference: int) -> Summed:
-        coarse, fine = (grid_for(solver, process, number) for number in (count, reference))
-        return cls(noise, _weights(coarse, fine))
+        return cls(noise, _weights(process, solver, count, reference))
 
     def orders(self, num_tokens: int) -> Tensor:
         return self.noise.orders(num_tokens)
@@ -224,12 +224,14 @@ class Summed:
         return torch.tensordot(self.weights.to(draws), draws, dims=1)
 
 
-def _weights(coarse: TimeGrid, fine: TimeGrid) -> Tensor:
+@cache
+def _weights(process: Process, solver: Solver, count: int, reference: int) -> Tensor:
     """How the noise over each coarse step is made of that over the fine ones, in shares of their time.
 
     Where a fine step is cut, its noise x becomes that of the pieces: p x + (1 - p p^T) y, p the roots of their shares
     and y noise of their own.
     """
+    coarse, fine = (grid_for(solver, process, number) for number in (count, reference))
     # The last step of a diffusion starts at time 0 and has a length too.
     ends = np.unique(np.concatenate([coarse.times, fine.times, [-1e-3]]))[::-1]
     lengths, middles = -np.diff(ends), (ends[:-1] + ends[1:]) / 2

@@ -265,7 +265,9 @@ class Sampler:
         """A policy by its text, adaptive ones with what was fitted for this model."""
         if not isinstance(policy, str):
             return policy
-        return adaptive.parse(policy, self.preset, self.weights_hash) if adaptive.names(policy) else steps.parse(policy)
+        if adaptive.names(policy):
+            return adaptive.parse(policy, self.preset, lambda: self.weights_hash)
+        return steps.parse(policy)
 
     def facts(self, settings: Settings) -> dict[str, Any]:
         """What a calibrated table is measured for; another number of AR steps is not told here, it shows."""
