@@ -100,6 +100,15 @@ def test_a_single_prompt_is_repeated(disa: Command, model: Path, tmp_path: Path)
     assert pixels(tmp_path / trace["files"][0]).shape == (4, 6, 3)
 
 
+def test_rewritten_prompts_are_told(disa: Command, model: Path, sampler: Sampler, tmp_path: Path) -> None:
+    arguments = ("sample", "--model", model, "--prompt", "a cat", "--seeds", "3-4", *QUICK, "--out", tmp_path)
+    report = disa(*arguments, "--rewrite", "--json").json()
+    assert report["rewritten"] == sampler.rewrite(["a cat"] * 2, [3, 4])
+    assert report["files"] == [f"seed00000{seed}_a-cat.png" for seed in (3, 4)]
+    assert "drew" in disa(*arguments, "--rewrite").out
+    assert "rewritten" not in disa(*arguments, "--json").json()
+
+
 def test_geneval_gets_its_folders(disa: Command, model: Path, sampler: Sampler, tmp_path: Path) -> None:
     lines = [{"tag": "colors", "include": [{"count": 1}], "prompt": "a red cup"}, {"tag": "x", "prompt": "two ünits"}]
     (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

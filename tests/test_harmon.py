@@ -437,6 +437,17 @@ def test_a_prompt_without_places_for_the_image_is_refused(model: Harmon):
         next(model.describe(torch.zeros(1, 3, 4, 4), torch.tensor([1, IMAGE_TOKEN, IMAGE_TOKEN]), IMAGE_TOKEN))
 
 
+def test_an_answer_to_a_text_is_that_of_full_passes_and_does_not_depend_on_its_batch(model: Harmon):
+    ids = torch.tensor([[1, 2, 7, 8], [1, 2, 9, 9], [1, 2, 30, 31]])
+    found = torch.stack(list(model.answer(ids, max_tokens=5)), dim=1)
+    x = model.llm.embed_tokens(ids)
+    for i in range(5):
+        hidden = model.llm(inputs_embeds=x, attention_mask=harmon._causal(x.shape[1], x)).last_hidden_state
+        assert torch.equal(found[:, i], model.logits(hidden[:, -1]).argmax(-1))
+        x = torch.cat([x, model.llm.embed_tokens(found[:, i])[:, None]], dim=1)
+    assert torch.equal(torch.stack(list(model.answer(ids[1:2], max_tokens=5)), dim=1), found[1:2])
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -509,6 +520,17 @@ def test_the_describing_loss_is_the_cross_entropy_of_the_next_token():
     torch.testing.assert_close(model.proj_in.fc1.weight.grad, 0.1 * full)
 
 
+def test_the_answering_loss_is_the_cross_entropy_of_the_next_token():
+    model = random_weights(CONFIG)
+    ids = torch.tensor([[1, 2, 7, 40, 41], [1, 2, 50, 51, 0]])
+    targets = torch.tensor([[IGNORED, IGNORED, IGNORED, 40, 41], [IGNORED, IGNORED, 50, 51, IGNORED]])
+    x = model.llm.embed_tokens(ids)
+    scores = model.logits(model.llm(inputs_embeds=x, attention_mask=harmon._causal(5, x)).last_hidden_state)
+    places = [(0, 3), (0, 4), (1, 2), (1, 3)]
+    expected = -torch.stack([scores.log_softmax(-1)[row, i - 1, ids[row, i]] for row, i in places]).mean()
+    torch.testing.assert_close(model.answering_loss(ids, targets), expected)
+
+
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 LETTERS = [chr(code) for code in range(32, 127)]
@@ -567,6 +589,8 @@ def test_the_image_token_is_added_once_and_saved(words: Path, tmp_path: Path):
         (lambda text: text.to_describe("", 9), "a prompt is empty"),
         (lambda text: text.unconditional("", 9), "a prompt is empty"),
         (lambda text: text.to_draw("x" * 400, 19), "too long: expected at most 381 tokens, found 4"),
+        (lambda text: text.to_rewrite(" "), "a prompt is empty"),
+        (lambda text: text.to_rewrite("x" * 400), "too long: expected at most 399 tokens, found 4"),
         (lambda text: text.to_draw("a <image>", 9), "may not hold <image>"),
         (lambda text: text.to_draw("a <|im_end|>", 9), r"may not hold <\|im_end\|>"),
     ],
@@ -660,6 +684,37 @@ def test_the_sampler_describes(sampler: Sampler):
     assert described != sampler.describe(images, "What is it", max_tokens=5, repetition_penalty=1e3)
 
 
+def test_rewritten_prompts_follow_from_prompt_and_seed(sampler: Sampler, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sampler.text, "usable", lambda ids: " ".join(map(str, ids)))  # random weights say no words
+    prompts, seeds = ["a cat", "two red dogs", "a cat"], [1, 2, 3]
+    together = sampler.rewrite(prompts, seeds, max_tokens=8)
+    assert sampler.rewrite(prompts[::-1], seeds[::-1], max_tokens=8) == together[::-1]
+    assert together[0] != together[2]
+    likeliest = sampler.rewrite(prompts, seeds, temperature=None, max_tokens=8)
+    assert likeliest[0] == likeliest[2]
+
+
+def test_what_is_drawn_is_the_rewritten_prompt(sampler: Sampler, monkeypatch: pytest.MonkeyPatch):
+    said = {"a cat": "a red cat", "two red dogs": "two red dogs left of a cat"}
+    monkeypatch.setattr(sampler, "rewrite", lambda prompts, seeds: [said[prompt] for prompt in prompts])
+    result = sampler.sample(prompts=list(said), seeds=[1, 2], rewrite=True, batch_size=1)
+    assert (result.prompts, result.rewritten) == (list(said), list(said.values()))
+    assert result.report()["rewritten"] == list(said.values())
+    assert result.settings["rewrite"] is True
+    plain = sampler.sample(prompts=list(said.values()), seeds=[1, 2])
+    assert torch.equal(plain.latents, result.latents)
+    assert "rewritten" not in plain.report()
+    known, mask = torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
+    kept = sampler.sample(prompts="a cat", rewrite=True, known=known, mask=mask)
+    assert kept.rewritten is None
+
+
+def test_an_answer_that_cannot_be_a_prompt_leaves_it_as_it_is(sampler: Sampler, monkeypatch: pytest.MonkeyPatch):
+    answers = iter([[sampler.text.stop_ids[0]], [sampler.text.image_token]])
+    monkeypatch.setattr(sampler.model, "answer", lambda *_: iter([torch.tensor(next(answers))]))
+    assert [sampler.rewrite("a cat"), sampler.rewrite("a dog")] == [["a cat"], ["a dog"]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -686,9 +741,14 @@ def test_models_that_take_labels_have_no_tokenizer():
         mar.sample(prompts="a seven")
     with pytest.raises(DisaError, match="takes labels, not prompts"):
         mar.describe(torch.zeros(1, 1, 32, 32))
+    with pytest.raises(DisaError, match="takes labels, not prompts"):
+        mar.rewrite("a seven")
+    with pytest.raises(DisaError, match="there are no prompts to rewrite"):
+        mar.sample(3, rewrite=True)
     assert mar.sample(3, height=32, width=16, num_ar_steps=4, steps="constant:2").images.shape == (1, 1, 32, 16)
 
 
 def test_templates_are_data():
     assert texts.DRAW.format("x") == "Generate an image: x"
     assert texts.DESCRIBE == "Describe the image in detail."
+    assert texts.REWRITE.format("x") == "Describe in detail: x"

@@ -9,7 +9,19 @@ import pytest
 
 from disa.errors import DisaError
 from disa.tiny import scenes
-from disa.tiny.captions import CATEGORIES, SHAPES, VOCABULARY, Category, Facts, Group, Shape, describe, parse, phrase
+from disa.tiny.captions import (
+    CATEGORIES,
+    SHAPES,
+    VOCABULARY,
+    Category,
+    Facts,
+    Group,
+    Shape,
+    allows,
+    describe,
+    parse,
+    phrase,
+)
 from disa.tiny.scenes import (
     GAP,
     IMAGE_SIZE,
@@ -48,6 +60,15 @@ def true_of(stated: Facts, complete: Facts) -> bool:
         return False
     orders = [(complete.groups, complete.relation), (complete.groups[::-1], opposite[complete.relation])]
     return any(agree(groups, relation) for groups, relation in orders)
+
+
+def test_what_a_caption_allows():
+    stated = [parse(caption) for _, caption in TRAIN[:150]]
+    complete = [facts(scene) for scene, _ in TRAIN[:150]]
+    found = [[allows(one, other) for other in complete] for one in stated]
+    assert found == [[true_of(one, other) for other in complete] for one in stated]
+    assert all(found[i][i] for i in range(len(stated)))
+    assert 150 < sum(map(sum, found)) < 150 * 150 / 4
 
 
 # --- scenes -------------------------------------------------------------------------------------------------------

@@ -18,10 +18,10 @@ from disa.sampler import Sampler
 from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
-from disa.tiny.captions import COLOURS, SHAPES, VOCABULARY, describe, parse
+from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, allows, describe, parse
 from disa.tiny.data import Split
 from disa.tiny.judge import judge, score
-from disa.tiny.scenes import facts, scene_at
+from disa.tiny.scenes import facts, held_out_captions, scene_at
 
 NAME = "harmon-shapes"
 RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
@@ -99,6 +99,33 @@ def test_only_the_answer_and_its_end_are_learned(text: Text) -> None:
         assert learned[-1] == text.stop_ids[0]
 
 
+def test_captions_are_asked_about_and_everything_is_the_answer(text: Text) -> None:
+    drawn = [scene_at(index) for index in range(60)]
+    ids, targets = shapes.rewritings(text, drawn, torch.Generator().manual_seed(0))
+    assert ids.shape == targets.shape
+    changed = 0
+    for (scene, caption), row, wanted in zip(drawn, ids, targets, strict=True):
+        plain = text.to_rewrite(caption)
+        learned = wanted[wanted != IGNORED].tolist()
+        assert row[len(plain) : len(plain) + len(learned)].tolist() == learned
+        assert learned[-1] == text.stop_ids[0]
+        asked, answer, told = caption.split(), text.decode(learned).split(), describe(facts(scene)).split()
+        said = text.decode(row[: len(plain)].tolist()[-len(asked) - 3 :]).split()
+        assert [kind(word) for word in answer] == [kind(word) for word in told]
+        places = dict(zip(asked, said, strict=True))
+        assert len(set(places.values())) == len(places)
+        assert all(kind(old) == kind(new) for old, new in places.items())
+        assert all(new == places.get(old, new) for old, new in zip(told, answer, strict=True))
+        changed += sum(old != new for old, new in places.items())
+    assert changed > 60
+
+
+def kind(word: str) -> str:
+    """What changes places with what; other words stay."""
+    kinds = {"colour": COLOURS, "shape": SHAPES, "shapes": PLURALS.values()}
+    return next((name for name, words in kinds.items() if word in words), word)
+
+
 def test_a_share_of_the_captions_tells_everything() -> None:
     drawn = [scene_at(index) for index in range(60)]
     everything, some, nothing = (shapes.told(drawn, share, torch.Generator().manual_seed(0)) for share in (1, 0.5, 0))
@@ -129,6 +156,9 @@ class Listener:
     asked: list[tuple[Prompts, torch.Tensor, torch.Tensor]]
 
     def describing_loss(self, *arguments: object) -> torch.Tensor:
+        return torch.zeros(())
+
+    def answering_loss(self, *arguments: object) -> torch.Tensor:
         return torch.zeros(())
 
     def condition(
@@ -220,6 +250,8 @@ def test_a_stopped_run_resumes_to_the_same_weights_which_draw_and_describe(tmp_p
     drawn = sampler.sample(prompts=["a red circle"], seeds=[0], steps="constant:2", num_ar_steps=2)
     assert drawn.images is not None
     assert drawn.images.shape == (1, 3, 48, 48)
+    assert drawn.rewritten is not None
+    assert set(drawn.rewritten[0].split()) <= set(sampler.text.tokenizer.get_vocab())
     described = sampler.describe(torch.rand(1, 3, 48, 48), max_tokens=3)
     assert set(described[0].split()) <= set(sampler.text.tokenizer.get_vocab())
 
@@ -240,10 +272,10 @@ def parts(trainer: training.Trainer) -> tuple[float, float]:
     """Held-out loss of drawing, and that of describing."""
     task = trainer.task
     together = trainer.held_out_loss(2)
-    task.recipe, recipe = replace(task.recipe, describing_weight=0.0), task.recipe
+    task.recipe, recipe = replace(task.recipe, writing_weight=0.0), task.recipe
     drawing = trainer.held_out_loss(2)
     task.recipe = recipe
-    return drawing, (together - drawing) / recipe.describing_weight
+    return drawing, (together - drawing) / recipe.writing_weight
 
 
 @pytest.mark.slow
@@ -285,6 +317,20 @@ def test_the_embedded_model_draws_what_it_is_told() -> None:
     images = drawn.images * 2 - 1
     assert score(images, captions).overall.value >= 0.5
     assert score(images, captions[1:] + captions[:1]).overall.value <= 0.1
+
+
+@pytest.mark.slow
+def test_the_embedded_model_rewrites_captions_to_all_there_is_to_say() -> None:
+    captions = held_out_captions(48)
+    seeds = list(range(len(captions)))
+    sampler = Sampler.load(NAME)
+    written = [parse(words) for words in sampler.rewrite(captions, seeds)]
+    assert all(group.colour and group.size for known in written for group in known.groups)
+    assert all(known.relation in ("left of", "above") for known in written if len(known.groups) == 2)
+    agree = [allows(parse(caption), known) for caption, known in zip(captions, written, strict=True)]
+    assert sum(agree) >= 0.9 * len(captions)
+    others = [parse(words) for words in sampler.rewrite(captions, [seed + 100 for seed in seeds])]
+    assert sum(one != other for one, other in zip(written, others, strict=True)) > 0.5 * len(captions)
 
 
 def test_weights_that_do_not_ship_yet_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ class Preset:
     where it is a small one. quality: which measure of `compare` fits, if any ships.
     token_grid: rows and columns of tokens to draw if not asked otherwise, where they are not the architecture's own.
     tokenizer, embedded_tokenizer: its hub repository, or its folder in the package, for models that draw from prompts.
+    rewrite: whether its prompts are rewritten before they are drawn, if not asked otherwise.
     spending, variance_by: bounds and budget of adaptive policies that name none, and what plain `variance` goes by.
     """
 
@@ -85,6 +86,7 @@ class Preset:
     token_grid: tuple[int, int] | None = None
     tokenizer: str = ""
     embedded_tokenizer: str = ""
+    rewrite: bool = False
     spending: str = "50-5@20"
     variance_by: str = "probe"
     paper: Mapping[str, Any] = field(default_factory=dict)
@@ -358,7 +360,9 @@ _HARMON_SHAPES = Preset(
         vocab_size=64, llm_width=128, llm_hidden=384, llm_depth=3, llm_heads=4, llm_kv_heads=2, max_positions=256,
     ),
     num_ar_steps=24,
-    guidance=Guidance(3.0, "constant"),
+    guidance=Guidance(1.5, "constant"),
+    temperature=0.9,
+    rewrite=True,
     about="Harmon, 2.4 M parameters, captioned shapes 48x48, text to image and image to text",
     codec=SHAPES_CODEC,
     embedded_codec="shapes-vae",

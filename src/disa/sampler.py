@@ -11,7 +11,7 @@ import math
 import operator
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -57,7 +57,8 @@ class PixelCodec:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to draw; `Sampler.settings` fills in the preset's choices. token_grid: None for the architecture's own."""
+    """How to draw; `Sampler.settings` fills in the preset's choices. token_grid: None for the architecture's own.
+    rewrite: whether prompts are rewritten before they are drawn."""
 
     policy: StepPolicy
     solver: Solver
@@ -65,6 +66,7 @@ class Settings:
     num_ar_steps: int
     batch_size: int
     token_grid: tuple[int, int] | None = None
+    rewrite: bool = False
 
     def num_turns(self, num_images: int) -> int:
         """AR steps of all batches that so many images make."""
@@ -226,6 +228,7 @@ class Sampler:
         guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
         num_ar_steps: int | None = None, batch_size: int | None = None,
         interval: tuple[float, float] | None = None, height: int | None = None, width: int | None = None,
+        rewrite: bool | None = None,
     ) -> Settings:  # fmt: skip
         """The preset's choices, except for those that are given; everything that can be wrong is found here."""
         preset = self.preset
@@ -246,7 +249,12 @@ class Sampler:
         chosen_guidance = replace(
             preset.guidance, **{name: value for name, value in given.items() if value is not None}
         )
-        settings = Settings(policy, chosen, chosen_guidance, size, batch_size or preset.batch_size, token_grid)
+        if rewrite and not preset.prompts:
+            raise DisaError(f"{preset.name} draws from labels: there are no prompts to rewrite.")
+        settings = Settings(
+            policy, chosen, chosen_guidance, size, batch_size or preset.batch_size, token_grid,
+            preset.rewrite if rewrite is None else rewrite,
+        )  # fmt: skip
         return self.with_policy(settings, policy)
 
     def with_policy(self, settings: Settings, policy: str | StepPolicy) -> Settings:
@@ -275,7 +283,7 @@ class Sampler:
         return {
             "model": self.preset.name, "weights": self.weights_hash, "solver": str(settings.solver),
             "guidance": guidance.scale, "ramp": guidance.ramp, "interval": list(guidance.interval),
-            "token_grid": None if grid is None else list(grid),
+            "token_grid": None if grid is None else list(grid), "rewrite": settings.rewrite,
         }  # fmt: skip
 
     @cached_property
@@ -304,12 +312,13 @@ class Sampler:
         num_ar_steps: int | None = None, batch_size: int | None = None, interval: tuple[float, float] | None = None,
         known: Tensor | None = None, mask: Tensor | None = None, output_type: str = "pt",
         prompts: str | Sequence[str] | None = None, negative_prompt: str | None = None,
-        height: int | None = None, width: int | None = None,
+        height: int | None = None, width: int | None = None, rewrite: bool | None = None,
     ) -> Samples:  # fmt: skip
         """Draw images; labels or prompts and seeds are paired one to one, a single one is repeated.
 
         labels: class indices, or None for unconditional images. prompts: for models that draw from them, with a
-        negative prompt that guidance leads away from. height, width: of the images, in pixels.
+        negative prompt that guidance leads away from. rewrite: draw what `rewrite` makes of the prompts, unless
+        known latents are kept; the preset says so if None. height, width: of the images, in pixels.
         steps: a policy or its text (`linear:50-5`).
         interval: the times (low, high) within 0 (data) and 1 (noise) where guidance acts. known:
         latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
@@ -317,8 +326,8 @@ class Sampler:
         """
         check_output_type(output_type)
         settings = self.settings(
-            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval, height, width
-        )  # fmt: skip
+            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval, height, width, rewrite
+        )
         run = self.start(labels, seeds, settings, known, mask, prompts, negative_prompt)
         if output_type != "latent":
             self.prepare()
@@ -370,9 +379,32 @@ class Sampler:
         grid = self._token_grid(*images.shape[-2:])
         ids = torch.tensor(text.to_describe(prompt, model.config.num_image_tokens(grid)))
         _, many_seeds = pair([0] * len(images), seeds)
-        choose = (lambda logits: logits.argmax(-1)) if temperature is None else sampled(many_seeds, temperature)
-        choose = penalised(choose, repetition_penalty)
+        choose = penalised(_choice(temperature, many_seeds), repetition_penalty)
         return model.describe(self.encode(images), ids, text.image_token, choose, text.stop_ids, max_tokens)
+
+    def rewrite(
+        self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, *, temperature: float | None = 1.0,
+        max_tokens: int = 256,
+    ) -> list[str]:  # fmt: skip
+        """What the language model makes of prompts when it is asked to say more: prompt upsampling, as Betker et al.
+        2023 have it done by another model. What a prompt leaves open is decided before the first token is drawn.
+
+        Prompts and seeds are paired as `sample` pairs them, and a rewritten prompt follows from its own two alone.
+        temperature: None takes the likeliest token every time. The published weights of Harmon were not trained for
+        this; harmon-shapes was. A prompt of which nothing usable is made stays as it is. Raises DisaError.
+        """
+        text, model = self.text, self.model
+        assert isinstance(model, Harmon)
+        texts, many_seeds = pair_prompts(prompts, seeds)
+        asked = [text.to_rewrite(prompt) for prompt in texts]
+        for length in {len(ids) for ids in asked}:
+            rows = [i for i, ids in enumerate(asked) if len(ids) == length]
+            choose = _choice(temperature, [many_seeds[i] for i in rows])
+            ids = torch.tensor([asked[i] for i in rows])
+            turns = list(model.answer(ids, choose, text.stop_ids, max_tokens))
+            for i, answer in zip(rows, torch.stack(turns, dim=1).tolist(), strict=True):
+                texts[i] = text.usable(answer) or texts[i]
+        return texts
 
     def encode(self, images: Tensor) -> Tensor:
         """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W]."""
@@ -396,6 +428,8 @@ class Run:
         SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
         self.prompts, self.negative_prompt = prompts, negative_prompt
+        # What is kept has decided what a rewritten prompt would decide.
+        self.rewritten = list(prompts) if prompts and settings.rewrite and known is None else None
         self._asked = self._tokenised(prompts, negative_prompt)
         self.known, self.mask = _per_image(sampler, known, mask, len(seeds), settings.token_grid)
         self.batches = self._plan()
@@ -421,12 +455,25 @@ class Run:
 
     def _tokenised(self, prompts: list[str] | None, negative: str | None) -> tuple[list[list[int]], list[int]] | None:
         """Token ids of every prompt, and of the one that guidance leads away from."""
-        model = self.sampler.model
-        if prompts is None or not isinstance(model, Harmon):
+        if prompts is None:
             return None
-        count = model.config.num_image_tokens(self.settings.token_grid)
-        text = self.sampler.text
+        text, count = self.sampler.text, self._num_image_tokens
         return [text.to_draw(prompt, count) for prompt in prompts], text.unconditional(negative, count)
+
+    @property
+    def _num_image_tokens(self) -> int:
+        model = self.sampler.model
+        assert isinstance(model, Harmon)
+        return model.config.num_image_tokens(self.settings.token_grid)
+
+    def _rewrite(self, batch: list[int]) -> None:
+        """Rewrite the prompts of a batch, and draw them so."""
+        if self.rewritten is None or self._asked is None:
+            return
+        texts = self.sampler.rewrite([self.rewritten[i] for i in batch], [self.seeds[i] for i in batch])
+        for i, words in zip(batch, texts, strict=True):
+            self.rewritten[i] = words
+            self._asked[0][i] = self.sampler.text.to_draw(words, self._num_image_tokens)
 
     def _plan(self) -> list[list[int]]:
         """Image indices of each batch: images of one batch must have equally many tokens to draw."""
@@ -447,6 +494,7 @@ class Run:
         labels = None if self.labels is None else torch.tensor([self.labels[i] for i in batch])
         known, mask = (None if value is None else value[batch] for value in (self.known, self.mask))
         prompts = None
+        self._rewrite(batch)
         if self._asked is not None:
             asked, empty = self._asked
             guided = [empty] * len(batch) if settings.guidance.active else []
@@ -496,6 +544,7 @@ class Run:
             seconds_backbone=sum(s.seconds_backbone for s in self.trace),
             seconds_head=sum(s.seconds_head for s in self.trace),
             seconds_decode=decode, trace=self.trace, settings=self._about(), prompts=self.prompts,
+            rewritten=self.rewritten,
         )  # fmt: skip
 
     def _about(self) -> dict[str, Any]:
@@ -507,6 +556,7 @@ class Run:
             "device": str(sampler.device), "dtype": sampler.dtype, "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             **({} if settings.token_grid is None else {"token_grid": list(settings.token_grid)}),
+            **({} if self.rewritten is None else {"rewrite": True}),
             **({} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}),
         }  # fmt: skip
 
@@ -550,6 +600,11 @@ def _whole_numbers(values: Any, what: str) -> list[int]:
         return [operator.index(value) for value in values]
     except TypeError as error:
         raise DisaError(f"{what} must be whole numbers, found {values!r}.") from error
+
+
+def _choice(temperature: float | None, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """How the next token of each text is chosen; None for the likeliest."""
+    return (lambda logits: logits.argmax(-1)) if temperature is None else sampled(seeds, temperature)
 
 
 def pick_device(device: str | torch.device | None) -> torch.device:

@@ -53,7 +53,7 @@ class Samples:
 
     images: [N, channels, height, width] in [0, 1] (`pt`), [N, height, width, channels] (`np`), a list (`pil`), or None
     (`latent`). latents: [N, C, H, W]. evaluations: of the denoising network on one row, counted at the network.
-    seconds: wall time of drawing and decoding.
+    seconds: wall time of drawing and decoding. rewritten: what was drawn for each prompt, where prompts are rewritten.
     """
 
     images: Any
@@ -69,13 +69,15 @@ class Samples:
     trace: list[TraceStep]
     settings: dict[str, Any] = field(default_factory=dict)
     prompts: list[str] | None = None
+    rewritten: list[str] | None = None
 
     def report(self) -> dict[str, Any]:
         """Everything but tensors, for JSON."""
         numbers = {name: getattr(self, name) for name in (
             "evaluations", "evaluations_per_row", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
         )}  # fmt: skip
-        asked = {"labels": self.labels} if self.prompts is None else {"prompts": self.prompts}
+        asked: dict[str, Any] = {"labels": self.labels} if self.prompts is None else {"prompts": self.prompts}
+        asked |= {} if self.rewritten is None else {"rewritten": self.rewritten}
         return {
             "settings": self.settings, **asked, "seeds": self.seeds,
             **numbers, "trace": [asdict(step) for step in self.trace],

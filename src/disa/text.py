@@ -20,6 +20,8 @@ from disa.noise import SeededNoise
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 DRAW, UNCONDITIONAL = "Generate an image: {}", "Generate an image."
 DESCRIBE = "Describe the image in detail."
+REWRITE = "Describe in detail: {}"
+"""Ours: the published weights were not trained to rewrite prompts."""
 IMAGE = "<image>"
 STOP = ("<|im_end|>", "<|endoftext|>")
 RESERVED = ("<|im_start|>", *STOP, IMAGE)
@@ -82,6 +84,10 @@ class Text:
         """Token ids that ask about an image: the image token stands so many times."""
         return self._asked(USER + IMAGE * num_image_tokens + "\n" + _checked(prompt) + ASSISTANT, 1)
 
+    def to_rewrite(self, prompt: str) -> list[int]:
+        """Token ids that ask for a prompt that says more."""
+        return self._asked(USER + REWRITE.format(_checked(prompt)) + ASSISTANT, 1)
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids up to the first stop token."""
         text = []
@@ -90,6 +96,11 @@ class Text:
                 break
             text.append(token)
         return self.tokenizer.decode(text).strip()
+
+    def usable(self, ids: Iterable[int]) -> str:
+        """The same if it can be a prompt; else nothing."""
+        words = self.decode(ids)
+        return "" if any(token in words for token in RESERVED) else words
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """The same piece by piece, as the ids come; together they are `decode` of all."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from disa.cli.options import AsJSON, Asked, Drawing, Out, Source, parse_box
-from disa.cli.output import percent, print_json, progress
+from disa.cli.output import percent, print_json, progress, readable
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
     from disa.presets import Preset
     from disa.sampler import Sampler, Settings
+
+
+MOST_TOLD = 8
+"""Rewritten prompts that are printed; trace.json has them all."""
 
 
 def sample(
@@ -54,6 +58,8 @@ def sample(
         f"{result.evaluations_per_row:.1f} per row; head {percent(result.seconds_head, result.seconds)}, "
         f"backbone {percent(result.seconds_backbone, result.seconds)} of the time)"
     )
+    for prompt, words in list(zip(result.prompts or (), result.rewritten or (), strict=False))[:MOST_TOLD]:
+        print(f"asked for {readable(prompt)}: drew {readable(words)}")
     print(f"{'a folder per prompt' if geneval else 'pictures, grid.png'} and trace.json are in {out}")
 
 
@@ -123,9 +129,9 @@ def _texts(sampler: Sampler, turns: Iterator[Tensor], count: int) -> list[Iterat
 
 
 def _shown(pieces: Iterator[str], title: str) -> Iterator[str]:
-    """Pieces of a text, each printed as it comes; what is no character to read is left to the terminal of others."""
+    """Pieces of a text, each printed as it comes."""
     print(title, end="", flush=True)
     for piece in pieces:
-        print("".join(c for c in piece if c.isprintable() or c == "\n"), end="", flush=True)
+        print(readable(piece), end="", flush=True)
         yield piece
     print()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +63,7 @@ def bench(
 
     sampler = _to_bench(source, untrained, prompt_tokens)
     policies, sizes = steps or [sampler.preset.original, sampler.preset.steps], batch_size or [1, 8]
-    settings = solving.settings(sampler)
+    settings = replace(solving.settings(sampler), rewrite=False)  # prompts of a fixed length have no words
     with progress("measuring", len(policies) * len(sizes) * (repeats + 1), as_json) as advance:
         timings = run_bench(sampler, policies, sizes, settings, repeats, advance)
     if as_json:

@@ -265,11 +265,16 @@ class Drawing(Solving):
         None
     )
     batch_size: Annotated[int | None, typer.Option(help="Images drawn together. It changes speed, not images.")] = None
+    rewrite: Annotated[
+        bool | None,
+        typer.Option("--rewrite/--no-rewrite", help="Draw what the model's language model makes of a prompt when asked "
+                     "to say more; as the preset says by default.", show_default=False),
+    ] = None  # fmt: skip
 
     def _others(self) -> dict[str, Any]:
         return {
             "ramp": self.ramp, "temperature": self.temperature, "batch_size": self.batch_size,
-            "interval": parse_interval(self.interval),
+            "interval": parse_interval(self.interval), "rewrite": self.rewrite,
         }  # fmt: skip
 
 

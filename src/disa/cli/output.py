@@ -20,6 +20,11 @@ def percent(part: float, whole: float) -> str:
     return f"{part / whole:.0%}" if whole else "-"
 
 
+def readable(text: str) -> str:
+    """A text of a model for a terminal, which would obey what is no character to read."""
+    return "".join(c for c in text if c.isprintable() or c == "\n")
+
+
 def table(title: str, headers: list[str], rows: list[list[str]]) -> None:
     """The first column to the left, the others to the right."""
     from rich.console import Console

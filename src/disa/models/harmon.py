@@ -235,7 +235,6 @@ class Harmon(nn.Module):
         x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), everything, positions)
         return self.proj_in(x).roll(-self.config.buffer_size, 1)
 
-    @torch.no_grad()
     def describe(
         self, latents: Tensor, ids: Tensor, image_token: int,
         choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
@@ -247,7 +246,24 @@ class Harmon(nn.Module):
         [B, vocabulary] -> ids [B]. It ends when every text has had one of `stop_ids`, which a finished text repeats;
         after `max_tokens`; or where the positions end. Raises DisaError where ids and images do not fit.
         """
-        x = self._filled(self.look(latents), ids, image_token)
+        with torch.no_grad():
+            x = self._filled(self.look(latents), ids, image_token)
+        return self._written(x, choose, stop_ids, max_tokens)
+
+    def answer(
+        self, ids: Tensor, choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
+        stop_ids: Collection[int] = (), max_tokens: int = 1024,
+    ) -> Iterator[Tensor]:  # fmt: skip
+        """The same of an answer to each text [B, T], without an image."""
+        with torch.no_grad():
+            x = self.llm.embed_tokens(ids.to(self.mar.no_class.device))
+        return self._written(x, choose, stop_ids, max_tokens)
+
+    @torch.no_grad()
+    def _written(
+        self, x: Tensor, choose: Callable[[Tensor], Tensor], stop_ids: Collection[int], max_tokens: int
+    ) -> Iterator[Tensor]:
+        """Token ids [B] that follow embeddings [B, T, E]."""
         length, cache = x.shape[1], _empty_cache()
         self._check_prompts(Prompts(torch.zeros_like(x[..., 0]).long(), torch.full((len(x),), length)), 1)
         hidden = self._run(x, torch.arange(length, device=x.device)[None], _causal(length, x), cache)
@@ -312,7 +328,14 @@ class Harmon(nn.Module):
         """
         visual = self.look(latents)
         visual = visual * visual_gradient + visual.detach() * (1 - visual_gradient)
-        x, length = self._filled(visual, ids, image_token), ids.shape[1]
+        return self._writing_loss(self._filled(visual, ids, image_token), targets)
+
+    def answering_loss(self, ids: Tensor, targets: Tensor) -> Tensor:
+        """The same of texts without an image."""
+        return self._writing_loss(self.llm.embed_tokens(ids), targets)
+
+    def _writing_loss(self, x: Tensor, targets: Tensor) -> Tensor:
+        length = x.shape[1]
         positions = torch.arange(length, device=x.device)[None]
         hidden = self._run(x, positions, _causal(length, x), _empty_cache())[:, :-1]
         following = targets[:, 1:].to(x.device)

@@ -29,7 +29,7 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 LARGEST_COUNT = 4
 
 _COUNTS = ("one", "two", "three", "four")
-_PLURALS: dict[Shape, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+PLURALS: dict[Shape, str] = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 _SIZE_WORDS: dict[str, Size] = {"small": "small", "little": "small", "large": "large", "big": "large"}
 _RELATION_WORDS: dict[Relation, tuple[str, ...]] = {
     "left of": ("left of", "to the left of", "on the left of"),
@@ -41,7 +41,7 @@ _OPPOSITE: dict[Relation, Relation] = dict(zip(RELATIONS, ("right of", "left of"
 _PREFIXES = ("a picture of", "an image of", "a drawing of", "there is", "there are")
 VOCABULARY: tuple[str, ...] = tuple(
     sorted(
-        {"a", "an", "and", "is", *_COUNTS, *COLOURS, *SHAPES, *_PLURALS.values(), *_SIZE_WORDS}
+        {"a", "an", "and", "is", *_COUNTS, *COLOURS, *SHAPES, *PLURALS.values(), *_SIZE_WORDS}
         | {word for phrases in (_PREFIXES, *_RELATION_WORDS.values()) for part in phrases for word in part.split()}
     )
 )
@@ -96,6 +96,23 @@ def canonical(known: Facts) -> Facts:
     return known
 
 
+def allows(stated: Facts, complete: Facts) -> bool:
+    """Whether everything stated is among the complete facts, whichever of two objects comes first."""
+    turned = Facts(complete.groups[::-1], complete.relation and _OPPOSITE[complete.relation])
+    return any(_stands(stated, known) for known in (complete, turned))
+
+
+def _stands(stated: Facts, known: Facts) -> bool:
+    return (
+        len(stated.groups) == len(known.groups)
+        and stated.relation in (None, known.relation)
+        and all(
+            a.shape == b.shape and a.count == b.count and a.colour in (None, b.colour) and a.size in (None, b.size)
+            for a, b in zip(stated.groups, known.groups, strict=True)
+        )
+    )
+
+
 def describe(known: Facts) -> str:
     """The canonical wording, the shortest with articles. `parse(describe(known)) == known`."""
     return f" {known.relation or 'and'} ".join(_words(group) for group in known.groups)
@@ -121,7 +138,7 @@ def _words(group: Group, article: bool = True, random: np.random.Generator | Non
     size = group.size
     if size and random is not None:
         size = pick(random, [word for word, meaning in _SIZE_WORDS.items() if meaning == size])
-    noun = group.shape if group.count == 1 else _PLURALS[group.shape]
+    noun = group.shape if group.count == 1 else PLURALS[group.shape]
     words = [word for word in (size, group.colour, noun) if word]
     if group.count > 1:
         words.insert(0, _COUNTS[group.count - 1])
@@ -163,7 +180,7 @@ def _parse_group(words: list[str], caption: str) -> tuple[Group, list[str]]:
     size, words = _taken(words, _SIZE_WORDS)
     colours: dict[str, Colour] = {colour: colour for colour in COLOURS}
     colour, words = _taken(words, colours)
-    nouns: dict[str, Shape] = {shape if count in (None, 1) else plural: shape for shape, plural in _PLURALS.items()}
+    nouns: dict[str, Shape] = {shape if count in (None, 1) else plural: shape for shape, plural in PLURALS.items()}
     shape, rest = _taken(words, nouns)
     if shape is None:
         raise DisaError(f'expected one of {", ".join(nouns)} in "{caption}", found {_found(words)}.')

@@ -17,7 +17,7 @@ from disa.errors import DisaError
 from disa.models.harmon import IGNORED
 from disa.problem import Prompts
 from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
-from disa.tiny.captions import SHAPES, VOCABULARY, describe, phrase
+from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, describe, phrase
 from disa.tiny.scenes import IMAGE_SIZE, Scene, Split, draw, facts, scene_at
 
 Captioned = tuple[Scene, str]
@@ -93,8 +93,33 @@ def prompts_to_draw(text: Text, drawn: Sequence[Captioned], dropped: Tensor, num
 def answers(text: Text, drawn: Sequence[Captioned], num_image_tokens: int) -> tuple[Tensor, Tensor, int]:
     """Ids and targets [B, T] of the question what an image shows, and of all there is to say; and the image's token."""
     asked = text.to_describe(DESCRIBE, num_image_tokens)
-    rows = [text.tokenizer.encode(f"{describe(facts(scene))}{STOP[0]}", add_special_tokens=False) for scene, _ in drawn]
-    together = Prompts.of([[*asked, *row] for row in rows])
-    place = torch.arange(together.ids.shape[1])
-    learned = (place >= len(asked)) & (place < together.lengths[:, None])
-    return together.ids, together.ids.masked_fill(~learned, IGNORED), text.image_token
+    told = [describe(facts(scene)) for scene, _ in drawn]
+    return *_answered(text, [asked] * len(drawn), told), text.image_token
+
+
+def rewritings(text: Text, drawn: Sequence[Captioned], random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Ids and targets [B, T] of the captions, and of all there is to say about their scenes.
+
+    Shapes and colours have changed places, in both: a word is to be repeated because it stands in the caption, and not
+    because it goes with another. These texts therefore have combinations that are held out; no picture does.
+    """
+    words = np.random.default_rng(int(torch.randint(_NUM_SCENES, (), generator=random)))
+    pairs = [_renamed(caption, describe(facts(scene)), words) for scene, caption in drawn]
+    return _answered(text, [text.to_rewrite(caption) for caption, _ in pairs], [told for _, told in pairs])
+
+
+def _renamed(caption: str, answer: str, random: np.random.Generator) -> tuple[str, str]:
+    """The same texts with shapes and colours in other places."""
+    shapes, colours = random.permutation(SHAPES).tolist(), random.permutation(COLOURS).tolist()
+    other = dict(zip(SHAPES, shapes, strict=True)) | dict(zip(COLOURS, colours, strict=True))
+    other |= {PLURALS[old]: PLURALS[new] for old, new in zip(SHAPES, shapes, strict=True)}
+    asked, told = (" ".join(other.get(word, word) for word in words.split()) for words in (caption, answer))
+    return asked, told
+
+
+def _answered(text: Text, asked: Sequence[list[int]], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    told = [text.tokenizer.encode(f"{answer}{STOP[0]}", add_special_tokens=False) for answer in answers]
+    together = Prompts.of([[*question, *answer] for question, answer in zip(asked, told, strict=True)])
+    place, start = torch.arange(together.ids.shape[1]), torch.tensor([[len(question)] for question in asked])
+    learned = (place >= start) & (place < together.lengths[:, None])
+    return together.ids, together.ids.masked_fill(~learned, IGNORED)

@@ -41,9 +41,10 @@ from disa.tiny.start import look_nearby
 class Recipe:
     """copies: timesteps drawn per masked token. learning_rate: peak after a linear warm-up; it falls along a cosine in
     each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017). head_speed: the denoising
-    head's learning rate over that of the rest. described: the share of a batch that is described too. told: the share
-    of captions that tell everything. expected, naming: the weights of what else condition vectors are asked for, the
-    squared error of the expected token and the cross-entropy of the shape that it is part of."""
+    head's learning rate over that of the rest. described: the share of a batch that is described too, and that has its
+    captions rewritten. told: the share of the captions to be drawn that tell everything. expected, naming: the weights
+    of what else condition vectors are asked for, the squared error of the expected token and the cross-entropy of the
+    shape that it is part of."""
 
     iterations: int
     batch_size: int = 32
@@ -57,8 +58,8 @@ class Recipe:
     kl_weight: float = 2e-4
     head_speed: float = 1.0
     described: float = 0.5
-    describing_weight: float = 1.0
-    told: float = 0.75
+    writing_weight: float = 1.0
+    told: float = 0.9
     expected: float = 1.0
     naming: float = 0.3
 
@@ -214,7 +215,7 @@ class MARTask(MaskedTask):
 
 
 class HarmonTask(MaskedTask):
-    """Drawing scenes from their captions and describing them, together.
+    """Drawing scenes from their captions, describing them, and rewriting captions to all there is to say, together.
 
     The condition vectors are also asked for the expected token, in their first channels, because the head passes on too
     little of what it needs while it is young; and for what the token is part of, in the next, because what the words
@@ -233,13 +234,13 @@ class HarmonTask(MaskedTask):
 
     def loss(self, model: Harmon, split: Split, random: torch.Generator) -> Tensor:
         scenes = shapes.scenes(self.recipe.batch_size, _scenes_of(split), random)
-        if split == "train":
-            scenes = shapes.told(scenes, self.recipe.told, random)
         latents = self.latents(scenes, random)
-        count = round(self.recipe.described * len(scenes))
-        ids, targets, image_token = shapes.answers(self.text, scenes[:count], model.config.num_image_tokens())
-        describing = model.describing_loss(latents[:count], ids, targets, image_token)
-        return self._drawing_loss(model, scenes, latents, random) + self.recipe.describing_weight * describing
+        some = scenes[: round(self.recipe.described * len(scenes))]
+        ids, targets, image_token = shapes.answers(self.text, some, model.config.num_image_tokens())
+        writing = model.describing_loss(latents[: len(some)], ids, targets, image_token)
+        writing = writing + model.answering_loss(*shapes.rewritings(self.text, some, random))
+        asked = shapes.told(scenes, self.recipe.told, random) if split == "train" else scenes
+        return self._drawing_loss(model, asked, latents, random) + self.recipe.writing_weight * writing
 
     def latents(self, scenes: list[shapes.Captioned], random: torch.Generator) -> Tensor:
         """[B, C, h, w] samples for the pictures of scenes."""
