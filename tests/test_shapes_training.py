@@ -305,7 +305,7 @@ def test_the_embedded_model_says_what_it_sees() -> None:
     drawn = [scene_at(index, "test") for index in range(40)]
     answers = Sampler.load(NAME).describe((shapes.pictures(drawn) + 1) / 2, max_tokens=32)
     right = [answer == describe(facts(scene)) for answer, (scene, _) in zip(answers, drawn, strict=True)]
-    assert sum(right) >= 0.8 * len(right)
+    assert sum(right) >= 0.9 * len(right)
 
 
 @pytest.mark.slow
@@ -315,8 +315,17 @@ def test_the_embedded_model_draws_what_it_is_told() -> None:
     drawn = Sampler.load(NAME).sample(prompts=captions, seeds=list(range(len(captions))), steps="linear:25-5")
     assert drawn.images is not None
     images = drawn.images * 2 - 1
-    assert score(images, captions).overall.value >= 0.5
+    assert score(images, captions).overall.value >= 0.85
     assert score(images, captions[1:] + captions[:1]).overall.value <= 0.1
+
+
+@pytest.mark.slow
+def test_the_embedded_model_draws_what_no_picture_of_its_training_shows() -> None:
+    captions = held_out_captions(60, seed=3)
+    seeds = list(range(len(captions)))
+    drawn = Sampler.load(NAME).sample(prompts=captions, seeds=seeds, steps="linear:25-5")
+    assert drawn.images is not None
+    assert score(drawn.images * 2 - 1, captions).overall.value >= 0.75
 
 
 @pytest.mark.slow
