@@ -2,7 +2,7 @@
 
 Scenes that training held out are drawn and described greedily. A description is right if its shapes, colours, counts,
 sizes and relation are those of the scene; each of these is also scored alone. As many held-out captions are rewritten,
-one a seed; that is right if it says everything and nothing else than the caption, which is also scored by category. The
+one a seed; that is right if it says everything, and of it what the caption says, which is also scored by category. The
 last line is JSON, with 95 % bootstrap intervals.
 """
 
@@ -86,10 +86,9 @@ def completes(caption: str, words: str) -> bool:
         known = parse(words)
     except DisaError:
         return False
-    told = all(group.colour and group.size for group in known.groups) and (len(known.groups) == 1) != bool(
-        known.relation
-    )
-    return told and allows(parse(caption), known)
+    told = all(group.colour and group.size for group in known.groups)
+    placed = len(known.groups) == 1 or known.relation is not None
+    return told and placed and allows(parse(caption), known)
 
 
 def agreement(answer: str, wanted: Facts) -> dict[str, bool]:

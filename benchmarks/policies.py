@@ -131,7 +131,7 @@ def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point
             points.append(Point(kind, costs.nearest(family, share * whole), _hash(weights), share))
         text = f"table:{path.relative_to(ROOT)}"
         points.append(Point("calibrated", text, _hash(weights, path.read_text()), share))
-        fitted = adaptive.find_fit(None, preset)
+        fitted = adaptive.find_fit(None, preset, lambda: weights)
         for kind, text in _adaptive(sampler, share * whole):
             points.append(Point(kind, text, _hash(weights, fitted.metadata()), share))
     for n in (2, 1):

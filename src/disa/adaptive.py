@@ -224,14 +224,6 @@ class Fit:
     def measured_for(self) -> Mapping[str, Any]:
         return self.about["measured_for"]
 
-    def check(self, preset: Preset, weights: str) -> None:
-        """Raises DisaError where it was fitted for other weights than those of that hash."""
-        found = self.measured_for.get("weights")
-        if found != weights:
-            raise DisaError(f"the probe was fitted for other weights: expected {preset.name} with hash {weights[:12]}, "
-                            f"found {self.measured_for.get('model')} with {str(found)[:12]}. "
-                            "Fit one with `disa fit-probe`.")  # fmt: skip
-
     def predicted(self, output: int) -> Score:
         """One of the probe's two predictions as a score."""
         return lambda problem: self.probe.to(problem.device)(features(problem))[:, output]
@@ -397,8 +389,7 @@ def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
     if found is None or (found["by"] and found["form"] != "variance"):
         raise DisaError(f"unknown adaptive policy {text!r}: expected mlp, variance (:draws, :head or :probe) or "
                         "straight, then bounds, budget and file, as in mlp:50-5@20:FILE.")  # fmt: skip
-    fit = find_fit(None if found["file"] is None else Path(found["file"]), preset)
-    fit.check(preset, weights())
+    fit = find_fit(None if found["file"] is None else Path(found["file"]), preset, weights)
     name = f"variance:{found['by'] or preset.variance_by}" if found["form"] == "variance" else found["form"]
     own = parse_spending(preset.spending)
     given = Spending(int(found["early"]), int(found["late"])) if found["early"] else own
@@ -430,10 +421,16 @@ def scores(fit: Fit) -> dict[str, Score | None]:
     }
 
 
-def find_fit(path: Path | None, preset: Preset) -> Fit:
-    """The probe in a file, or that of the package. Raises DisaError."""
+def find_fit(path: Path | None, preset: Preset, weights: Callable[[], str]) -> Fit:
+    """The probe in a file, or that of the package, if it was fitted for weights of that hash. Raises DisaError."""
     shipped = in_package(f"{preset.name}-probe.safetensors")
     if path is None and not shipped.is_file():
         raise DisaError(f"adaptive policies need a probe, and none ships for {preset.name}: make one with "
                         f"`disa fit-probe --model {preset.name}`, then name it as in mlp:50-5@20:FILE.")  # fmt: skip
-    return Fit.read(path or shipped)
+    fit = Fit.read(path or shipped)
+    expected, found = weights(), fit.measured_for.get("weights")
+    if found != expected:
+        raise DisaError(f"the probe {path or shipped.name} was fitted for other weights: expected {preset.name} with "
+                        f"hash {expected[:12]}, found {fit.measured_for.get('model')} with {str(found)[:12]}. "
+                        "Fit one with `disa fit-probe`.")  # fmt: skip
+    return fit

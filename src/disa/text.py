@@ -7,6 +7,7 @@ Shapes: B texts.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,9 @@ class Text:
 
     def usable(self, ids: Iterable[int]) -> str:
         """The same if it can be a prompt; else nothing."""
-        words = self.decode(ids)
-        return "" if any(token in words for token in RESERVED) else words
+        with contextlib.suppress(DisaError):
+            return _checked(self.decode(ids))
+        return ""
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
         """The same piece by piece, as the ids come; together they are `decode` of all."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import tee
+from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +58,8 @@ def sample(
         f"{result.evaluations_per_row:.1f} per row; head {percent(result.seconds_head, result.seconds)}, "
         f"backbone {percent(result.seconds_backbone, result.seconds)} of the time)"
     )
-    for prompt, words in list(zip(result.prompts or (), result.rewritten or (), strict=False))[:MOST_TOLD]:
+    told = zip(result.prompts, result.rewritten, strict=True) if result.prompts and result.rewritten else ()
+    for prompt, words in islice(told, MOST_TOLD):
         print(f"asked for {readable(prompt)}: drew {readable(words)}")
     print(f"{'a folder per prompt' if geneval else 'pictures, grid.png'} and trace.json are in {out}")
 

@@ -235,6 +235,7 @@ class Harmon(nn.Module):
         x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), everything, positions)
         return self.proj_in(x).roll(-self.config.buffer_size, 1)
 
+    @torch.no_grad()
     def describe(
         self, latents: Tensor, ids: Tensor, image_token: int,
         choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
@@ -246,17 +247,15 @@ class Harmon(nn.Module):
         [B, vocabulary] -> ids [B]. It ends when every text has had one of `stop_ids`, which a finished text repeats;
         after `max_tokens`; or where the positions end. Raises DisaError where ids and images do not fit.
         """
-        with torch.no_grad():
-            x = self._filled(self.look(latents), ids, image_token)
-        return self._written(x, choose, stop_ids, max_tokens)
+        return self._written(self._filled(self.look(latents), ids, image_token), choose, stop_ids, max_tokens)
 
+    @torch.no_grad()
     def answer(
         self, ids: Tensor, choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
         stop_ids: Collection[int] = (), max_tokens: int = 1024,
     ) -> Iterator[Tensor]:  # fmt: skip
         """The same of an answer to each text [B, T], without an image."""
-        with torch.no_grad():
-            x = self.llm.embed_tokens(ids.to(self.mar.no_class.device))
+        x = self.llm.embed_tokens(ids.to(self.mar.no_class.device))
         return self._written(x, choose, stop_ids, max_tokens)
 
     @torch.no_grad()
