@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +24,13 @@ def make_folder(path: Path) -> Path:
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
     """Call `write(file)` on a temporary file beside `path` and rename it: `path` is old, new or absent, not partial."""
-    descriptor, temporary = -1, ""
+    # The name is known before the file exists: whatever interrupts what follows, the file is found and removed.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(descriptor, "wb") as file:
+        with open(temporary, "xb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch.save turns what the disk says into an error of its own.
@@ -39,8 +39,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
             raise
         raise DisaError(f"could not write {path}: {reason.strerror or reason}. Nothing was changed.") from error
     finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
     return path
 
 
@@ -52,9 +51,3 @@ def write_text(path: Path, text: str) -> Path:
 def write_json(path: Path, content: Any) -> Path:
     """Write `content` as indented JSON, whole or not at all."""
     return write_text(path, json.dumps(content, indent=1) + "\n")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
