@@ -21,6 +21,7 @@ from disa.tiny import train as training
 from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, allows, describe, parse
 from disa.tiny.data import Split
 from disa.tiny.judge import judge, score
+from disa.tiny.muon import Muon
 from disa.tiny.scenes import facts, held_out_captions, scene_at
 
 NAME = "harmon-shapes"
@@ -54,7 +55,8 @@ def test_every_word_and_every_sign_of_the_template_is_one_token(text: Text) -> N
     assert all(unknown not in ids for ids in asked)
     assert text.to_draw("A red circle", 9) == text.to_draw("a red circle", 9)
     assert text.to_describe(DESCRIBE, 9).count(text.image_token) == 9
-    assert unknown in text.to_draw("a red elephant", 9)
+    with pytest.warns(UserWarning, match=r"goes by the others: elephant, purpler$"):
+        assert unknown in text.to_draw("a red elephant purpler", 9)
     assert text.stop_ids == [text.tokenizer.convert_tokens_to_ids(stop) for stop in STOP]
 
 
@@ -215,16 +217,29 @@ def test_tokens_that_show_an_object_are_part_of_its_shape() -> None:
         assert {SHAPES[label - 1] for label in row.tolist() if label} == {thing.shape for thing in scene.objects}
 
 
-def test_the_head_alone_has_its_own_learning_rate(codec_folder: Path) -> None:
-    trainer = training.Trainer(NAME, 0, replace(RECIPE, head_speed=4.0), codec_folder)
+def test_matrices_of_blocks_and_the_head_have_their_own_learning_rates(codec_folder: Path) -> None:
+    recipe = replace(RECIPE, head_speed=4.0, muon_speed=3.0)
+    trainer = training.Trainer(NAME, 0, recipe, codec_folder)
     trainer.step()
-    fast = {id(p) for group in trainer.optimiser.param_groups if group["lr"] == 4 * RECIPE.learning_rate / 2
-            for p in group["params"]}  # fmt: skip
-    slow = {id(p) for group in trainer.optimiser.param_groups if group["lr"] == RECIPE.learning_rate / 2
-            for p in group["params"]}  # fmt: skip
-    head = {id(p) for p in trainer.model.mar.head.parameters()}
-    assert fast == head
-    assert slow == {id(p) for p in trainer.model.parameters()} - head
+    adamw, muon = trainer.optimisers
+    assert isinstance(muon, Muon)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    speeds = {
+        names[parameter]: group["lr"] / (recipe.learning_rate / 2)
+        for optimiser in (adamw, muon)
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+    }
+    assert sum(len(group["params"]) for optimiser in (adamw, muon) for group in optimiser.param_groups) == len(names)
+    for name in ("mar.encoder.0.mlp.fc1.weight", "mar.head.blocks.1.fc1.weight", "llm.layers.0.mlp.up_proj.weight"):
+        assert speeds.pop(name) == 3
+    for name in ("mar.head.output.weight", "mar.head.blocks.1.fc1.bias"):
+        assert speeds.pop(name) == 4
+    for name in ("mar.encoder.0.mlp.fc1.bias", "mar.token_in.weight", "llm.embed_tokens.weight", "proj_in.fc1.weight"):
+        assert speeds.pop(name) == 1
+    assert {group["parts"] for group in muon.param_groups if group["params"][0].shape == (384, 128)} == {1, 3}
+    only_adamw = training.Trainer(NAME, 0, replace(recipe, muon_speed=0.0), codec_folder)
+    assert [type(optimiser) for optimiser in only_adamw.optimisers] == [torch.optim.AdamW]
 
 
 def test_a_token_is_a_function_of_its_own_pixels() -> None:

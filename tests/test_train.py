@@ -98,13 +98,13 @@ def test_a_foreign_state_is_refused(tmp_path: Path, content: object) -> None:
         training.train("mar-digits", tmp_path, 0, RECIPE)
 
 
-@pytest.mark.parametrize("lacking", ["average", "optimiser", "weight"])
+@pytest.mark.parametrize("lacking", ["average", "optimisers", "weight"])
 def test_a_state_of_another_version_is_refused(lacking: str) -> None:
     state = training.Trainer("mar-digits", 0, RECIPE).state()
     if lacking == "weight":
         del state["model"]["encoder_positions"]
     else:
-        state[lacking] = {}
+        state[lacking] = type(state[lacking])()
     with pytest.raises(DisaError, match="another version of disa"):
         training.Trainer("mar-digits", 0, RECIPE).restore(state)
 

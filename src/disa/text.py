@@ -8,6 +8,7 @@ Shapes: B texts.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ class Text:
 
     def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
         """Token ids that ask for an image of so many tokens, buffer included."""
-        return self._asked(USER + DRAW.format(_checked(prompt)) + ASSISTANT, num_image_tokens)
+        return self._asked(USER + DRAW.format(self._checked(prompt)) + ASSISTANT, num_image_tokens)
 
     def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
         """Token ids that ask for any image, which guidance leads away from; or for the negative prompt's."""
@@ -83,11 +84,11 @@ class Text:
 
     def to_describe(self, prompt: str, num_image_tokens: int) -> list[int]:
         """Token ids that ask about an image: the image token stands so many times."""
-        return self._asked(USER + IMAGE * num_image_tokens + "\n" + _checked(prompt) + ASSISTANT, 1)
+        return self._asked(USER + IMAGE * num_image_tokens + "\n" + self._checked(prompt) + ASSISTANT, 1)
 
     def to_rewrite(self, prompt: str) -> list[int]:
         """Token ids that ask for a prompt that says more."""
-        return self._asked(USER + REWRITE.format(_checked(prompt)) + ASSISTANT, 1)
+        return self._asked(USER + REWRITE.format(self._checked(prompt)) + ASSISTANT, 1)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids up to the first stop token."""
@@ -101,7 +102,7 @@ class Text:
     def usable(self, ids: Iterable[int]) -> str:
         """The same if it can be a prompt; else nothing."""
         with contextlib.suppress(DisaError):
-            return _checked(self.decode(ids))
+            return self._checked(self.decode(ids))
         return ""
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
@@ -117,6 +118,19 @@ class Text:
                 yield text[len(told) :]
                 told = text
         yield self.decode(seen).removeprefix(told)
+
+    def _checked(self, prompt: str) -> str:
+        """Neither empty nor with a string that means something to the template; warns of words that say nothing."""
+        if not prompt.strip():
+            raise DisaError("a prompt is empty: expected words.")
+        wrong = [token for token in RESERVED if token in prompt]
+        if wrong:
+            raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
+        unknown = [word for word in prompt.split() if self.tokenizer.unk_token_id in self._ids(word)]
+        if unknown:
+            words = ", ".join(unknown)[:160]
+            warnings.warn(f"the model does not know these words, and goes by the others: {words}", stacklevel=4)
+        return prompt.strip()
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -142,16 +156,6 @@ class FixedLength(Text):
     def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
         # What the official one is in Qwen's tokens, or less.
         return [0] * min(self.num_tokens, 12)
-
-
-def _checked(prompt: str) -> str:
-    """Neither empty nor with a string that means something to the template."""
-    if not prompt.strip():
-        raise DisaError("a prompt is empty: expected words.")
-    wrong = [token for token in RESERVED if token in prompt]
-    if wrong:
-        raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
-    return prompt.strip()
 
 
 def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor], Tensor]:

@@ -41,7 +41,8 @@ from disa.tiny.start import look_nearby
 class Recipe:
     """copies: timesteps drawn per masked token. learning_rate: peak after a linear warm-up; it falls along a cosine in
     each of the cycles, as many iterations each (warm restarts: Loshchilov and Hutter 2017). head_speed: the denoising
-    head's learning rate over that of the rest. described: the share of a batch that is described too, and that has its
+    head's learning rate over that of the rest. muon_speed: the same for the matrices of blocks, the head's too, which
+    Muon then updates; 0 leaves them to AdamW. described: the share of a batch that is described too, and that has its
     captions rewritten. told: the share of the captions to be drawn that tell everything. expected, naming: the weights
     of what else condition vectors are asked for, the squared error of the expected token and the cross-entropy of the
     shape that it is part of."""
@@ -57,6 +58,7 @@ class Recipe:
     label_dropout: float = 0.1
     kl_weight: float = 2e-4
     head_speed: float = 1.0
+    muon_speed: float = 0.0
     described: float = 0.5
     writing_weight: float = 1.0
     told: float = 0.9
@@ -300,7 +302,7 @@ RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = 
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
     "shapes-vae": (ShapesAutoencoderTask, Recipe(3_000, 16, learning_rate=2e-3, weight_decay=0.01, kl_weight=1e-4)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
-    "harmon-shapes": (HarmonTask, Recipe(20_000, 16, learning_rate=1e-3, head_speed=4.0)),
+    "harmon-shapes": (HarmonTask, Recipe(10_400, 24, learning_rate=1e-3, head_speed=4.0, muon_speed=3.0)),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }

@@ -20,6 +20,7 @@ from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_whole
 from disa.models.layers import has_fast_bf16
 from disa.pictures import plot_png
+from disa.tiny.muon import Muon
 from disa.tiny.tasks import Recipe, find_task
 
 
@@ -30,7 +31,7 @@ class Trainer:
         self.name, self.seed, self.task = name, seed, find_task(name, recipe, vae)
         self.recipe = self.task.recipe
         self.model, self.average = self.task.build(seed), self.task.build(seed)
-        self.optimiser = torch.optim.AdamW(_groups(self.model, self.recipe), betas=(0.9, 0.95), fused=True)
+        self.optimisers = _optimisers(self.model, self.recipe)
         self.half = self.task.half and has_fast_bf16()
         self.iteration, self.losses = 0, list[float]()
 
@@ -38,16 +39,18 @@ class Trainer:
         """One iteration; returns the loss."""
         random = torch.Generator().manual_seed(self.seed * 1_000_003 + self.iteration)
         learning_rate = self._learning_rate()
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate * group["speed"]
+        for optimiser in self.optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate * group["speed"]
         # The fused attention kernel is written for long sequences: its backward pass takes a third of a step here.
         with sdpa_kernel(SDPBackend.MATH):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.half):
                 loss = self.task.loss(self.model, "train", random)
-            self.optimiser.zero_grad()
+            self.model.zero_grad()
             loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 3.0)
-        self.optimiser.step()
+        for optimiser in self.optimisers:
+            optimiser.step()
         self.iteration += 1
         self._update_average()
         self.losses.append(loss.item())
@@ -82,7 +85,7 @@ class Trainer:
         return {
             "name": self.name, "seed": self.seed, "iteration": self.iteration, "losses": self.losses,
             "model": self.model.state_dict(), "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -91,7 +94,8 @@ class Trainer:
             self.seed, self.iteration, self.losses = state["seed"], state["iteration"], state["losses"]
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            self.optimiser.load_state_dict(state["optimiser"])
+            for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+                optimiser.load_state_dict(saved)
         except (KeyError, RuntimeError, ValueError) as error:
             raise DisaError(
                 f"the training state does not fit {self.name}: another version of disa wrote it. Train into another "
@@ -99,14 +103,25 @@ class Trainer:
             ) from error
 
 
-def _groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """Only matrices decay. speed: by which the learning rate is multiplied."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of blocks where the recipe has a speed for them. Only matrices decay. speed: by
+    which the learning rate is multiplied."""
+    others: dict[tuple[float, float], list[nn.Parameter]] = {}
+    matrices: dict[tuple[torch.Size, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        decay = recipe.weight_decay if parameter.dim() == 2 else 0.0
-        speed = recipe.head_speed if "head" in name.split(".") else 1.0
-        groups.setdefault((decay, speed), []).append(parameter)
-    return [{"params": group, "weight_decay": decay, "speed": speed} for (decay, speed), group in groups.items()]
+        parts = name.split(".")
+        if recipe.muon_speed and parameter.dim() == 2 and any(part.isdigit() for part in parts):
+            matrices.setdefault((parameter.shape, 3 if "qkv" in parts else 1), []).append(parameter)
+        else:
+            decay = recipe.weight_decay if parameter.dim() == 2 else 0.0
+            speed = recipe.head_speed if "head" in parts else 1.0
+            others.setdefault((decay, speed), []).append(parameter)
+    groups = [{"params": group, "weight_decay": decay, "speed": speed} for (decay, speed), group in others.items()]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    if not matrices:
+        return [adamw]
+    stacks = [{"params": same, "parts": parts, "speed": recipe.muon_speed} for (_, parts), same in matrices.items()]
+    return [adamw, Muon(stacks, weight_decay=recipe.weight_decay)]
 
 
 def train(
