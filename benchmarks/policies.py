@@ -125,13 +125,13 @@ def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point
     preset, costs = sampler.preset, Costs(sampler)
     families, weights = _families(preset.steps), sampler.weights_hash
     whole = costs.of(_schedule(preset.original))
+    fitted = adaptive.find_fit(None, preset, lambda: weights)
     points = [Point("original", preset.original, _hash(weights))]
     for share, path in zip(shares, _calibrated(sampler, shares), strict=True):
         for kind, family in families.items():
             points.append(Point(kind, costs.nearest(family, share * whole), _hash(weights), share))
         text = f"table:{path.relative_to(ROOT)}"
         points.append(Point("calibrated", text, _hash(weights, path.read_text()), share))
-        fitted = adaptive.find_fit(None, preset, lambda: weights)
         for kind, text in _adaptive(sampler, share * whole):
             points.append(Point(kind, text, _hash(weights, fitted.metadata()), share))
     for n in (2, 1):

@@ -217,6 +217,19 @@ def test_tokens_that_show_an_object_are_part_of_its_shape() -> None:
         assert {SHAPES[label - 1] for label in row.tolist() if label} == {thing.shape for thing in scene.objects}
 
 
+def test_the_head_alone_has_its_own_learning_rate(codec_folder: Path) -> None:
+    trainer = training.Trainer(NAME, 0, replace(RECIPE, head_speed=4.0, muon_speed=0.0), codec_folder)
+    trainer.step()
+    (optimiser,) = trainer.optimisers
+    fast = {id(p) for group in optimiser.param_groups if group["lr"] == 4 * RECIPE.learning_rate / 2
+            for p in group["params"]}  # fmt: skip
+    slow = {id(p) for group in optimiser.param_groups if group["lr"] == RECIPE.learning_rate / 2
+            for p in group["params"]}  # fmt: skip
+    head = {id(p) for p in trainer.model.mar.head.parameters()}
+    assert fast == head
+    assert slow == {id(p) for p in trainer.model.parameters()} - head
+
+
 def test_matrices_of_blocks_and_the_head_have_their_own_learning_rates(codec_folder: Path) -> None:
     recipe = replace(RECIPE, head_speed=4.0, muon_speed=3.0)
     trainer = training.Trainer(NAME, 0, recipe, codec_folder)

@@ -74,7 +74,7 @@ class Text:
 
     def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
         """Token ids that ask for an image of so many tokens, buffer included."""
-        return self._asked(USER + DRAW.format(self._checked(prompt)) + ASSISTANT, num_image_tokens)
+        return self._asked(USER + DRAW + ASSISTANT, num_image_tokens, prompt)
 
     def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
         """Token ids that ask for any image, which guidance leads away from; or for the negative prompt's."""
@@ -84,11 +84,11 @@ class Text:
 
     def to_describe(self, prompt: str, num_image_tokens: int) -> list[int]:
         """Token ids that ask about an image: the image token stands so many times."""
-        return self._asked(USER + IMAGE * num_image_tokens + "\n" + self._checked(prompt) + ASSISTANT, 1)
+        return self._asked(USER + IMAGE * num_image_tokens + "\n{}" + ASSISTANT, 1, prompt)
 
     def to_rewrite(self, prompt: str) -> list[int]:
         """Token ids that ask for a prompt that says more."""
-        return self._asked(USER + REWRITE.format(self._checked(prompt)) + ASSISTANT, 1)
+        return self._asked(USER + REWRITE + ASSISTANT, 1, prompt)
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids up to the first stop token."""
@@ -102,7 +102,7 @@ class Text:
     def usable(self, ids: Iterable[int]) -> str:
         """The same if it can be a prompt; else nothing."""
         with contextlib.suppress(DisaError):
-            return self._checked(self.decode(ids))
+            return _checked(self.decode(ids))
         return ""
 
     def pieces(self, ids: Iterable[int]) -> Iterator[str]:
@@ -119,26 +119,19 @@ class Text:
                 told = text
         yield self.decode(seen).removeprefix(told)
 
-    def _checked(self, prompt: str) -> str:
-        """Neither empty nor with a string that means something to the template; warns of words that say nothing."""
-        if not prompt.strip():
-            raise DisaError("a prompt is empty: expected words.")
-        wrong = [token for token in RESERVED if token in prompt]
-        if wrong:
-            raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
-        unknown = [word for word in prompt.split() if self.tokenizer.unk_token_id in self._ids(word)]
-        if unknown:
-            words = ", ".join(unknown)[:160]
-            warnings.warn(f"the model does not know these words, and goes by the others: {words}", stacklevel=4)
-        return prompt.strip()
-
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _asked(self, text: str, num_following: int) -> list[int]:
-        ids, room = self._ids(text), self.longest - num_following
+    def _asked(self, template: str, num_following: int, prompt: str | None = None) -> list[int]:
+        """Token ids of a template with a prompt in it, if there is one; warns of words that say nothing."""
+        ids = self._ids(template if prompt is None else template.format(_checked(prompt)))
+        room = self.longest - num_following
         if len(ids) > room:
             raise DisaError(f"the prompt is too long: expected at most {room} tokens, found {len(ids)}. Shorten it.")
+        unknown = self.tokenizer.unk_token_id
+        if prompt is not None and unknown in ids:
+            words = ", ".join(word for word in prompt.split() if unknown in self._ids(word))[:160]
+            warnings.warn(f"the model does not know these words, and goes by the others: {words}", stacklevel=3)
         return ids
 
 
@@ -156,6 +149,16 @@ class FixedLength(Text):
     def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
         # What the official one is in Qwen's tokens, or less.
         return [0] * min(self.num_tokens, 12)
+
+
+def _checked(prompt: str) -> str:
+    """Neither empty nor with a string that means something to the template."""
+    if not prompt.strip():
+        raise DisaError("a prompt is empty: expected words.")
+    wrong = [token for token in RESERVED if token in prompt]
+    if wrong:
+        raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
+    return prompt.strip()
 
 
 def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor], Tensor]:

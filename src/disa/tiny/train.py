@@ -109,12 +109,12 @@ def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     others: dict[tuple[float, float], list[nn.Parameter]] = {}
     matrices: dict[tuple[torch.Size, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        if recipe.muon_speed and parameter.dim() == 2 and any(part.isdigit() for part in parts):
-            matrices.setdefault((parameter.shape, 3 if "qkv" in parts else 1), []).append(parameter)
+        path = name.split(".")
+        if recipe.muon_speed and parameter.dim() == 2 and any(place.isdigit() for place in path):
+            matrices.setdefault((parameter.shape, 3 if "qkv" in path else 1), []).append(parameter)
         else:
             decay = recipe.weight_decay if parameter.dim() == 2 else 0.0
-            speed = recipe.head_speed if "head" in parts else 1.0
+            speed = recipe.head_speed if "head" in path else 1.0
             others.setdefault((decay, speed), []).append(parameter)
     groups = [{"params": group, "weight_decay": decay, "speed": speed} for (decay, speed), group in others.items()]
     adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
