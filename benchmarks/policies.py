@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 import torch
 from tables import RESULTS, ROOT, spread, table
+from torch import Tensor
 
 from disa import adaptive
 from disa.calibration import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
 from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_text, write_whole
-from disa.measures import MEASURES, Measured
+from disa.measures import MEASURES
 from disa.pictures import plot_png
 from disa.prompts import slug
 from disa.sampler import Sampler
@@ -41,7 +42,7 @@ from disa.samples import Wanted
 from disa.steps import Annealed, Schedule, parse
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
-BUDGETS = {"mar-digits": (0.4, 0.2, 0.1, 0.05), "harmon-shapes": (0.4, 0.2, 0.1, 0.05)}
+BUDGETS = {"mar-digits": (0.2, 0.1, 0.05, 0.025), "harmon-shapes": (0.2, 0.1, 0.05, 0.025)}
 BUDGETS_OF_FLOWS = (0.7, 0.4, 0.2, 0.1)
 SOLVERS = {
     "noise": (("ddpm", None), ("ddim", "uniform"), ("dpm-solver++-2", None)),
@@ -121,18 +122,21 @@ def _families(preset_steps: str) -> dict[str, Callable[[int], str]]:
 
 
 def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point]:
-    """Every point of a model at these budgets, those of other solvers too if wanted."""
+    """Every point of a model at these budgets, and those of other solvers if wanted. `linear` is as close to a budget
+    as it can be, everything else as close to `linear`."""
     preset, costs = sampler.preset, Costs(sampler)
     families, weights = _families(preset.steps), sampler.weights_hash
     whole = costs.of(_schedule(preset.original))
     fitted = adaptive.find_fit(None, preset, lambda: weights)
     points = [Point("original", preset.original, _hash(weights))]
-    for share, path in zip(shares, _calibrated(sampler, shares), strict=True):
+    linear = {share: costs.nearest(families["linear"], share * whole) for share in shares}
+    for (share, text), path in zip(linear.items(), _calibrated(sampler, linear), strict=True):
+        spent = costs.of(_schedule(text))
         for kind, family in families.items():
-            points.append(Point(kind, costs.nearest(family, share * whole), _hash(weights), share))
+            points.append(Point(kind, costs.nearest(family, spent), _hash(weights), share))
         text = f"table:{path.relative_to(ROOT)}"
         points.append(Point("calibrated", text, _hash(weights, path.read_text()), share))
-        for kind, text in _adaptive(sampler, share * whole):
+        for kind, text in _adaptive(sampler, spent):
             points.append(Point(kind, text, _hash(weights, fitted.metadata()), share))
     for n in (2, 1):
         text = f"constant:{n}"
@@ -172,16 +176,24 @@ def _corrected(sampler: Sampler, name: str, wanted: float) -> str:
     return text_of(budget)
 
 
-def _calibrated(sampler: Sampler, shares: Sequence[float]) -> list[Path]:
-    """Tables for shares of the original evaluations, measured if that was not done before."""
-    paths = [TABLES / f"{sampler.preset.name}-{share:g}.json" for share in shares]
-    if not all(path.exists() for path in paths):
+def _calibrated(sampler: Sampler, linear: dict[float, str]) -> list[Path]:
+    """Tables that may make the evaluations of a policy for each share, measured if that was not done before."""
+    paths = {share: TABLES / f"{sampler.preset.name}-{share:g}.json" for share in linear}
+    if not all(_is_made_for(path, sampler, linear[share]) for share, path in paths.items()):
         wanted = _wanted(sampler, NUM_IMAGES, FIRST_SEED)
-        found = calibrate(sampler, wanted, sampler.settings(), [f"{share:g}" for share in shares])
+        found = calibrate(sampler, wanted, sampler.settings(), list(linear.values()))
         make_folder(TABLES)
-        for path, table in zip(paths, found, strict=True):
+        for path, table in zip(paths.values(), found, strict=True):
             write_json(path, table.report())
-    return paths
+    return list(paths.values())
+
+
+def _is_made_for(path: Path, sampler: Sampler, budget: str) -> bool:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    return (
+        content.get("asked_budget") == budget
+        and content["measured_for"].get("weights") == sampler.weights_hash
+    )  # fmt: skip
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
@@ -241,35 +253,30 @@ def measure(model: str, work: Path) -> None:
     wanted, by = _wanted(sampler, count * CHUNK), MEASURES[sampler.preset.quality]
     parts = {point: [torch.load(_part(folder, point, i * CHUNK)) for i in range(count)] for point in points}
 
-    def compared(base: Point, others: Sequence[Point]) -> Measured:
-        """Differences to the base; only these images are in memory as numbers from 0 to 1."""
-        return by.measure([torch.cat([part["images"] for part in parts[p]]) / 255 for p in (base, *others)], wanted)
+    def images(point: Point) -> Tensor:
+        return torch.cat([part["images"] for part in parts[point]]) / 255
 
-    whole = {point: compared(points[0], [point]) for point in points[1:]}
-    beyond = {
-        point: compared(base, [point]).differences[1]
-        for base in points if base.kind == "linear"
-        for point in points if (point.share, point.solver) == (base.share, base.solver) and point != base
-    }  # fmt: skip
+    measured = by.measure([images(point) for point in points], wanted)
+    linear = {(p.share, p.solver): i for i, p in enumerate(points) if p.kind == "linear"}
     rows = []
-    for point in points:
-        own, drawn = parts[point], count * CHUNK
-        measured = whole[point] if point in whole else whole[points[1]]
-        difference = measured.differences[1] if point in whole else None
-        further = beyond.get(point)
+    for i, (point, quality, difference) in enumerate(
+        zip(points, measured.qualities, measured.differences, strict=True)
+    ):
+        own, drawn, base = parts[point], count * CHUNK, linear.get((point.share, point.solver), i)
+        further = None if base == i else measured.difference(i, base)
         rows.append(asdict(point) | {
             "evaluations_per_row": sum(part["evaluations"] for part in own) / sum(part["rows"] for part in own),
             "seconds_per_image": sum(part["seconds"] for part in own) / drawn,
             "cpu_seconds_per_image": sum(part["cpu_seconds"] for part in own) / drawn,
             "counts": np.mean([part["counts"] for part in own], axis=0).round(2).tolist(),
-            "quality": asdict(measured.qualities[point in whole]),
+            "quality": asdict(quality),
             "difference": difference and asdict(difference),
             "beyond_linear": further and asdict(further),
         })  # fmt: skip
-    yardsticks = whole[points[1]].yardsticks
+    known = measured.yardsticks
     report = {
         "model": model, "num_images": count * CHUNK, "seeds": [0, count * CHUNK - 1], "torch": torch.__version__,
-        "threads": torch.get_num_threads(), "points": rows, "yardsticks": yardsticks and asdict(yardsticks),
+        "threads": torch.get_num_threads(), "points": rows, "yardsticks": known and asdict(known),
     }  # fmt: skip
     write_json(RESULTS / f"policies-{model}.json", report)
 
@@ -285,7 +292,8 @@ INTRODUCTION = """# Step policies, measured
 
 What every step policy costs and keeps, on the models that ship with the package. All of it is made by
 `benchmarks/policies.py` from `benchmarks/results/policies-*.json`; its first lines say how to repeat it. A budget is a
-share of the evaluations that the original setting makes; every policy gets the parameters that come closest to it.
+share of the evaluations that the original setting makes: `linear` gets the parameters that come closest to it, every
+other policy those that come closest to `linear`; a table may spend no more than that.
 Differences are paired by seed, with a 95 % bootstrap interval; one whose interval holds 0 is not shown by so many
 images. Times are CPU seconds of one process with the stated threads, which a busy machine disturbs less.
 """

@@ -39,8 +39,8 @@ GAIN_STEPS, NUDGE = 8, 0.1
 @dataclass(frozen=True)
 class Curves:
     """What was measured. counts: [S] of the ladder. errors: [K, S] squared distance from the reference, summed over the
-    tokens of an image, mean over images. evaluations: [K, S] made for an image. gains: [K] squared change of the final
-    latents for each unit of squared error in an AR step.
+    tokens of an image, mean over images. evaluations: [K, S] made for an image. gains: [K] squared change of the
+    picture for each unit of squared error in an AR step.
     """
 
     counts: list[int]
@@ -80,6 +80,7 @@ def calibrate(
     that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
     `num_turns` times. Raises DisaError.
     """
+    sampler.prepare()
     affordable = [read_budget(sampler, wanted, settings, budget) for budget in budgets]
     counts = ladder(sampler, settings, reference)
     curves = measure(sampler, wanted, settings, counts, reference, on_turn)
@@ -90,7 +91,8 @@ def calibrate(
     every = np.arange(1, counts[-1] + 1)
     made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
     known = [made[count - 1] for count in counts]
-    errors = np.stack([between(known, row, made) for row in curves.errors]) * np.array(curves.gains)[:, None]
+    weights = np.exp(pooled(np.log(curves.gains)))
+    errors = np.stack([between(known, row, made) for row in pooled(np.array(curves.errors))]) * weights[:, None]
     costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
     found = []
     for budget, (allowed, num_rows) in zip(budgets, affordable, strict=True):
@@ -248,35 +250,39 @@ def _roots(grid: TimeGrid, lengths: np.ndarray, middles: np.ndarray) -> np.ndarr
 
 
 def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callable[[], None]) -> list[float]:
-    """[K] what a small disturbance of the tokens of an AR step does to the final latents, everything else the same.
+    """[K] what a small disturbance of the tokens of an AR step does to the picture, everything else the same.
 
-    Squared change of the latents for a unit of squared disturbance: 1 where it stays what it is, more where what is
-    drawn later follows it, less where it is drawn over.
+    Squared change of the picture, whose values are from 0 to 1, for a unit of squared disturbance: more where what is
+    drawn later follows it, less where it is drawn over or hardly seen. The geometric mean over images, so that a few
+    that become another image do not decide. Raises DisaError.
     """
 
-    def latents(solver: Solver) -> Tensor:
-        run = sampler.start(**vars(wanted), settings=replace(settings, policy=Constant(GAIN_STEPS), solver=solver))
+    def pictures(solver: Solver) -> Tensor:
+        together = replace(settings, policy=Constant(GAIN_STEPS), solver=solver, batch_size=len(wanted.seeds))
+        run = sampler.start(**vars(wanted), settings=together)
         for _ in run:
             on_turn()
-        return run.result("latent").latents
+        images = run.result().images
+        assert isinstance(images, Tensor)
+        return images.double()
 
     others = SeededNoise(wanted.seeds, sampler.device).branch(0)
-    undisturbed, found = latents(settings.solver), []
+    undisturbed, found = pictures(settings.solver), []
     for ar_step in range(settings.num_ar_steps):
         nudged = Nudged(settings.solver, ar_step, others)
-        change = (latents(nudged) - undisturbed).double().square().sum().item()
-        found.append(change / sum(nudged.squares))
+        change = (pictures(nudged) - undisturbed).square().flatten(1).sum(1)
+        found.append((change / nudged.squares).clamp(min=np.finfo(float).tiny).log().mean().exp().item())
     return found
 
 
-@dataclass(frozen=True)
+@dataclass
 class Nudged:
-    """A solver whose tokens are disturbed in one AR step. squares: the sum of the squared disturbances, per batch."""
+    """A solver whose tokens are disturbed in one AR step. squares: [B] sum of the squared disturbances, per image."""
 
     solver: Solver
     ar_step: int
     noise: Noise
-    squares: list[float] = field(default_factory=list)
+    squares: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @property
     def grid(self) -> str | None:
@@ -298,11 +304,19 @@ class Nudged:
         if problem.ar_step != self.ar_step:
             return tokens
         nudge = NUDGE * self.noise.initial(problem)
-        self.squares.append(nudge.cpu().double().square().sum().item())
+        self.squares = torch.bincount(problem.image.cpu(), nudge.cpu().double().square().flatten(1).sum(1))
         return tokens + nudge
 
 
 # -- curves --------------------------------------------------------------------------------------------------------
+
+
+def pooled(curves: np.ndarray) -> np.ndarray:
+    """[K, ...] the mean of every AR step and its neighbours within a tenth of all: they are alike, and a few images say
+    little of one alone.
+    """
+    reach, num_ar_steps = len(curves) // 10, len(curves)
+    return np.stack([curves[max(0, k - reach) : k + reach + 1].mean(axis=0) for k in range(num_ar_steps)])
 
 
 def between(known: Sequence[int], errors: Sequence[float], wanted: Sequence[int]) -> np.ndarray:

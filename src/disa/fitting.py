@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,7 @@ def fit(
     `calibration.num_turns` times. Raises DisaError."""
     if len(wanted.seeds) < FEWEST_IMAGES:
         raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(wanted.seeds)}.")
+    sampler.prepare()
     rows = measure(sampler.start(**vars(wanted), settings=settings), on_turn, own or {})
     weights = importance(sampler, wanted, settings, rows, on_turn)
     return fit_rows(rows, weights, sampler, wanted, settings, seed)
@@ -194,9 +195,8 @@ def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int,
 def importance(
     sampler: Sampler, wanted: Wanted, settings: Settings, rows: Rows, on_turn: Callable[[], None]
 ) -> Tensor:  # fmt: skip
-    """[J] the log of what an error of one row in each J-th of the AR steps adds to that of the image, from 0 on."""
-    together = replace(settings, batch_size=NUDGED)
-    found = torch.tensor(gains(sampler, wanted.part(slice(NUDGED)), together, on_turn), dtype=torch.float64)
+    """[J] the log of what an error of one row in each J-th of the AR steps adds to that of the picture, from 0 on."""
+    found = torch.tensor(gains(sampler, wanted.part(slice(NUDGED)), settings, on_turn), dtype=torch.float64)
     place = torch.arange(SHARES) * settings.num_ar_steps / SHARES
     first, last = place.floor().long(), ((place + settings.num_ar_steps / SHARES).ceil().long())
     sizes = torch.stack([rows.size[rows.ar_step == k].double().mean() for k in range(settings.num_ar_steps)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.metrics import Spread
+from disa.metrics import Resampled, Spread
 from disa.samples import Wanted
 
 FEWEST_IMAGES = 20
@@ -18,14 +18,23 @@ FEWEST_IMAGES = 20
 
 @dataclass(frozen=True)
 class Measured:
-    """Of every policy its quality, and how that differs from the first one's; yardsticks: what real data score.
+    """Of every policy its quality; yardsticks: what real data score. Both are dataclasses of numbers.
 
-    Qualities and yardsticks are dataclasses of numbers; a difference is paired by seed, and None for the first policy.
+    headlines: of every policy the number that it is judged by.
     """
 
     qualities: Sequence[Any]
-    differences: Sequence[Spread | None]
+    headlines: Sequence[Resampled]
     yardsticks: Any = None
+
+    def difference(self, policy: int, base: int = 0) -> Spread:
+        """A policy's headline minus another one's, paired by seed."""
+        return (self.headlines[policy] - self.headlines[base]).spread()
+
+    @property
+    def differences(self) -> list[Spread | None]:
+        """To the first policy; None for itself."""
+        return [None, *(self.difference(policy) for policy in range(1, len(self.headlines)))]
 
 
 class Measure(Protocol):
@@ -61,12 +70,12 @@ class Digits:
         return _refusal(images, (1, IMAGE_SIZE, IMAGE_SIZE))
 
     def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured:
-        from disa.tiny.quality import digit_difference, digit_quality, yardsticks
+        from disa.tiny.quality import measure_digits, yardsticks
 
-        scaled = [part * 2 - 1 for part in images]
         labels = None if wanted.labels is None else torch.tensor(wanted.labels)
-        differences = [None, *(digit_difference(part, scaled[0], labels) for part in scaled[1:])]
-        return Measured([digit_quality(part, labels) for part in scaled], differences, yardsticks())
+        measured = [measure_digits(part * 2 - 1, labels) for part in images]
+        qualities, distances = zip(*measured, strict=True)
+        return Measured(qualities, distances, yardsticks())
 
     def cells(self, quality: Any, difference: Spread | None) -> list[str]:
         read = "" if quality.accuracy is None else f"{quality.accuracy.value:.1%}"
@@ -107,15 +116,14 @@ class Shapes:
         return _refusal(images, (3, IMAGE_SIZE, IMAGE_SIZE))
 
     def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured:
-        from disa.tiny.judge import score, score_difference
+        from disa.tiny.judge import resampled_score, score
 
         reports = [score(part * 2 - 1, wanted.prompts or []) for part in images]
-        differences = [None, *(score_difference(report, reports[0]) for report in reports[1:])]
         scores = [
             Score(report.overall, {str(name): share for name, share in report.categories.items()}, report.num_images)
             for report in reports
         ]
-        return Measured(scores, differences)
+        return Measured(scores, [resampled_score(report) for report in reports])
 
     def cells(self, quality: Any, difference: Spread | None) -> list[str]:
         return [str(quality.overall), _gap(difference)]

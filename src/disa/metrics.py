@@ -131,6 +131,47 @@ class Spread:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
 
+@dataclass(frozen=True)
+class Resampled:
+    """A statistic of some samples, and of the same samples drawn again: resamples [R].
+
+    The difference of two that were drawn again alike is that of two policies on the same seeds.
+    """
+
+    value: float
+    resamples: np.ndarray
+
+    def __sub__(self, other: "Resampled") -> "Resampled":
+        return Resampled(self.value - other.value, self.resamples - other.resamples)
+
+    def spread(self, level: float = 0.95) -> Spread:
+        """The percentile interval, moved as `bootstrap` says. Raises DisaError for a level outside (0, 1)."""
+        if not 0 < level < 1:
+            raise DisaError(f"the level of an interval is in (0, 1), found {level}.")
+        bias = float(self.resamples.mean()) - self.value
+        low, high = np.quantile(self.resamples, [(1 - level) / 2, (1 + level) / 2]) - bias
+        return Spread(self.value, float(low), float(high), float(self.resamples.std(ddof=1)), bias)
+
+
+def resample(
+    statistic: Callable[..., float],
+    *arrays: Array,
+    strata: Array | None = None,
+    num_resamples: int = 200,
+    seed: int = 0,
+) -> Resampled:
+    """What `bootstrap` makes a spread of. Equal N, strata, number and seed draw the same samples again."""
+    tensors = [torch.as_tensor(array) for array in arrays]
+    num_samples = _equal_length([*tensors, *([] if strata is None else [torch.as_tensor(strata)])])
+    if num_resamples < 20:
+        raise DisaError(f"a bootstrap needs at least 20 resamples, found {num_resamples}.")
+    resampled = [
+        float(statistic(*(tensor[chosen.to(tensor.device)] for tensor in tensors)))
+        for chosen in _balanced_resamples(_members(num_samples, strata), num_resamples, seed)
+    ]
+    return Resampled(float(statistic(*tensors)), np.array(resampled))
+
+
 def bootstrap(
     statistic: Callable[..., float],
     *arrays: Array,
@@ -159,20 +200,7 @@ def bootstrap(
     Raises DisaError for empty arrays or different N, a stratum of fewer than 10 samples (it would hide its own spread),
     fewer than 20 resamples, or a level outside (0, 1).
     """
-    tensors = [torch.as_tensor(array) for array in arrays]
-    num_samples = _equal_length([*tensors, *([] if strata is None else [torch.as_tensor(strata)])])
-    if num_resamples < 20 or not 0 < level < 1:
-        raise DisaError(
-            f"a bootstrap needs at least 20 resamples and a level in (0, 1), found {num_resamples} and {level}."
-        )
-    value = float(statistic(*tensors))
-    resampled = [
-        float(statistic(*(tensor[chosen.to(tensor.device)] for tensor in tensors)))
-        for chosen in _balanced_resamples(_members(num_samples, strata), num_resamples, seed)
-    ]
-    bias = float(np.mean(resampled)) - value
-    low, high = np.quantile(resampled, [(1 - level) / 2, (1 + level) / 2]) - bias
-    return Spread(value, float(low), float(high), float(np.std(resampled, ddof=1)), bias)
+    return resample(statistic, *arrays, strata=strata, num_resamples=num_resamples, seed=seed).spread(level)
 
 
 def bootstrap_difference(
@@ -194,11 +222,12 @@ def bootstrap_difference(
     Raises DisaError as `bootstrap` does.
     """
     first, second = _as_list(a), _as_list(b)
+    _equal_length([torch.as_tensor(array) for array in (*first, *second)])
 
-    def difference(*tensors: Tensor) -> float:
-        return statistic(*tensors[: len(first)]) - statistic(*tensors[len(first) :])
+    def resampled(arrays: Sequence[Array]) -> Resampled:
+        return resample(statistic, *arrays, strata=strata, num_resamples=num_resamples, seed=seed)
 
-    return bootstrap(difference, *first, *second, strata=strata, num_resamples=num_resamples, seed=seed, level=level)
+    return (resampled(first) - resampled(second)).spread(level)
 
 
 def _as_list(arrays: Array | Sequence[Array]) -> list[Array]:

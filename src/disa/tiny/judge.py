@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.metrics import SMALLEST_STRATUM, Array, Spread, bootstrap, bootstrap_difference
+from disa.metrics import SMALLEST_STRATUM, Array, Resampled, Spread, bootstrap, resample
 from disa.tiny.captions import (
     CATEGORIES,
     COLOURS,
@@ -118,10 +118,10 @@ def score(images: Array, captions: Sequence[str], num_resamples: int = 200, seed
     return Report(spreads, overall, len(captions), verdicts)
 
 
-def score_difference(report: Report, first: Report) -> Spread:
-    """The spread of one overall score minus another's, for the same captions and seeds in the same order."""
-    (right, labels, strata), (other, _, _) = _marks(report.verdicts), _marks(first.verdicts)
-    return bootstrap_difference(_mean_of_categories, (right, labels), (other, labels), strata)
+def resampled_score(report: Report) -> Resampled:
+    """The overall score on every resample, for differences of reports on the same captions and seeds."""
+    right, labels, strata = _marks(report.verdicts)
+    return resample(_mean_of_categories, right, labels, strata=strata)
 
 
 def _marks(verdicts: Sequence[Verdict]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -3,7 +3,6 @@
 N generated images, 64 features. The reference is scikit-learn's digits.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,12 +15,13 @@ from disa.metrics import (
     SMALLEST_STRATUM,
     Array,
     Gaussian,
+    Resampled,
     Spread,
     bootstrap,
-    bootstrap_difference,
     class_accuracy,
     frechet_distance,
     precision_recall,
+    resample,
 )
 from disa.tiny.classifier import IMAGE_SIZE, NUM_FEATURES, DigitClassifier, load_classifier
 from disa.tiny.data import Split, digits
@@ -91,19 +91,24 @@ def digit_quality(
 
     Raises DisaError for wrong shapes or values and fewer than 4 images.
     """
-    features, real = digit_features(images), _real_features(reference)
-    wanted = _labels(labels, len(features))
-    precision, recall = precision_recall(real, features)
-    gaussian = Gaussian.fit(real)
+    return measure_digits(images, labels, reference, num_resamples, seed)[0]
 
-    def spread(statistic: Callable[..., float], *arrays: Tensor) -> Spread:
-        return bootstrap(statistic, *arrays, strata=_strata(wanted), num_resamples=num_resamples, seed=seed)
 
-    frechet = spread(lambda chosen: frechet_distance(chosen, gaussian), features.double())
+def measure_digits(
+    images: Array, labels: Array | None = None, reference: Split = "all", num_resamples: int = 200, seed: int = 0
+) -> tuple[Quality, Resampled]:
+    """`digit_quality`, and its Fréchet distance on every resample: differences of several policies need no more."""
+    features, wanted = digit_features(images), _labels(labels, len(images))
+    precision, recall = precision_recall(_real_features(reference), features)
+    distance = _distance(features, wanted, reference, num_resamples, seed)
     accuracy = None
     if wanted is not None:
-        accuracy = spread(class_accuracy, _classifier().logits(features).argmax(dim=1), wanted)
-    return Quality(DIGIT_FEATURES, frechet, accuracy, precision, recall, len(features))
+        read = _classifier().logits(features).argmax(dim=1)
+        accuracy = bootstrap(
+            class_accuracy, read, wanted, strata=_strata(wanted), num_resamples=num_resamples, seed=seed
+        )
+    quality = Quality(DIGIT_FEATURES, distance.spread(), accuracy, precision, recall, len(features))
+    return quality, distance
 
 
 def digit_difference(
@@ -114,12 +119,20 @@ def digit_difference(
     Below 0, `a` is closer to the data; `0 in` the result, no difference shows. Arguments as in `digit_quality`, and
     `a[i]`, `b[i]` have the same seed and label. Raises DisaError for wrong shapes or values and for unequal numbers.
     """
-    gaussian = Gaussian.fit(_real_features(reference))
-    first, second = digit_features(a).double(), digit_features(b).double()
-    strata = _strata(_labels(labels, len(first)))
-    return bootstrap_difference(
-        lambda chosen: frechet_distance(chosen, gaussian), first, second, strata, num_resamples, seed
+    if len(a) != len(b):
+        raise DisaError(f"a difference needs the same seeds under both policies, found {len(a)} and {len(b)} images.")
+    first, second = (
+        _distance(digit_features(part), _labels(labels, len(part)), reference, num_resamples, seed) for part in (a, b)
     )
+    return (first - second).spread()
+
+
+def _distance(features: Tensor, labels: Tensor | None, reference: Split, num_resamples: int, seed: int) -> Resampled:
+    gaussian = Gaussian.fit(_real_features(reference))
+    return resample(
+        lambda chosen: frechet_distance(chosen, gaussian), features.double(),
+        strata=_strata(labels), num_resamples=num_resamples, seed=seed,
+    )  # fmt: skip
 
 
 def _labels(labels: Array | None, num_images: int) -> Tensor | None:
