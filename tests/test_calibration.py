@@ -266,7 +266,7 @@ def test_the_reference_has_no_error() -> None:
 class Faint:
     """Pictures that show latents faintly: nothing is cut off at black or white."""
 
-    scale = 1e-3
+    scale = 1e-2
 
     def encode(self, images: Tensor) -> Tensor:
         return images / self.scale
@@ -294,6 +294,14 @@ def test_an_image_that_becomes_another_does_not_decide() -> None:
     each = [gains(sampler, WANTED.part(slice(i, i + 1)), settings, nothing) for i in range(3)]
     together = gains(sampler, WANTED, settings, nothing)
     assert together == pytest.approx(np.exp(np.log(each).mean(axis=0)).tolist(), rel=1e-3)
+
+
+def test_an_image_that_does_not_show_a_disturbance_does_not_decide_either() -> None:
+    class Black(Faint):
+        scale = 0.0
+
+    sampler = Sampler(small.PRESET, small.model(0), Black(), device="cpu")
+    assert gains(sampler, WANTED, sampler.settings(num_ar_steps=2), nothing) == pytest.approx([1e-6, 1e-6])
 
 
 def test_only_one_ar_step_is_disturbed() -> None:

@@ -34,6 +34,8 @@ NUM_IMAGES, FIRST_SEED = 16, 100_000
 """Images that are measured by default, on seeds that reports of quality leave alone."""
 GAIN_STEPS, NUDGE = 8, 0.1
 """Denoising steps of the paths that are disturbed, and the disturbance, beside latents of about unit variance."""
+SMALLEST_GAIN = 1e-6
+"""Of an image that does not show the disturbance at all, such as where it is black before and after."""
 
 
 @dataclass(frozen=True)
@@ -271,7 +273,7 @@ def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callabl
     for ar_step in range(settings.num_ar_steps):
         nudged = Nudged(settings.solver, ar_step, others)
         change = (pictures(nudged) - undisturbed).square().flatten(1).sum(1)
-        found.append((change / nudged.squares).clamp(min=np.finfo(float).tiny).log().mean().exp().item())
+        found.append((change / nudged.squares).clamp(min=SMALLEST_GAIN).log().mean().exp().item())
     return found
 
 
