@@ -191,10 +191,7 @@ def _calibrated(sampler: Sampler, linear: dict[float, str]) -> list[Path]:
 
 def _is_made_for(path: Path, sampler: Sampler, budget: str) -> bool:
     content = json.loads(path.read_text()) if path.exists() else {}
-    return (
-        content.get("asked_budget") == budget
-        and content["measured_for"].get("weights") == sampler.weights_hash
-    )  # fmt: skip
+    return content.get("asked_budget") == budget and content["measured_for"].get("weights") == sampler.weights_hash
 
 
 # -- drawing -------------------------------------------------------------------------------------------------------
@@ -260,9 +257,8 @@ def measure(model: str, work: Path) -> None:
     measured = by.measure([images(point) for point in points], wanted)
     linear = {(p.share, p.solver): i for i, p in enumerate(points) if p.kind == "linear"}
     best: dict[tuple[float | None, str | None], int] = {}
-    lower_is_better = "frechet" in vars(measured.qualities[0])
-    values = [headline.value for headline in measured.headlines]
-    for i in sorted(range(len(points)), key=lambda i: values[i] if lower_is_better else -values[i]):
+    sign = 1 if _lower_is_better(vars(measured.qualities[0])) else -1
+    for i in sorted(range(len(points)), key=lambda i: sign * measured.headlines[i].value):
         if points[i].kind in FIXED:
             best.setdefault((points[i].share, points[i].solver), i)
     rows = []
@@ -286,7 +282,6 @@ def measure(model: str, work: Path) -> None:
     report = {
         "model": model, "num_images": count * CHUNK, "seeds": [0, count * CHUNK - 1], "torch": torch.__version__,
         "threads": torch.get_num_threads(), "points": rows, "yardsticks": known and asdict(known),
-        "lower_is_better": lower_is_better,
     }  # fmt: skip
     write_json(RESULTS / f"policies-{model}.json", report)
 
@@ -327,9 +322,13 @@ def _headline(quality: dict[str, Any]) -> dict[str, float]:
     return quality["frechet"] if "frechet" in quality else quality["overall"]
 
 
+def _lower_is_better(quality: dict[str, Any]) -> bool:
+    return "frechet" in quality
+
+
 def _section(report: dict[str, Any]) -> str:
     own, other = ([p for p in report["points"] if bool(p["solver"]) == apart] for apart in (False, True))
-    name = "Fréchet distance" if report["lower_is_better"] else "score"
+    name = "Fréchet distance" if _lower_is_better(report["points"][0]["quality"]) else "score"
     against = [f"against {base}" for base in ("the original", "linear", "the best fixed")]
     columns = ["evaluations per row", "CPU s per image", name, *against]
     original, spent = own[0], sorted(own[1:], key=lambda p: -p["share"])
@@ -346,7 +345,7 @@ def _section(report: dict[str, Any]) -> str:
         ),
         "\nWhere each begins to degrade: the fewest evaluations per row at which it, and everything above, is not "
         "worse than the original outside the interval.\n",
-        table(["policy", "evaluations per row"], _degrades(own, report["lower_is_better"])),
+        table(["policy", "evaluations per row"], _degrades(own, _lower_is_better(report["points"][0]["quality"]))),
         "",
     ]  # fmt: skip
     if other:
@@ -409,7 +408,7 @@ def _plot(report: dict[str, Any]) -> bytes:
         if max(shown) > 3 * min(shown):
             _label_plainly(axes, "x")
         axes.grid(alpha=0.3)
-    if report["lower_is_better"]:
+    if _lower_is_better(report["points"][0]["quality"]):
         panels[0].set_ylabel("Fréchet distance")
         _label_plainly(panels[0], "y")
     else:

@@ -284,7 +284,7 @@ class Nudged:
     solver: Solver
     ar_step: int
     noise: Noise
-    squares: Tensor = field(default_factory=lambda: torch.empty(0))
+    squares: Tensor = field(init=False)
 
     @property
     def grid(self) -> str | None:

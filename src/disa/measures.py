@@ -116,14 +116,14 @@ class Shapes:
         return _refusal(images, (3, IMAGE_SIZE, IMAGE_SIZE))
 
     def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured:
-        from disa.tiny.judge import resampled_score, score
+        from disa.tiny.judge import score
 
         reports = [score(part * 2 - 1, wanted.prompts or []) for part in images]
         scores = [
             Score(report.overall, {str(name): share for name, share in report.categories.items()}, report.num_images)
             for report in reports
         ]
-        return Measured(scores, [resampled_score(report) for report in reports])
+        return Measured(scores, [report.resampled for report in reports])
 
     def cells(self, quality: Any, difference: Spread | None) -> list[str]:
         return [str(quality.overall), _gap(difference)]

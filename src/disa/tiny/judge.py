@@ -83,12 +83,17 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Report:
-    """The share of right pictures per category; `overall` is the mean of the categories, as in GenEval."""
+    """The share of right pictures per category; `overall` is the mean of the categories, as in GenEval. `resampled` is
+    the same on every resample, for differences of reports on the same captions and seeds."""
 
     categories: dict[Category, Spread]
-    overall: Spread
+    resampled: Resampled
     num_images: int
     verdicts: tuple[Verdict, ...]
+
+    @property
+    def overall(self) -> Spread:
+        return self.resampled.spread()
 
     def __str__(self) -> str:
         shares = ", ".join(f"{category} {spread}" for category, spread in self.categories.items())
@@ -114,14 +119,8 @@ def score(images: Array, captions: Sequence[str], num_resamples: int = 200, seed
         )
         for label in labels.unique().tolist()
     }
-    overall = bootstrap(_mean_of_categories, correct, labels, strata=strata, num_resamples=num_resamples, seed=seed)
+    overall = resample(_mean_of_categories, correct, labels, strata=strata, num_resamples=num_resamples, seed=seed)
     return Report(spreads, overall, len(captions), verdicts)
-
-
-def resampled_score(report: Report) -> Resampled:
-    """The overall score on every resample, for differences of reports on the same captions and seeds."""
-    right, labels, strata = _marks(report.verdicts)
-    return resample(_mean_of_categories, right, labels, strata=strata)
 
 
 def _marks(verdicts: Sequence[Verdict]) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -3,6 +3,7 @@
 N generated images, 64 features. The reference is scikit-learn's digits.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +19,7 @@ from disa.metrics import (
     Resampled,
     Spread,
     bootstrap,
+    bootstrap_difference,
     class_accuracy,
     frechet_distance,
     precision_recall,
@@ -99,14 +101,15 @@ def measure_digits(
 ) -> tuple[Quality, Resampled]:
     """`digit_quality`, and its Fréchet distance on every resample: differences of several policies need no more."""
     features, wanted = digit_features(images), _labels(labels, len(images))
+    strata = _strata(wanted)
     precision, recall = precision_recall(_real_features(reference), features)
-    distance = _distance(features, wanted, reference, num_resamples, seed)
+    distance = resample(
+        _distance_to(reference), features.double(), strata=strata, num_resamples=num_resamples, seed=seed
+    )
     accuracy = None
     if wanted is not None:
         read = _classifier().logits(features).argmax(dim=1)
-        accuracy = bootstrap(
-            class_accuracy, read, wanted, strata=_strata(wanted), num_resamples=num_resamples, seed=seed
-        )
+        accuracy = bootstrap(class_accuracy, read, wanted, strata=strata, num_resamples=num_resamples, seed=seed)
     quality = Quality(DIGIT_FEATURES, distance.spread(), accuracy, precision, recall, len(features))
     return quality, distance
 
@@ -119,20 +122,14 @@ def digit_difference(
     Below 0, `a` is closer to the data; `0 in` the result, no difference shows. Arguments as in `digit_quality`, and
     `a[i]`, `b[i]` have the same seed and label. Raises DisaError for wrong shapes or values and for unequal numbers.
     """
-    if len(a) != len(b):
-        raise DisaError(f"a difference needs the same seeds under both policies, found {len(a)} and {len(b)} images.")
-    first, second = (
-        _distance(digit_features(part), _labels(labels, len(part)), reference, num_resamples, seed) for part in (a, b)
-    )
-    return (first - second).spread()
+    first, second = digit_features(a).double(), digit_features(b).double()
+    strata = _strata(_labels(labels, len(first)))
+    return bootstrap_difference(_distance_to(reference), first, second, strata, num_resamples, seed)
 
 
-def _distance(features: Tensor, labels: Tensor | None, reference: Split, num_resamples: int, seed: int) -> Resampled:
+def _distance_to(reference: Split) -> Callable[[Tensor], float]:
     gaussian = Gaussian.fit(_real_features(reference))
-    return resample(
-        lambda chosen: frechet_distance(chosen, gaussian), features.double(),
-        strata=_strata(labels), num_resamples=num_resamples, seed=seed,
-    )  # fmt: skip
+    return lambda chosen: frechet_distance(chosen, gaussian)
 
 
 def _labels(labels: Array | None, num_images: int) -> Tensor | None:
