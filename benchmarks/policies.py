@@ -328,10 +328,11 @@ def _lower_is_better(quality: dict[str, Any]) -> bool:
 
 def _section(report: dict[str, Any]) -> str:
     own, other = ([p for p in report["points"] if bool(p["solver"]) == apart] for apart in (False, True))
-    name = "Fréchet distance" if _lower_is_better(report["points"][0]["quality"]) else "score"
+    original, spent = own[0], sorted(own[1:], key=lambda p: -p["share"])
+    lower_is_better = _lower_is_better(original["quality"])
+    name = "Fréchet distance" if lower_is_better else "score"
     against = [f"against {base}" for base in ("the original", "linear", "the best fixed")]
     columns = ["evaluations per row", "CPU s per image", name, *against]
-    original, spent = own[0], sorted(own[1:], key=lambda p: -p["share"])
     lines = [
         f"## {report['model']}\n",
         f"{report['num_images']} images per point, seeds {report['seeds'][0]}-{report['seeds'][1]}, "
@@ -345,7 +346,7 @@ def _section(report: dict[str, Any]) -> str:
         ),
         "\nWhere each begins to degrade: the fewest evaluations per row at which it, and everything above, is not "
         "worse than the original outside the interval.\n",
-        table(["policy", "evaluations per row"], _degrades(own, _lower_is_better(report["points"][0]["quality"]))),
+        table(["policy", "evaluations per row"], _degrades(own, lower_is_better)),
         "",
     ]  # fmt: skip
     if other:
@@ -408,7 +409,7 @@ def _plot(report: dict[str, Any]) -> bytes:
         if max(shown) > 3 * min(shown):
             _label_plainly(axes, "x")
         axes.grid(alpha=0.3)
-    if _lower_is_better(report["points"][0]["quality"]):
+    if _lower_is_better(own[0]["quality"]):
         panels[0].set_ylabel("Fréchet distance")
         _label_plainly(panels[0], "y")
     else:
