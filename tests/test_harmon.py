@@ -17,6 +17,7 @@ from torch import Tensor
 
 import small
 from disa import text as texts
+from disa.calibration import gains
 from disa.checkpoints import build_model, convert, load_model
 from disa.diffusion import TrainingLoss
 from disa.errors import DisaError
@@ -27,6 +28,7 @@ from disa.noise import SeededNoise
 from disa.presets import PRESETS, Preset, find_preset
 from disa.problem import ARStep, Guidance, Prompts, Request
 from disa.sampler import Sampler
+from disa.samples import Wanted
 from disa.solvers import make_solver
 from disa.steps import StepPolicy, linear, parse
 from disa.text import Text, penalised, sampled
@@ -707,6 +709,24 @@ def test_what_is_drawn_is_the_rewritten_prompt(sampler: Sampler, monkeypatch: py
     known, mask = torch.zeros(1, 3, 4, 4), torch.ones(1, 4, 4, dtype=torch.bool)
     kept = sampler.sample(prompts="a cat", rewrite=True, known=known, mask=mask)
     assert kept.rewritten is None
+
+
+def test_gains_rewrite_a_prompt_once_and_are_those_of_what_it_becomes(
+    sampler: Sampler, monkeypatch: pytest.MonkeyPatch
+):
+    asked, said = list[str](), {"a cat": "a red cat", "two red dogs": "two red dogs left of a cat"}
+
+    def rewrite(prompts: list[str], seeds: list[int]) -> list[str]:
+        asked.extend(prompts)
+        return [said[prompt] for prompt in prompts]
+
+    monkeypatch.setattr(sampler, "rewrite", rewrite)
+    found = [
+        gains(sampler, Wanted(None, [1, 2], prompts), sampler.settings(num_ar_steps=2, rewrite=wish), lambda: None)
+        for prompts, wish in ((list(said), True), (list(said.values()), False))
+    ]
+    assert found[0] == found[1]
+    assert asked == list(said)
 
 
 def test_an_answer_that_cannot_be_a_prompt_leaves_it_as_it_is(sampler: Sampler, monkeypatch: pytest.MonkeyPatch):

@@ -258,6 +258,9 @@ def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callabl
     drawn later follows it, less where it is drawn over or hardly seen. The geometric mean over images, so that a few
     that become another image do not decide. Raises DisaError.
     """
+    if settings.rewrite and wanted.prompts is not None:
+        wanted = replace(wanted, prompts=sampler.rewrite(wanted.prompts, wanted.seeds))
+        settings = replace(settings, rewrite=False)
 
     def pictures(solver: Solver) -> Tensor:
         together = replace(settings, policy=Constant(GAIN_STEPS), solver=solver, batch_size=len(wanted.seeds))
