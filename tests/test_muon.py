@@ -26,6 +26,21 @@ def test_lengths_of_the_gradient_do_not_matter() -> None:
     torch.testing.assert_close(orthogonal(1e-4 * matrices), orthogonal(matrices), rtol=0, atol=1e-3)
 
 
+def test_bfloat16_rounds_an_update_and_no_more() -> None:
+    matrices = torch.randn(3, 6, 20, generator=torch.Generator().manual_seed(0))
+    half = orthogonal(matrices, torch.bfloat16)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, orthogonal(matrices), rtol=0, atol=0.03)
+    updates = []
+    for dtype in (torch.float32, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.zeros(6, 20))
+        weight.grad = matrices[0].clone()
+        Muon([{"params": [weight]}], lr=1.0, dtype=dtype).step()
+        updates.append(weight.detach())
+    assert not torch.equal(*updates)
+    torch.testing.assert_close(*updates, rtol=0, atol=0.03 * LENGTH * math.sqrt(20))
+
+
 def test_an_update_is_decay_and_a_step_of_known_length() -> None:
     weight, other = (torch.nn.Parameter(torch.full((4, 6), value)) for value in (1.0, 2.0))
     for seed, parameter in enumerate((weight, other)):

@@ -236,6 +236,7 @@ def test_matrices_of_blocks_and_the_head_have_their_own_learning_rates(codec_fol
     trainer.step()
     adamw, muon = trainer.optimisers
     assert isinstance(muon, Muon)
+    assert muon.dtype == (torch.bfloat16 if trainer.half else torch.float32)
     names = {parameter: name for name, parameter in trainer.model.named_parameters()}
     speeds = {
         names[parameter]: group["lr"] / (recipe.learning_rate / 2)

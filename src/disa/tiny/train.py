@@ -7,6 +7,7 @@ Shapes: B images, L tokens, C token channels.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,9 @@ from disa.pictures import plot_png
 from disa.tiny.muon import Muon
 from disa.tiny.tasks import Recipe, find_task
 
+PRODUCTS_KEPT = "16384"
+"""How many prepared matrix products oneDNN keeps: every number of visible tokens has its own, and 1024 are too few."""
+
 
 class Trainer:
     """Model, average and optimiser of one run."""
@@ -31,8 +35,8 @@ class Trainer:
         self.name, self.seed, self.task = name, seed, find_task(name, recipe, vae)
         self.recipe = self.task.recipe
         self.model, self.average = self.task.build(seed), self.task.build(seed)
-        self.optimisers = _optimisers(self.model, self.recipe)
         self.half = self.task.half and has_fast_bf16()
+        self.optimisers = _optimisers(self.model, self.recipe, torch.bfloat16 if self.half else torch.float32)
         self.iteration, self.losses = 0, list[float]()
 
     def step(self) -> float:
@@ -103,9 +107,9 @@ class Trainer:
             ) from error
 
 
-def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices of blocks where the recipe has a speed for them. Only matrices decay. speed: by
-    which the learning rate is multiplied."""
+def _optimisers(model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of blocks where the recipe has a speed for them, with products in dtype. Only
+    matrices decay. speed: by which the learning rate is multiplied."""
     others: dict[tuple[float, float], list[nn.Parameter]] = {}
     matrices: dict[tuple[torch.Size, int], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -121,7 +125,7 @@ def _optimisers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]
     if not matrices:
         return [adamw]
     stacks = [{"params": same, "parts": parts, "speed": recipe.muon_speed} for (_, parts), same in matrices.items()]
-    return [adamw, Muon(stacks, weight_decay=recipe.weight_decay)]
+    return [adamw, Muon(stacks, weight_decay=recipe.weight_decay, dtype=dtype)]
 
 
 def train(
@@ -139,6 +143,7 @@ def train(
     vae: the folder of an autoencoder to use instead of the package's; it is written beside the model. A run that was
     stopped continues from `state.pt` in the same folder, with the same result as an unbroken one.
     """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)
     trainer = Trainer(name, seed, recipe, vae)
     make_folder(folder)
     saved = folder / "state.pt"
