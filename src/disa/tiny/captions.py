@@ -98,8 +98,13 @@ def canonical(known: Facts) -> Facts:
 
 def allows(stated: Facts, complete: Facts) -> bool:
     """Whether everything stated is among the complete facts, whichever of two objects comes first."""
+    return in_order_of(stated, complete) is not None
+
+
+def in_order_of(stated: Facts, complete: Facts) -> Facts | None:
+    """The complete facts from the object that is stated first; None where something stated is not among them."""
     turned = Facts(complete.groups[::-1], complete.relation and _OPPOSITE[complete.relation])
-    return any(_stands(stated, known) for known in (complete, turned))
+    return next((known for known in (complete, turned) if _stands(stated, known)), None)
 
 
 def _stands(stated: Facts, known: Facts) -> bool:

@@ -7,6 +7,7 @@ transformers is imported when a tokenizer is made. Shapes: B images, T tokens of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from disa.errors import DisaError
 from disa.models.harmon import IGNORED
 from disa.problem import Prompts
 from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
-from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, describe, phrase
+from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, describe, in_order_of, parse, phrase
 from disa.tiny.scenes import IMAGE_SIZE, Scene, Split, draw, facts, scene_at
 
 Captioned = tuple[Scene, str]
@@ -98,14 +99,23 @@ def answers(text: Text, drawn: Sequence[Captioned], num_image_tokens: int) -> tu
 
 
 def rewritings(text: Text, drawn: Sequence[Captioned], random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Ids and targets [B, T] of the captions, and of all there is to say about their scenes.
+    """Ids and targets [B, T] of the captions, and of all that a scene could show of which they are true.
 
     Shapes and colours have changed places, in both: a word is to be repeated because it stands in the caption, and not
     because it goes with another. These texts therefore have combinations that are held out; no picture does.
     """
     words = np.random.default_rng(int(torch.randint(_NUM_SCENES, (), generator=random)))
-    pairs = [_renamed(caption, describe(facts(scene)), words) for scene, caption in drawn]
+    pairs = [_renamed(caption, _completed(scene, caption), words) for scene, caption in drawn]
     return _answered(text, [text.to_rewrite(caption) for caption, _ in pairs], [told for _, told in pairs])
+
+
+def _completed(scene: Scene, caption: str) -> str:
+    """All there is to say about the scene; but where the caption leaves open how two objects lie, the first is put to
+    the left or above, so that colours and sizes are repeated in the order in which they are read."""
+    known, stated = facts(scene), parse(caption)
+    ordered = in_order_of(stated, known)
+    assert ordered is not None
+    return describe(known if stated.relation else replace(ordered, relation=known.relation))
 
 
 def _renamed(caption: str, answer: str, random: np.random.Generator) -> tuple[str, str]:

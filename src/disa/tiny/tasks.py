@@ -302,7 +302,10 @@ RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = 
     "digits-vae": (AutoencoderTask, Recipe(1_500, 64, learning_rate=2e-3, weight_decay=0.01)),
     "shapes-vae": (ShapesAutoencoderTask, Recipe(3_000, 16, learning_rate=2e-3, weight_decay=0.01, kl_weight=1e-4)),
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
-    "harmon-shapes": (HarmonTask, Recipe(10_400, 24, learning_rate=1e-3, head_speed=4.0, muon_speed=3.0)),
+    "harmon-shapes": (
+        HarmonTask,
+        Recipe(16_000, 48, learning_rate=1e-3, head_speed=4.0, muon_speed=3.0, described=0.25),
+    ),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
 }
