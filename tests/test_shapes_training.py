@@ -123,7 +123,7 @@ def test_captions_are_asked_about_and_everything_is_the_answer(text: Text) -> No
 
 
 def everything_about(scene: Scene, caption: str) -> str:
-    """What objects lie left of or above is left open by captions that only list them: it is what comes first then."""
+    """Captions that only list two objects leave open which lies left of or above the other: it is the first then."""
     known, stated = facts(scene), parse(caption)
     if stated.relation or len(known.groups) == 1:
         return describe(known)

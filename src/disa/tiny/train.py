@@ -143,7 +143,7 @@ def train(
     vae: the folder of an autoencoder to use instead of the package's; it is written beside the model. A run that was
     stopped continues from `state.pt` in the same folder, with the same result as an unbroken one.
     """
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)  # read with the first product
     trainer = Trainer(name, seed, recipe, vae)
     make_folder(folder)
     saved = folder / "state.pt"
