@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from disa.errors import DisaError
 from disa.flow import FlowLoss, FlowMatching
 from disa.models.heads import TIME_FEATURES
-from disa.models.layers import Linear, attend, sinusoids, swish
+from disa.models.layers import Linear, attend, sinusoids, swish, table
 from disa.models.naming import NameMap, Part
 from disa.models.transformer import (
     NORM_EPS,
@@ -143,7 +143,7 @@ class FlowAR(nn.Module):
     def __init__(self, config: FlowARConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.class_embedding = nn.Embedding(c.num_classes + 1, c.width)
+        self.class_embedding = table(c.num_classes + 1, c.width)
         self.modulation = Linear(c.width, c.depth * PARTS * c.width)
         self.token_in = Linear(c.latent_channels, c.width)
         self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)

@@ -42,6 +42,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _padded(lambda rows: F.linear(rows, weight, bias), x)
 
 
+def table(count: int, width: int) -> nn.Embedding:
+    """`count` vectors of `width`, without values as yet, like `torch.empty`.
+
+    On the meta device PyTorch's own normal values would import its symbolic shapes: a second, and 70 MiB.
+    """
+    return nn.Embedding.from_pretrained(torch.empty(count, width), freeze=False)
+
+
 def adopt(model: nn.Module) -> nn.Module:
     """Turn the plain linear layers of a foreign model into `Linear`, which keeps its promise and can be packed."""
     for module in model.modules():

@@ -20,7 +20,7 @@ from torch.nn import functional
 from disa.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.errors import DisaError
 from disa.models.heads import DiffusionHead, HeadField
-from disa.models.layers import Block, Linear, take
+from disa.models.layers import Block, Linear, table, take
 from disa.models.naming import NameMap, Part
 from disa.problem import Counter, DenoisingProblem, Noise, Request
 
@@ -115,7 +115,7 @@ class MAR(nn.Module):
         super().__init__()
         self.config = c = config
         positions = c.buffer_size + c.num_tokens
-        self.class_embedding = nn.Embedding(c.num_classes, c.encoder_width)
+        self.class_embedding = table(c.num_classes, c.encoder_width)
         self.no_class = nn.Parameter(torch.empty(1, c.encoder_width))
         self.token_in = Linear(c.token_channels, c.encoder_width)
         self.token_norm = nn.LayerNorm(c.encoder_width, eps=1e-6)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from disa.errors import DisaError
 from disa.flow import FlowLoss, FlowMatching
 from disa.models.heads import LOOKAHEAD_VALUES, TIME_FEATURES
-from disa.models.layers import Linear, sinusoids, swish
+from disa.models.layers import Linear, sinusoids, swish, table
 from disa.models.naming import NameMap, Part
 from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
 from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, Request, TimeGrid
@@ -112,7 +112,7 @@ class XAR(nn.Module):
     def __init__(self, config: XARConfig) -> None:
         super().__init__()
         self.config = c = config
-        self.class_embedding = nn.Embedding(c.num_classes + 1, c.width)
+        self.class_embedding = table(c.num_classes + 1, c.width)
         self.time_in = Linear(TIME_FEATURES, c.width)
         self.time_out = Linear(c.width, c.width)
         self.modulation = Linear(c.width, c.depth * PARTS * c.width)
