@@ -6,12 +6,13 @@ Shapes: R rows, C token channels, W head width, D condition width, n denoising s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.models.layers import MIN_ROWS, Linear, sinusoids, swish
+from disa.models.layers import Linear, sinusoids, swish, tiles
 from disa.problem import Counter, Evaluate, Field, Prediction, TimeGrid
 
 TIME_FEATURES = 256
@@ -107,13 +108,13 @@ class HeadField(Field):
 
 
 class _BoundHead:
-    """A `HeadField` on one grid. Few rows are padded once, here, so that no layer has to do it."""
+    """A `HeadField` on one grid. Rows are padded once, here, so that no layer has to do it."""
 
     def __init__(self, field: HeadField, grid: TimeGrid) -> None:
         self.field, self.head = field, field.head
         self.num_rows = len(field.conditional)
-        self.padding = max(0, MIN_ROWS - self.num_rows) if field.conditional.device.type == "cpu" else 0
         halves = [half for half in (field.conditional, field.unconditional) if half is not None]
+        self.padding = _padding(self.num_rows, len(halves)) if field.conditional.device.type == "cpu" else 0
         inside = grid.within(field.interval)
         self.num_halves = [len(halves) if acts else 1 for acts in inside]
         self.condition = torch.cat([F.pad(half, (0, 0, 0, self.padding)) for half in halves])
@@ -148,3 +149,8 @@ class _BoundHead:
             mixed = swish(times[:, None] + condition)
             self.modulations = self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
         return self.modulations[denoise_step - self.first]
+
+
+def _padding(num_rows: int, num_halves: int) -> int:
+    """How many rows each half lacks for all of them to be one tile."""
+    return next(lack for lack in count() if tiles(rows := num_halves * (num_rows + lack)) == (rows,))

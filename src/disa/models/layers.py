@@ -6,15 +6,20 @@ Shapes: B images, L tokens, D width, H heads, n times.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-MIN_ROWS = 12
-"""Below this number of rows CPU libraries choose kernels that sum in another order, so that a token's value would
-depend on how many tokens are computed beside it. Fewer rows are padded; see `benchmarks/invariance.py`."""
+MIN_ROWS = 16
+"""Below 12 rows CPU libraries choose kernels that sum in another order, so that a token's value would depend on how
+many tokens are computed beside it. Fewer rows are padded, see `in_tiles` and `benchmarks/invariance.py`."""
+
+TILES = (1024, 256, 64)
+"""Into how many rows at a time a number that is not round is divided."""
 
 QUERY_TILE = 16
 """Queries that the CPU's fused attention takes at a time; half-filled tiles are summed in another order."""
@@ -39,7 +44,7 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` whose rows do not depend on each other's number."""
-    return _padded(lambda rows: F.linear(rows, weight, bias), x)
+    return in_tiles(lambda rows: F.linear(rows, weight, bias), x)
 
 
 def table(count: int, width: int) -> nn.Embedding:
@@ -81,7 +86,7 @@ class PackedLinear(nn.Module):
         def apply(rows: Tensor) -> Tensor:
             return torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, name, [], "none")
 
-        return _ACTIVATIONS[after](_padded(apply, x))
+        return _ACTIVATIONS[after](in_tiles(apply, x))
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -108,12 +113,39 @@ def pack(model: nn.Module) -> nn.Module:
     return model
 
 
-def _padded(apply: Any, x: Tensor) -> Tensor:
-    num_rows = x.numel() // x.shape[-1]
-    if not 0 < num_rows < MIN_ROWS or x.device.type != "cpu" or torch.is_grad_enabled():
+def in_tiles(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`apply` to x [..., D] in inference on a CPU: to a tile of its rows after the other; elsewhere at once.
+
+    apply: [R, D] -> [R, E], each row on its own. oneDNN prepares kernels for every number of rows that a layer meets,
+    and keeps them, 0.7 MiB; every AR step has a number of its own, but tiles have few.
+    """
+    if x.device.type != "cpu" or torch.is_grad_enabled():
         return apply(x)
-    rows = F.pad(x.reshape(num_rows, -1), (0, 0, 0, MIN_ROWS - num_rows))
-    return apply(rows)[:num_rows].reshape(*x.shape[:-1], -1)
+    num_rows = x.numel() // x.shape[-1]
+    sizes = tiles(num_rows)
+    if sizes == (num_rows,):
+        return apply(x)
+    rows, out, start = x.reshape(num_rows, -1), None, 0
+    for size in sizes:
+        tile = rows[start : start + size]
+        done = apply(tile if len(tile) == size else F.pad(tile, (0, 0, 0, size - len(tile))))
+        out = done.new_empty(num_rows, done.shape[1]) if out is None else out
+        out[start : start + size] = done[: len(tile)]
+        start += size
+    assert out is not None
+    return out.view(*x.shape[:-1], -1)
+
+
+@lru_cache(maxsize=4096)
+def tiles(num_rows: int) -> tuple[int, ...]:
+    """How many rows are computed at once, of which the last may be padded. Round numbers are not divided."""
+    if num_rows % (MIN_ROWS if num_rows <= 256 else 2 * MIN_ROWS) == 0:
+        return (num_rows,)
+    sizes, left = list[int](), num_rows
+    for size in TILES:
+        sizes += [size] * (left // size)
+        left %= size
+    return (*sizes, left + -left % MIN_ROWS)
 
 
 class Attention(nn.Module):
@@ -163,7 +195,7 @@ class Swish(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU between them; a tile at a time, so that little is in between."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -171,7 +203,7 @@ class MLP(nn.Module):
         self.fc2 = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(self.fc1(x, activation="gelu"))
+        return in_tiles(lambda rows: self.fc2(self.fc1(rows, activation="gelu")), x)
 
 
 class Block(nn.Module):
