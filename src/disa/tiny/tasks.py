@@ -304,7 +304,7 @@ RECIPES: dict[str, tuple[Callable[[str, Recipe, Path | None], Task], Recipe]] = 
     "mar-digits": (MARTask, Recipe(11_000, cycles=2)),
     "harmon-shapes": (
         HarmonTask,
-        Recipe(16_000, 48, learning_rate=1e-3, head_speed=4.0, muon_speed=3.0, described=0.25),
+        Recipe(13_200, 48, learning_rate=1e-3, head_speed=4.0, muon_speed=3.0, described=0.25),
     ),
     "flowar-digits": (FlowARTask, Recipe(3_200, 16, learning_rate=1e-3)),
     "xar-digits": (XARTask, Recipe(4_500)),
