@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
+from disa.diffusion import CosineDiffusion
 from disa.models import layers
+from disa.models.heads import DiffusionHead, HeadField
+from disa.problem import Counter, Prediction
 
 
 @pytest.mark.skipif(not layers.can_pack(torch.float32), reason="this build of PyTorch cannot pack weights")
@@ -62,3 +65,21 @@ def test_nothing_is_divided_while_training() -> None:
     with torch.no_grad():
         assert torch.equal(layers.in_tiles(apply, x), 2 * x)
     assert seen == [21, 32]
+
+
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.6)])
+def test_blocks_of_the_head_get_whole_tiles(interval: tuple[float, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    head = DiffusionHead(channels=4, condition_width=8, width=16, depth=1).requires_grad_(False)
+    grid, seen, denoise = CosineDiffusion().grid("uniform", 5), list[int](), head.denoise
+
+    def counted(h: torch.Tensor, modulation: torch.Tensor) -> Prediction:
+        seen.append(len(h))
+        return denoise(h, modulation)
+
+    monkeypatch.setattr(head, "denoise", counted)
+    for count in (1, 8, 17, 24, 33, 70, 150):
+        evaluate = HeadField.of(head, torch.zeros(count, 8), torch.ones(count, 8), 2.0, Counter(), interval).on(grid)
+        for denoise_step in range(5):
+            assert evaluate(torch.zeros(count, 4), denoise_step).value.shape == (count, 4)
+    assert len(seen) == 7 * 5
+    assert all(layers.tiles(rows) == (rows,) for rows in seen)

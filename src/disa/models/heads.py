@@ -108,15 +108,15 @@ class HeadField(Field):
 
 
 class _BoundHead:
-    """A `HeadField` on one grid. Rows are padded once, here, so that no layer has to do it."""
+    """A `HeadField` on one grid. Rows are padded once, here, so that no layer of a block has to do it."""
 
     def __init__(self, field: HeadField, grid: TimeGrid) -> None:
         self.field, self.head = field, field.head
         self.num_rows = len(field.conditional)
         halves = [half for half in (field.conditional, field.unconditional) if half is not None]
-        self.padding = _padding(self.num_rows, len(halves)) if field.conditional.device.type == "cpu" else 0
         inside = grid.within(field.interval)
         self.num_halves = [len(halves) if acts else 1 for acts in inside]
+        self.padding = _padding(self.num_rows, set(self.num_halves)) if field.conditional.device.type == "cpu" else 0
         self.condition = torch.cat([F.pad(half, (0, 0, 0, self.padding)) for half in halves])
         times = torch.tensor(grid.network_times, dtype=torch.float32, device=self.condition.device)
         self.times = self.head.time_table(times)
@@ -151,6 +151,10 @@ class _BoundHead:
         return self.modulations[denoise_step - self.first]
 
 
-def _padding(num_rows: int, num_halves: int) -> int:
-    """How many rows each half lacks for all of them to be one tile."""
-    return next(lack for lack in count() if tiles(rows := num_halves * (num_rows + lack)) == (rows,))
+def _padding(num_rows: int, num_halves: set[int]) -> int:
+    """How many rows each half lacks for so many halves to be one tile."""
+
+    def is_one_tile(rows: int) -> bool:
+        return tiles(rows) == (rows,)
+
+    return next(lack for lack in count() if all(is_one_tile(halves * (num_rows + lack)) for halves in num_halves))

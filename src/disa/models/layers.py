@@ -138,7 +138,8 @@ def in_tiles(apply: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def tiles(num_rows: int) -> tuple[int, ...]:
-    """How many rows are computed at once, of which the last may be padded. Round numbers are not divided."""
+    """How many rows are computed at once; the last may be padded. Multiples of 16 up to 256, and of 32 beyond, are not
+    divided: they are few, or come again in every AR step."""
     if num_rows % (MIN_ROWS if num_rows <= 256 else 2 * MIN_ROWS) == 0:
         return (num_rows,)
     sizes, left = list[int](), num_rows
