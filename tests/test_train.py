@@ -87,6 +87,49 @@ def test_visible_and_masked_tokens_partition_the_image() -> None:
         assert masked.shape[1] >= 1
 
 
+def mar_task(**recipe: float) -> tasks.MARTask:
+    task = tasks.find_task("mar-digits", replace(RECIPE, **recipe))
+    assert isinstance(task, tasks.MARTask)
+    return task
+
+
+def test_noisy_times_weigh_as_an_error_of_the_velocity_up_to_a_limit() -> None:
+    weights = mar_task(velocity_weight=5.0).weights
+    relative = weights / weights[0]
+    abar = torch.tensor(tasks.MAR.process.alpha_bar[: len(weights)], dtype=torch.float32)
+    assert weights.mean().item() == pytest.approx(1)
+    torch.testing.assert_close(relative[abar > 0.2], abar[0] / abar[abar > 0.2])
+    torch.testing.assert_close(relative[abar < 0.2], torch.full_like(relative[abar < 0.2], 5 * abar[0].item()))
+    assert torch.equal(mar_task(velocity_weight=1.0).weights, torch.ones(len(weights)))
+
+
+def test_visible_tokens_fade_and_blur_image_by_image() -> None:
+    tokens = torch.randn(500, 64, 32, generator=torch.Generator().manual_seed(0))
+
+    def made(fading: float, blurring: float) -> torch.Tensor:
+        return mar_task(fading=fading, blurring=blurring).imperfect(tokens, torch.Generator().manual_seed(1))
+
+    assert torch.equal(made(0, 0), tokens)
+    faded = made(0.2, 0) / tokens
+    torch.testing.assert_close(faded, faded[:, :1, :1].expand_as(faded))
+    assert 0.8 <= faded.min() < 0.81
+    assert 0.99 < faded.max() <= 1.0001
+    blur = (made(0, 0.3) - tokens).flatten(1).std(1)
+    assert blur.min() < 0.01
+    assert 0.28 < blur.max() < 0.32
+
+
+def test_the_held_out_loss_is_the_official_one_whatever_the_recipe() -> None:
+    plain, other = mar_task(velocity_weight=1, fading=0, blurring=0), mar_task()
+    model = plain.build(0)
+
+    def losses(split: tasks.Split) -> list[float]:
+        return [task.loss(model, split, torch.Generator().manual_seed(2)).item() for task in (plain, other)]
+
+    assert losses("test")[0] == losses("test")[1]
+    assert losses("train")[0] != losses("train")[1]
+
+
 @pytest.mark.parametrize("content", [b"", b"not a state", {"name": "another"}, {"no": "name"}])
 def test_a_foreign_state_is_refused(tmp_path: Path, content: object) -> None:
     path = tmp_path / "state.pt"

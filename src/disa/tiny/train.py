@@ -72,9 +72,7 @@ class Trainer:
         recipe = self.recipe
         if self.iteration < recipe.warmup:
             return recipe.learning_rate * (self.iteration + 1) / recipe.warmup
-        length = recipe.iterations // recipe.cycles
-        start = recipe.warmup if self.iteration < length else self.iteration // length * length
-        share = (self.iteration - start) / max(1, length - start % length)
+        share = (self.iteration - recipe.warmup) / max(1, recipe.iterations - recipe.warmup)
         return recipe.learning_rate * (1 + math.cos(math.pi * min(1.0, share))) / 2
 
     def _update_average(self) -> None:
