@@ -276,6 +276,8 @@ BAD_SAMPLES = [
         ["--solver", "ddim", "--temperature", "0.9"],
         "temperature scales the noise that ddpm and euler-maruyama add; ddim adds none",
     ),
+    (["--eta", "0.5"], "eta belongs to ddim, not to ddpm"),
+    (["--solver", "ddim", "--eta", "1.5"], "eta must be 0 to 1, found 1.5"),
     (["--temperature", "-1"], "temperature must be 0 or more, found -1.0"),
     (["--vae", "kl16.ckpt"], "mar-digits has no autoencoder, its tokens are pixels: leave kl16.ckpt out"),
     (["--guidance-interval", "0.9"], "the guidance interval must be two times like 0-0.9, found '0.9'"),

@@ -254,6 +254,8 @@ def test_what_cannot_be_edited_is_refused(sampler: Sampler, options: dict[str, A
         ({"guidance": float("nan")}, "guidance must be a finite number"),
         ({"temperature": -1}, "temperature must be 0 or more"),
         ({"solver": "ddim", "temperature": 0.9}, "temperature scales the noise that ddpm and euler-maruyama add"),
+        ({"eta": 0.5}, "eta belongs to ddim, not to ddpm"),
+        ({"solver": "ddim", "eta": -0.1}, "eta must be 0 to 1, found -0.1"),
         ({"num_ar_steps": 0}, "1 to 16"),
         ({"num_ar_steps": 17}, "found 17"),
         ({"batch_size": 0}, "batch size must be 1 or more, found 0"),
@@ -293,6 +295,18 @@ def test_output_types(sampler: Sampler) -> None:
     assert np.array_equal(np.array(drawn["pil"].images[1]), (pixels[1, 0] * 255).round().byte().numpy())
     assert drawn["latent"].images is None
     assert torch.equal((drawn["latent"].latents / 2 + 0.5).clamp(0, 1), pixels)
+
+
+def test_eta_is_the_noise_that_ddim_adds(sampler: Sampler) -> None:
+    drawn = {eta: sampler.sample(3, [5, 6], solver="ddim", eta=eta) for eta in (None, 0.0, 1.0)}
+    assert torch.equal(drawn[None].latents, drawn[0.0].latents)
+    assert not torch.equal(drawn[0.0].latents, drawn[1.0].latents)
+    assert "eta=1.0" in drawn[1.0].report()["settings"]["solver"]
+
+
+def test_one_image_is_told_the_shape_of_its_mask(sampler: Sampler) -> None:
+    with pytest.raises(DisaError, match=r"mask must be \(1, 4, 4\), found \(1, 16\)"):
+        sampler.sample(1, 0, known=KNOWN, mask=MASK.flatten(1))
 
 
 def test_the_report_says_what_was_asked(sampler: Sampler) -> None:

@@ -228,7 +228,7 @@ class Sampler:
         guidance: float | None = None, ramp: str | None = None, temperature: float | None = None,
         num_ar_steps: int | None = None, batch_size: int | None = None,
         interval: tuple[float, float] | None = None, height: int | None = None, width: int | None = None,
-        rewrite: bool | None = None,
+        rewrite: bool | None = None, eta: float | None = None,
     ) -> Settings:  # fmt: skip
         """The preset's choices, except for those that are given; everything that can be wrong is found here."""
         preset = self.preset
@@ -239,6 +239,7 @@ class Sampler:
             name,
             preset.grid if grid is None and name == preset.solver else grid,
             temperature if temperature is not None else preset.temperature if name in WITH_TEMPERATURE else 1.0,
+            eta,
         )
         size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
         token_grid = self._token_grid(height, width)
@@ -312,22 +313,23 @@ class Sampler:
         num_ar_steps: int | None = None, batch_size: int | None = None, interval: tuple[float, float] | None = None,
         known: Tensor | None = None, mask: Tensor | None = None, output_type: str = "pt",
         prompts: str | Sequence[str] | None = None, negative_prompt: str | None = None,
-        height: int | None = None, width: int | None = None, rewrite: bool | None = None,
+        height: int | None = None, width: int | None = None, rewrite: bool | None = None, eta: float | None = None,
     ) -> Samples:  # fmt: skip
         """Draw images; labels or prompts and seeds are paired one to one, a single one is repeated.
 
         labels: class indices, or None for unconditional images. prompts: for models that draw from them, with a
         negative prompt that guidance leads away from. rewrite: draw what `rewrite` makes of the prompts, unless
         known latents are kept; the preset says so if None. height, width: of the images, in pixels.
-        steps: a policy or its text (`linear:50-5`).
-        interval: the times (low, high) within 0 (data) and 1 (noise) where guidance acts. known:
+        steps: a policy or its text (`linear:50-5`). eta: of ddim, 0 to 1, how much noise it adds: none, or as much
+        as ddpm. interval: the times (low, high) within 0 (data) and 1 (noise) where guidance acts. known:
         latents [N or 1, C, H, W] to keep, and mask: [N or 1, h, w] booleans over tokens, True where to draw: for
         inpainting and editing (`encode` makes latents). output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
         check_output_type(output_type)
         settings = self.settings(
-            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval, height, width, rewrite
-        )
+            steps, solver, grid, guidance, ramp, temperature, num_ar_steps, batch_size, interval, height, width,
+            rewrite, eta,
+        )  # fmt: skip
         run = self.start(labels, seeds, settings, known, mask, prompts, negative_prompt)
         if output_type != "latent":
             self.prepare()
@@ -643,5 +645,6 @@ def _per_image(
     wanted = {"known": (config.latent_channels, *sampler._latent_size(token_grid)), "mask": token_grid or own}
     for (name, shape), value in zip(wanted.items(), (known, mask), strict=True):
         if len(value) not in (1, count) or tuple(value.shape[1:]) != tuple(shape):
-            raise DisaError(f"{name} must be ({count} or 1, {', '.join(map(str, shape))}), found {tuple(value.shape)}.")
+            first = "1" if count == 1 else f"{count} or 1"
+            raise DisaError(f"{name} must be ({first}, {', '.join(map(str, shape))}), found {tuple(value.shape)}.")
     return known.expand(count, *known.shape[1:]), mask.bool().expand(count, *mask.shape[1:])

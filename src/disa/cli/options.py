@@ -264,6 +264,7 @@ class Drawing(Solving):
     temperature: Annotated[float | None, typer.Option(help="Scale of the noise that ddpm and euler-maruyama add.")] = (
         None
     )
+    eta: Annotated[float | None, typer.Option(help="How much noise ddim adds: 0 none, 1 as much as ddpm.")] = None
     batch_size: Annotated[int | None, typer.Option(help="Images drawn together. It changes speed, not images.")] = None
     rewrite: Annotated[
         bool | None,
@@ -273,7 +274,7 @@ class Drawing(Solving):
 
     def _others(self) -> dict[str, Any]:
         return {
-            "ramp": self.ramp, "temperature": self.temperature, "batch_size": self.batch_size,
+            "ramp": self.ramp, "temperature": self.temperature, "eta": self.eta, "batch_size": self.batch_size,
             "interval": parse_interval(self.interval), "rewrite": self.rewrite,
         }  # fmt: skip
 
