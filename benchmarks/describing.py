@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from common import machine, note, publish
 
+from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.metrics import Spread, bootstrap
-from disa.sampler import Sampler
+from disa.study.metrics import Spread, bootstrap
 from disa.tiny import shapes
 from disa.tiny.captions import CATEGORIES, Facts, allows, canonical, describe, parse
 from disa.tiny.scenes import facts, held_out_captions

@@ -30,16 +30,16 @@ from mar import TOLERANCE
 from plain_flow import PLAIN, PlainModel
 from torch import Tensor, nn
 
-from disa.generate import generate_steps
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.request import Request
+from disa.core.solvers import make_solver
+from disa.core.steps import parse
+from disa.draw.sampler import DTYPES
 from disa.models import layers
+from disa.models.registry import PRESETS
 from disa.models.transformer import KVCache, causal_mask
-from disa.models.xar import XAR
-from disa.noise import SeededNoise
-from disa.presets import PRESETS
-from disa.problem import Request
-from disa.sampler import DTYPES
-from disa.solvers import make_solver
-from disa.steps import parse
+from disa.models.xar.model import XAR
 
 RUNS = {
     "flowar-small": {"batch": 2, "cpu_seconds": 26.7, "cpu_seconds_head": 23.4, "network_calls": 96},

@@ -28,16 +28,16 @@ import torch
 from common import machine, note, publish
 from flow import NO_BF16, random_model
 
-from disa import generate
+from disa.core import generate
+from disa.core.noise import SeededNoise
+from disa.core.request import Guidance, Prompts, Request
+from disa.core.solvers import make_solver
+from disa.core.steps import parse
+from disa.draw.sampler import DTYPES
 from disa.models import layers
-from disa.models.harmon import Harmon
-from disa.noise import SeededNoise
-from disa.presets import PRESETS
-from disa.problem import Guidance, Prompts, Request
-from disa.sampler import DTYPES
-from disa.solvers import make_solver
-from disa.steps import parse
-from disa.text import FixedLength
+from disa.models.harmon.model import Harmon
+from disa.models.harmon.text import FixedLength
+from disa.models.registry import PRESETS
 
 PARTS = ("prompts", "llm", "encoder", "decoder", "head", "rest")
 """prompts: what the language model reads once; llm: with the projections to and from it; rest: plans and accounts."""

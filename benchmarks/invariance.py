@@ -25,10 +25,10 @@ from common import machine, publish
 from torch import Tensor
 from torch.nn import functional as F
 
-from disa.diffusion import CosineDiffusion
+from disa.core.diffusion import CosineDiffusion
+from disa.core.problem import Counter
 from disa.models.heads import DiffusionHead, HeadField
 from disa.models.layers import MIN_ROWS, Block, can_pack, initialise, pack
-from disa.problem import Counter
 
 Kernel = Callable[[Tensor], Tensor]
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from common import publish
 
-from disa.models.harmon import Harmon
-from disa.sampler import Sampler
+from disa.draw.sampler import Sampler
+from disa.models.harmon.model import Harmon
 from disa.tiny import shapes
 from disa.tiny.captions import SHAPES, Facts, describe
 from disa.tiny.scenes import facts

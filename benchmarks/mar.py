@@ -30,15 +30,16 @@ from plain import PlainDDPM, PlainMAR
 from torch import Tensor
 from torch.nn import functional as F
 
-from disa.generate import generate_steps
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep
+from disa.core.request import Guidance, Request
+from disa.core.solvers import DDPM
+from disa.core.steps import parse
+from disa.draw.sampler import DTYPES
 from disa.models import layers
-from disa.models.mar import MAR, MARConfig, masked_counts
-from disa.noise import SeededNoise
-from disa.presets import PRESETS
-from disa.problem import ARStep, Guidance, Request
-from disa.sampler import DTYPES
-from disa.solvers import DDPM
-from disa.steps import parse
+from disa.models.mar.model import MAR, MARConfig, masked_counts
+from disa.models.registry import PRESETS
 
 OFFICIAL = {"cpu_seconds": 48.2, "cpu_seconds_head": 15.7, "network_calls": 427, "threads": 1, "batch": 1}
 """The official code, fp32, on another machine (two AVX-512 cores of an EPYC): recorded, not measured here."""

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from disa.core.problem import Counter, DenoisingProblem, Evaluate, Noise, Prediction, TimeGrid
+from disa.core.request import Request
+from disa.core.solvers import GridSolver
 from disa.models.layers import sinusoids
-from disa.models.mar import MAR, official_names
-from disa.problem import Counter, DenoisingProblem, Evaluate, Noise, Prediction, Request, TimeGrid
-from disa.solvers import GridSolver
+from disa.models.mar.model import MAR, official_names
 
 
 @dataclass

@@ -20,13 +20,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from disa.models import flowar, xar
-from disa.models.flowar import FlowAR
+from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, TimeGrid
+from disa.core.request import Request
+from disa.models.flowar import model as flowar
+from disa.models.flowar.model import FlowAR
 from disa.models.heads import TIME_FEATURES
 from disa.models.layers import sinusoids
 from disa.models.transformer import NORM_EPS, causal_mask
-from disa.models.xar import XAR
-from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, Request, TimeGrid
+from disa.models.xar import model as xar
+from disa.models.xar.model import XAR
 
 
 @dataclass

@@ -30,16 +30,16 @@ import torch
 from tables import RESULTS, ROOT, spread, table
 from torch import Tensor
 
-from disa import adaptive
-from disa.calibration import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
+from disa.core.steps import Annealed, Schedule, parse
+from disa.draw.pictures import plot_png
+from disa.draw.prompts import slug
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Wanted
 from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_text, write_whole
-from disa.measures import MEASURES
-from disa.pictures import plot_png
-from disa.prompts import slug
-from disa.sampler import Sampler
-from disa.samples import Wanted
-from disa.steps import Annealed, Schedule, parse
+from disa.policies import adaptive
+from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
+from disa.tiny.measures import MEASURES
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
 BUDGETS = {"mar-digits": (0.2, 0.1, 0.05, 0.025), "harmon-shapes": (0.2, 0.1, 0.05, 0.025)}

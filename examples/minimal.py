@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import disa
-from disa.pictures import grid
+from disa.draw.pictures import grid
 
 NUM_GROUPS, CHANNELS = 32, 16
 

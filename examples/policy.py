@@ -3,7 +3,7 @@
     python examples/policy.py
 
 A policy is called with every AR step's problem and returns one count, or one per row. What it may look at is in
-`disa.problem.DenoisingProblem`; what it evaluates is counted. docs/adaptive.md says how to give it a budget.
+`disa.core.problem.DenoisingProblem`; what it evaluates is counted. docs/adaptive.md says how to give it a budget.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import disa
-from disa.problem import DenoisingProblem
-from disa.steps import StepPolicy
+from disa.core.problem import DenoisingProblem
+from disa.core.steps import StepPolicy
 
 
 @dataclass(frozen=True)

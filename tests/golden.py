@@ -20,16 +20,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disa import steps as policies
-from disa.diffusion import CosineDiffusion, TrainingLoss
+from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official, split_moments
+from disa.core import steps as policies
+from disa.core.diffusion import CosineDiffusion, TrainingLoss
+from disa.core.flow import FlowLoss, FlowMatching
+from disa.core.generate import generate_steps
+from disa.core.problem import DenoisingProblem, Process
+from disa.core.request import Guidance, Prompts, Request
+from disa.core.solvers import make_solver
 from disa.errors import DisaError
-from disa.flow import FlowLoss, FlowMatching
-from disa.generate import generate_steps
-from disa.models import flowar, harmon, xar
-from disa.models.mar import MAR, MARConfig, official_names
-from disa.models.vae import KL16Codec, VAEConfig, build, from_official, split_moments
-from disa.problem import DenoisingProblem, Guidance, Process, Prompts, Request
-from disa.solvers import make_solver
+from disa.models.flowar import model as flowar
+from disa.models.harmon import model as harmon
+from disa.models.mar.model import MAR, MARConfig, official_names
+from disa.models.xar import model as xar
 
 TOLERANCE = 2e-5
 

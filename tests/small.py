@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disa.checkpoints import build_model, save_model
-from disa.models.mar import MAR, MARConfig, official_names
-from disa.models.vae import VAEConfig
-from disa.presets import PRESETS, Preset, find_preset
-from disa.problem import Guidance
-from disa.sampler import Sampler
+from disa.codecs.kl16 import VAEConfig
+from disa.core.request import Guidance
+from disa.draw.sampler import Sampler
+from disa.models.mar.model import MAR, MARConfig, official_names
+from disa.models.registry import PRESETS, Preset, find_preset
+from disa.weights.checkpoints import build_model, save_model
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -15,7 +15,17 @@ from torch import Tensor
 import small
 import test_families as families
 from command import Command, complaint
-from disa.adaptive import (
+from disa.core.diffusion import CosineDiffusion
+from disa.core.flow import FlowMatching
+from disa.core.noise import SeededNoise
+from disa.core.problem import DenoisingProblem, Evaluate, Field, Prediction, Process, TimeGrid, Watch
+from disa.core.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun, Solver, watch
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Wanted
+from disa.errors import DisaError
+from disa.models.harmon.text import FixedLength
+from disa.models.registry import find_preset
+from disa.policies.adaptive import (
     Adaptive,
     Fit,
     Knowledge,
@@ -26,18 +36,8 @@ from disa.adaptive import (
     within,
     without_waste,
 )
-from disa.checkpoints import build_model
-from disa.diffusion import CosineDiffusion
-from disa.errors import DisaError
-from disa.fitting import fit, save
-from disa.flow import FlowMatching
-from disa.noise import SeededNoise
-from disa.presets import find_preset
-from disa.problem import DenoisingProblem, Evaluate, Field, Prediction, Process, TimeGrid, Watch
-from disa.sampler import Sampler
-from disa.samples import Wanted
-from disa.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun, Solver, watch
-from disa.text import FixedLength
+from disa.study.fit import fit, save
+from disa.weights.checkpoints import build_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

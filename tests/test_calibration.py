@@ -19,7 +19,17 @@ import small
 import test_families
 import test_solvers
 from command import Command, complaint, only_whole
-from disa.calibration import (
+from disa.cli.options import AskedInTurn
+from disa.core.diffusion import CosineDiffusion
+from disa.core.flow import FlowMatching
+from disa.core.noise import SeededNoise
+from disa.core.solvers import Solver, grid_for, make_solver, solve
+from disa.core.steps import constant, table
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Wanted
+from disa.errors import DisaError
+from disa.models.registry import PRESETS, find_preset
+from disa.study.calibrate import (
     FIRST_SEED,
     NUM_IMAGES,
     Nudged,
@@ -35,16 +45,6 @@ from disa.calibration import (
     pooled,
     read_budget,
 )
-from disa.cli.options import AskedInTurn
-from disa.diffusion import CosineDiffusion
-from disa.errors import DisaError
-from disa.flow import FlowMatching
-from disa.noise import SeededNoise
-from disa.presets import PRESETS, find_preset
-from disa.sampler import Sampler
-from disa.samples import Wanted
-from disa.solvers import Solver, grid_for, make_solver, solve
-from disa.steps import constant, table
 from disa.tiny.captions import parse
 
 WANTED = Wanted([0, 1, 2], [7, 8, 9])
@@ -204,7 +204,7 @@ def sampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "harmon":
         pytest.importorskip("transformers")
         import test_harmon
-        from disa.text import FixedLength
+        from disa.models.harmon.text import FixedLength
 
         model = test_harmon.random_weights(test_harmon.CONFIG)
         return Sampler(test_harmon.PRESET, model, device="cpu", tokenizer=FixedLength(5))

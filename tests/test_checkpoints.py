@@ -22,13 +22,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import small
-from disa import checkpoints
-from disa.checkpoints import check_hash, convert, hash_record, load_codec, load_folder, load_model
+from disa.codecs import kl16 as vae
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
-from disa.models import vae
-from disa.models.mar import MAR
-from disa.presets import PRESETS, HubFile
+from disa.models.mar.model import MAR
+from disa.models.registry import PRESETS, HubFile
+from disa.weights import checkpoints
+from disa.weights.checkpoints import check_hash, convert, hash_record, load_codec, load_folder, load_model
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ import small
 from command import Command, complaint, files, only_whole
 from disa import cli
 from disa.cli.options import parse_labels, parse_numbers
-from disa.presets import PRESETS
+from disa.models.registry import PRESETS
 from disa.tiny import train as training
 
 
@@ -118,7 +118,7 @@ def test_a_table_is_only_resampled_for_what_is_asked(disa: Command, model: Path,
 def small_digits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mar-digits`, but small, and its embedded weights too."""
     monkeypatch.setitem(PRESETS, "mar-digits", replace(small.PRESET, name="mar-digits", page=""))
-    monkeypatch.setattr("disa.checkpoints.resources.files", lambda package: model / "embedded")
+    monkeypatch.setattr("disa.weights.checkpoints.resources.files", lambda package: model / "embedded")
     (model / "embedded/weights").mkdir(parents=True, exist_ok=True)
     (model / "embedded/weights/mar-digits.safetensors").write_bytes((model / "model.safetensors").read_bytes())
 
@@ -361,7 +361,7 @@ def test_a_bad_checkpoint_is_one_line(disa: Command, tmp_path: Path, monkeypatch
 def test_a_folder_that_cannot_be_written_is_found_before_drawing(
     disa: Command, model: Path, tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("disa.models.mar.MAR.begin", None)
+    monkeypatch.setattr("disa.models.mar.model.MAR.begin", None)
     (tmp_path / "file").write_text("mine")
     for command in (["sample"], ["compare", "--steps", "constant:2", "--steps", "constant:1"]):
         done = disa(*command, "--model", model, "--num-ar-steps", 4, "--out", tmp_path / place)

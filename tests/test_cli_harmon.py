@@ -17,18 +17,18 @@ from torch import Tensor
 
 import small
 from command import Command, complaint, files, only_whole
-from disa.checkpoints import build_model
 from disa.cli.drawing import _texts
-from disa.compare import bench, compare
-from disa.editing import squared
+from disa.draw.editing import squared
+from disa.draw.prompts import pair_per_prompt, read_prompts, slug
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Wanted
 from disa.errors import DisaError
-from disa.measures import MEASURES
-from disa.models.harmon import official_names
-from disa.presets import PRESETS
-from disa.prompts import pair_per_prompt, read_prompts, slug
-from disa.sampler import Sampler
-from disa.samples import Wanted
-from disa.text import FixedLength, Text
+from disa.models.harmon.model import official_names
+from disa.models.harmon.text import FixedLength, Text
+from disa.models.registry import PRESETS
+from disa.study.compare import bench, compare
+from disa.tiny.measures import MEASURES
+from disa.weights.checkpoints import build_model
 from test_harmon import CONFIG, PRESET, random_weights, tokenizer
 
 pytest.importorskip("transformers")

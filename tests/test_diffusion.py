@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa.diffusion import GRIDS, CosineDiffusion, TrainingLoss
+from disa.core.diffusion import GRIDS, CosineDiffusion, TrainingLoss
+from disa.core.problem import Prediction
 from disa.errors import DisaError
-from disa.problem import Prediction
 
 PROCESS = CosineDiffusion()
 CLEAN = ("uniform", "logsnr", "dpm-950")

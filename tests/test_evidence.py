@@ -20,9 +20,16 @@ from torch import Tensor
 import small
 import test_families as families
 from command import Command, complaint, only_whole
-from disa.diffusion import CosineDiffusion
+from disa.core.diffusion import CosineDiffusion
+from disa.core.flow import FlowMatching
+from disa.core.noise import SeededNoise
+from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
+from disa.core.solvers import make_solver, solve
+from disa.draw.pictures import evidence_plot, foresight_sheet
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Wanted
 from disa.errors import DisaError
-from disa.evidence import (
+from disa.study.evidence import (
     EXPECTED,
     Curve,
     Effort,
@@ -36,13 +43,6 @@ from disa.evidence import (
     straightness,
     variance,
 )
-from disa.flow import FlowMatching
-from disa.noise import SeededNoise
-from disa.pictures import evidence_plot, foresight_sheet
-from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
-from disa.sampler import Sampler
-from disa.samples import Wanted
-from disa.solvers import make_solver, solve
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -388,7 +388,7 @@ def test_the_command_writes_numbers_and_pictures(
 def test_64_images_are_drawn_if_nothing_is_said() -> None:
     from disa.cli.evidence import NUM_IMAGES
     from disa.cli.options import AskedInTurn
-    from disa.presets import find_preset
+    from disa.models.registry import find_preset
 
     wanted = AskedInTurn().read().filled(find_preset("mar-digits"), NUM_IMAGES).repeated(NUM_IMAGES)
     assert wanted.seeds == list(range(64))

@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from disa import cli
-from disa.checkpoints import convert, load_model
-from disa.compare import compare
+from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.presets import PRESETS, Preset, find_preset
-from disa.sampler import Sampler
+from disa.models.registry import PRESETS, Preset, find_preset
+from disa.study.compare import compare
+from disa.weights.checkpoints import convert, load_model
 
 FAMILIES = ("flowar", "xar")
 SIZES = {"flowar": "flowar-small", "xar": "xar-base"}

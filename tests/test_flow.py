@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from disa.core.flow import GRIDS, FlowLoss, FlowMatching, shifted
+from disa.core.problem import TimeGrid
+from disa.core.request import Guidance, Request
 from disa.errors import DisaError
-from disa.flow import GRIDS, FlowLoss, FlowMatching, shifted
-from disa.problem import Guidance, Request, TimeGrid
 
 PROCESS = FlowMatching()
 CLEAN = ("uniform", "xar-em", "shifted-3", "shifted-0.4")

@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import small
+from disa.core.flow import FlowLoss
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep, DenoisingProblem
+from disa.core.request import Guidance, Request
+from disa.core.solvers import make_solver, solve
+from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
-from disa.flow import FlowLoss
-from disa.generate import generate_steps
-from disa.models.flowar import FlowAR, FlowARConfig, official_names, to_latents, to_tokens
+from disa.models.flowar.model import FlowAR, FlowARConfig, official_names, to_latents, to_tokens
 from disa.models.layers import can_pack, initialise, pack
-from disa.noise import SeededNoise
-from disa.problem import ARStep, DenoisingProblem, Guidance, Request
-from disa.solvers import make_solver, solve
-from disa.steps import StepPolicy, constant, linear
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa.diffusion import CosineDiffusion
+from disa.core.diffusion import CosineDiffusion
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, TimeGrid
+from disa.core.request import Request
+from disa.core.solvers import make_solver
+from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
-from disa.generate import generate_steps
-from disa.noise import SeededNoise
-from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, Request, TimeGrid
-from disa.solvers import make_solver
-from disa.steps import StepPolicy, constant, linear
 
 PROCESS = CosineDiffusion()
 

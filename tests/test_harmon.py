@@ -16,22 +16,23 @@ import torch
 from torch import Tensor
 
 import small
-from disa import text as texts
-from disa.calibration import gains
-from disa.checkpoints import build_model, convert, load_model
-from disa.diffusion import TrainingLoss
+from disa.core.diffusion import TrainingLoss
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep
+from disa.core.request import Guidance, Prompts, Request
+from disa.core.solvers import make_solver
+from disa.core.steps import StepPolicy, linear, parse
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Wanted
 from disa.errors import DisaError
-from disa.generate import generate_steps
-from disa.models import harmon
-from disa.models.harmon import IGNORED, Harmon, HarmonConfig, official_names
-from disa.noise import SeededNoise
-from disa.presets import PRESETS, Preset, find_preset
-from disa.problem import ARStep, Guidance, Prompts, Request
-from disa.sampler import Sampler
-from disa.samples import Wanted
-from disa.solvers import make_solver
-from disa.steps import StepPolicy, linear, parse
-from disa.text import Text, penalised, sampled
+from disa.models.harmon import model as harmon
+from disa.models.harmon import text as texts
+from disa.models.harmon.model import IGNORED, Harmon, HarmonConfig, official_names
+from disa.models.harmon.text import Text, penalised, sampled
+from disa.models.registry import PRESETS, Preset, find_preset
+from disa.study.calibrate import gains
+from disa.weights.checkpoints import build_model, convert, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -115,7 +116,7 @@ def test_presets_have_the_size_of_their_parts(preset: str, millions: int):
 
 
 def test_official_names_do_not_import_transformers():
-    program = """import sys, disa.presets as p
+    program = """import sys, disa.models.registry as p
 for preset in p.PRESETS.values(): preset.official_names()
 print("transformers" in sys.modules)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)

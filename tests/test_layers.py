@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from disa.diffusion import CosineDiffusion
+from disa.core.diffusion import CosineDiffusion
+from disa.core.problem import Counter, Prediction
 from disa.models import layers
 from disa.models.heads import DiffusionHead, HeadField
-from disa.problem import Counter, Prediction
 
 
 @pytest.mark.skipif(not layers.can_pack(torch.float32), reason="this build of PyTorch cannot pack weights")

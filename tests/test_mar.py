@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 import small
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep, DenoisingProblem
+from disa.core.request import Guidance, Request
+from disa.core.solvers import make_solver, solve
+from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
-from disa.generate import generate_steps
 from disa.models.layers import PackedLinear, can_pack, initialise, pack
-from disa.models.mar import MAR, MARConfig, masked_counts, official_names
-from disa.noise import SeededNoise
-from disa.presets import PRESETS
-from disa.problem import ARStep, DenoisingProblem, Guidance, Request
-from disa.solvers import make_solver, solve
-from disa.steps import StepPolicy, constant, linear
+from disa.models.mar.model import MAR, MARConfig, masked_counts, official_names
+from disa.models.registry import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

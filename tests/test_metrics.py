@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from disa import metrics
 from disa.errors import DisaError
-from disa.metrics import (
+from disa.study import metrics
+from disa.study.metrics import (
     Gaussian,
     Spread,
     bootstrap,
@@ -333,6 +333,7 @@ def test_digit_features_do_not_depend_on_the_batch():
 
 
 def test_importing_metrics_loads_no_science_stack():
-    code = "import sys, disa.metrics; print(sorted({'sklearn', 'scipy', 'matplotlib', 'diffusers'} & set(sys.modules)))"
+    heavy = {"sklearn", "scipy", "matplotlib", "diffusers"}
+    code = f"import sys, disa.study.metrics; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert found.strip() == "[]"

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from disa.core.noise import SeededNoise, _box_muller, philox
+from disa.core.problem import DenoisingProblem
 from disa.errors import DisaError
-from disa.noise import SeededNoise, _box_muller, philox
-from disa.problem import DenoisingProblem
 
 # The known answers that the Random123 distribution ships for philox4x32-10: counter, key, result.
 KNOWN = [

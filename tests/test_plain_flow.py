@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa.generate import generate_steps
-from disa.models.flowar import FlowAR, FlowARConfig
-from disa.models.xar import XAR, XARConfig
-from disa.noise import SeededNoise
-from disa.problem import Guidance, Request
-from disa.solvers import make_solver
-from disa.steps import linear
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.request import Guidance, Request
+from disa.core.solvers import make_solver
+from disa.core.steps import linear
+from disa.models.flowar.model import FlowAR, FlowARConfig
+from disa.models.xar.model import XAR, XARConfig
 
 FLOWAR: dict[str, Any] = {
     "scales": (1, 2, 4), "latent_channels": 3, "width": 32, "encoder_depth": 1, "decoder_depth": 2, "num_heads": 2,

@@ -14,11 +14,11 @@ from torch import Tensor
 
 import disa
 import small
-from disa.checkpoints import CODEC, build_model, load_folder, save_codec
+from disa.codecs import kl16 as vae
+from disa.core.problem import DenoisingProblem
+from disa.draw.sampler import Sampler, pair
 from disa.errors import DisaError
-from disa.models import vae
-from disa.problem import DenoisingProblem
-from disa.sampler import Sampler, pair
+from disa.weights.checkpoints import CODEC, build_model, load_folder, save_codec
 
 LABELS, SEEDS = [3, 9, 0, 3, 7], [5, 6, 1 << 40, 8, 900]
 

@@ -8,14 +8,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from disa.checkpoints import load_codec, save_codec, tokenizer_source
+from disa.codecs.small import SmallCodec, SmallVAE
+from disa.core.request import Prompts
+from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.models.harmon import IGNORED, HarmonConfig
-from disa.models.small_vae import SmallCodec, SmallVAE
-from disa.presets import PRESETS
-from disa.problem import Prompts
-from disa.sampler import Sampler
-from disa.text import DESCRIBE, STOP, UNCONDITIONAL, Text
+from disa.models.harmon.model import IGNORED, HarmonConfig
+from disa.models.harmon.text import DESCRIBE, STOP, UNCONDITIONAL, Text
+from disa.models.registry import PRESETS
 from disa.tiny import shapes, tasks
 from disa.tiny import train as training
 from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, Facts, allows, describe, parse
@@ -23,6 +22,7 @@ from disa.tiny.data import Split
 from disa.tiny.judge import judge, score
 from disa.tiny.muon import Muon
 from disa.tiny.scenes import Scene, facts, held_out_captions, scene_at
+from disa.weights.checkpoints import load_codec, save_codec, tokenizer_source
 
 NAME = "harmon-shapes"
 RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
@@ -386,6 +386,6 @@ def test_the_embedded_model_rewrites_captions_to_all_there_is_to_say() -> None:
 
 
 def test_weights_that_do_not_ship_yet_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("disa.checkpoints.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("disa.weights.checkpoints.resources.files", lambda package: tmp_path)
     with pytest.raises(DisaError, match="disa train harmon-shapes --out FOLDER"):
         Sampler.load(NAME)

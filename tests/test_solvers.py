@@ -18,15 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa import solvers
-from disa.diffusion import CosineDiffusion
+from disa.core import solvers
+from disa.core.diffusion import CosineDiffusion
+from disa.core.flow import FlowMatching
+from disa.core.noise import SeededNoise
+from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
+from disa.core.solvers import SOLVERS, Solver, make_solver, solve
 from disa.errors import DisaError
-from disa.flow import FlowMatching
 from disa.models import heads
 from disa.models.heads import DiffusionHead, HeadField
-from disa.noise import SeededNoise
-from disa.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
-from disa.solvers import SOLVERS, Solver, make_solver, solve
 
 # Of diffusers, about its own code.
 pytestmark = [

@@ -2,7 +2,7 @@
 
 import torch
 
-from disa.models.harmon import Harmon
+from disa.models.harmon.model import Harmon
 from disa.models.layers import Block
 from disa.tiny import tasks
 from disa.tiny.start import POSITION_SCALE, VALUE_SCALE, grid_sinusoids

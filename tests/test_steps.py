@@ -8,9 +8,9 @@ from typing import Any, cast
 import pytest
 import torch
 
-from disa import steps
+from disa.core import steps
+from disa.core.problem import DenoisingProblem
 from disa.errors import DisaError
-from disa.problem import DenoisingProblem
 
 ANNEALED = {"linear": steps.linear, "cosine": steps.cosine, "two-stage": steps.two_stage}
 

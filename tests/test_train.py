@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.sampler import Sampler
 from disa.tiny import tasks
 from disa.tiny import train as training
 

@@ -126,7 +126,8 @@ def drawn(case: str) -> Samples:
         mask = torch.zeros(1, *sampler.token_grid, dtype=torch.bool)
         mask[:, 1:5, 2:6] = True
         asked |= {"known": known, "mask": mask}
-    return sampler.sample(**(asked | {"seeds": SEEDS} | options))
+    asked |= options
+    return sampler.sample(seeds=SEEDS, **asked)
 
 
 def found(case: str) -> dict[str, Any]:

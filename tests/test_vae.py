@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from disa.codecs import kl16 as vae
 from disa.errors import DisaError
-from disa.models import vae
 
 GOLDEN = Path(__file__).parents[1] / "../shared/golden"
 CASES = ("vae_kl16", "vae_kl16_mult")
@@ -109,7 +109,7 @@ def test_attention_on_a_level_that_is_not_there_is_refused():
 
 
 def test_importing_the_module_does_not_import_diffusers():
-    code = "import sys, disa.models.vae; sys.exit('diffusers' in sys.modules)"
+    code = "import sys, disa.codecs.kl16; sys.exit('diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}).returncode == 0
 
 

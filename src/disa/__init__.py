@@ -14,25 +14,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from disa.core.steps import constant as constant
+    from disa.core.steps import cosine as cosine
+    from disa.core.steps import linear as linear
+    from disa.core.steps import parse as parse
+    from disa.core.steps import table as table
+    from disa.core.steps import two_stage as two_stage
+    from disa.draw.sampler import Sampler as Sampler
+    from disa.draw.samples import Samples as Samples
     from disa.errors import DisaError as DisaError
-    from disa.presets import PRESETS as PRESETS
-    from disa.sampler import Sampler as Sampler
-    from disa.samples import Samples as Samples
-    from disa.steps import constant as constant
-    from disa.steps import cosine as cosine
-    from disa.steps import linear as linear
-    from disa.steps import parse as parse
-    from disa.steps import table as table
-    from disa.steps import two_stage as two_stage
+    from disa.models.registry import PRESETS as PRESETS
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "errors": ("DisaError",),
-    "presets": ("PRESETS",),
-    "sampler": ("Sampler",),
-    "samples": ("Samples",),
-    "steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
+    "models.registry": ("PRESETS",),
+    "draw.sampler": ("Sampler",),
+    "draw.samples": ("Samples",),
+    "core.steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [

@@ -11,7 +11,7 @@ from disa.cli.options import AsJSON, AskedInTurn, Drawing, Out, Source
 from disa.cli.output import print_json, progress, table
 
 if TYPE_CHECKING:
-    from disa.calibration import Calibration
+    from disa.study.calibrate import Calibration
 
 
 def calibrate(
@@ -31,10 +31,10 @@ def calibrate(
     that its training held out if no prompt is given.
     """
     from disa import __version__
-    from disa.calibration import FIRST_SEED, NUM_IMAGES, num_turns
-    from disa.calibration import calibrate as run_calibration
+    from disa.draw.pictures import calibration_plot
     from disa.files import make_folder, write_json, write_whole
-    from disa.pictures import calibration_plot
+    from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, num_turns
+    from disa.study.calibrate import calibrate as run_calibration
 
     sampler, wanted = asked.load(source, NUM_IMAGES, FIRST_SEED)
     settings = drawing.settings(sampler)

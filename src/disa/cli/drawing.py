@@ -16,8 +16,8 @@ from disa.errors import DisaError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from disa.presets import Preset
-    from disa.sampler import Sampler, Settings
+    from disa.draw.sampler import Sampler, Settings
+    from disa.models.registry import Preset
 
 
 MOST_TOLD = 8
@@ -80,7 +80,7 @@ def describe(
     """Words about pictures, as they come. A picture is padded to a square and resized to the model's own size."""
     import torch
 
-    from disa.editing import fitted, open_picture, squared
+    from disa.draw.editing import fitted, open_picture, squared
 
     if not prompt.strip():
         raise DisaError("a prompt is empty: expected words.")
@@ -108,7 +108,7 @@ def _kept(sampler: Sampler, settings: Settings, keep: Path | None, box: str | No
         return None, None
     if keep is None or box is None:
         raise DisaError("--keep and --box go together: the picture, and the tokens of it to draw again.")
-    from disa.editing import box_mask, read_picture
+    from disa.draw.editing import box_mask, read_picture
 
     edges, grid = parse_box(box), sampler.token_grid
     known = sampler.encode(read_picture(keep, sampler.shape_of(settings)))

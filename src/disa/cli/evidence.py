@@ -13,7 +13,7 @@ from disa.cli.output import print_json, progress, table
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from disa.evidence import Evidence
+    from disa.study.evidence import Evidence
 
 NUM_IMAGES = 64
 
@@ -33,9 +33,9 @@ def evidence(
     Seeds are 0-63, or more for more prompts, if --seeds does not say others. A model of scenes draws captions that its
     training held out if no prompt is given.
     """
-    from disa.evidence import Effort, check, measure, num_turns
+    from disa.draw.pictures import evidence_plot, png
     from disa.files import make_folder, write_json, write_whole
-    from disa.pictures import evidence_plot, png
+    from disa.study.evidence import Effort, check, measure, num_turns
 
     sampler, wanted = asked.load(source, NUM_IMAGES)
     settings = drawing.settings(sampler, steps)
@@ -57,8 +57,8 @@ def evidence(
 
 def _sheet(result: Evidence) -> Image:
     """At some AR steps what is drawn, and what is predicted of the rest; the whole images last."""
-    from disa.evidence import SHOWN_IMAGES
-    from disa.pictures import foresight_sheet
+    from disa.draw.pictures import foresight_sheet
+    from disa.study.evidence import SHOWN_IMAGES
 
     last, images = len(result.token_variance), result.samples.images[:SHOWN_IMAGES]
     columns = {f"{part.num_ar_steps} of {last}": (part.drawn, part.predicted) for part in result.foresight}
@@ -66,7 +66,7 @@ def _sheet(result: Evidence) -> Image:
 
 
 def _print(result: Evidence, out: Path) -> None:
-    from disa.evidence import EXPECTED
+    from disa.study.evidence import EXPECTED
 
     last = len(result.token_variance) - 1
     rows = [

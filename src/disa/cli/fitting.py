@@ -26,9 +26,9 @@ def fit_probe(
     prompts, if --seeds does not say others. A model of scenes draws captions that its training held out if no prompt is
     given.
     """
-    from disa.calibration import num_turns
     from disa.files import make_folder
-    from disa.fitting import fit, save
+    from disa.study.calibrate import num_turns
+    from disa.study.fit import fit, save
 
     sampler, wanted = asked.load(source, IMAGES, FIRST_SEED)
     settings = drawing.settings(sampler)

@@ -13,8 +13,8 @@ from disa.cli.output import percent, print_json, progress, table
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
-    from disa.sampler import Sampler, Settings
-    from disa.samples import Wanted
+    from disa.draw.sampler import Sampler, Settings
+    from disa.draw.samples import Wanted
 
 COMPARED, SHOWN = 100, 40
 
@@ -59,7 +59,7 @@ def bench(
     """Seconds per image of step policies and batch sizes: medians of interleaved repeats, decoding included."""
     import platform
 
-    from disa.compare import bench as run_bench
+    from disa.study.compare import bench as run_bench
 
     sampler = _to_bench(source, untrained, prompt_tokens)
     policies, sizes = steps or [sampler.preset.original, sampler.preset.steps], batch_size or [1, 8]
@@ -87,9 +87,9 @@ def bench(
 
 def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None) -> Sampler:
     """The sampler, whose prompts are of a fixed length, so that no tokenizer is needed."""
-    from disa.presets import Preset
-    from disa.sampler import Sampler
-    from disa.text import FixedLength
+    from disa.draw.sampler import Sampler
+    from disa.models.harmon.text import FixedLength
+    from disa.models.registry import Preset
 
     def check(preset: Preset) -> None:
         if prompt_tokens is not None and not preset.prompts:
@@ -110,10 +110,10 @@ def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None) -> Sam
 def _compare(
     sampler: Sampler, policies: list[str], wanted: Wanted, settings: Settings, out: Path, as_json: bool
 ) -> None:
-    from disa.compare import check
-    from disa.compare import compare as run_compare
+    from disa.draw.pictures import png, side_by_side, steps_plot
     from disa.files import make_folder, write_json, write_whole
-    from disa.pictures import png, side_by_side, steps_plot
+    from disa.study.compare import check
+    from disa.study.compare import compare as run_compare
 
     check(sampler, policies, settings=settings, **vars(wanted))
     make_folder(out)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from disa.draw.prompts import pair_per_prompt, read_prompts
 from disa.errors import DisaError
-from disa.prompts import pair_per_prompt, read_prompts
 
 if TYPE_CHECKING:
-    from disa.presets import Preset
-    from disa.sampler import Sampler, Settings
-    from disa.samples import Wanted
-    from disa.text import Text
+    from disa.draw.sampler import Sampler, Settings
+    from disa.draw.samples import Wanted
+    from disa.models.harmon.text import Text
+    from disa.models.registry import Preset
 
 MOST_NUMBERS = 1_000_000
 PROMPT_TOKENS = 24
@@ -77,8 +77,8 @@ class Source:
 
     def load(self, check: Callable[[Preset], None] = lambda preset: None, text: Text | None = None) -> Sampler:
         """The sampler. check: refuses models that do not fit, before weights are read where possible."""
-        from disa.presets import PRESETS
-        from disa.sampler import Sampler
+        from disa.draw.sampler import Sampler
+        from disa.models.registry import PRESETS
 
         if self.model in PRESETS:
             check(PRESETS[self.model])
@@ -188,8 +188,8 @@ class Request:
 
     def wanted(self) -> Wanted:
         """As `sample` pairs: labels or prompts and seeds one to one, a single one repeated."""
-        from disa.sampler import pair, pair_prompts
-        from disa.samples import Wanted
+        from disa.draw.sampler import pair, pair_prompts
+        from disa.draw.samples import Wanted
 
         if not self.entries:
             return Wanted(*pair(self.labels if self.labelled else list(range(10)), self.seeds or [0]))
@@ -204,7 +204,7 @@ class Request:
 
         count: seeds where none are given; more where there are more prompts, so that none is left out.
         """
-        from disa.samples import Wanted
+        from disa.draw.samples import Wanted
 
         if self.per_prompt is not None:
             return self.wanted()

@@ -16,8 +16,8 @@ def presets(as_json: AsJSON = False) -> None:
     """The models by name, with their official settings, the paper's numbers and where weights come from."""
     from dataclasses import asdict
 
-    from disa.checkpoints import ships
-    from disa.presets import PRESETS
+    from disa.models.registry import PRESETS
+    from disa.weights.checkpoints import ships
 
     if as_json:
         print_json({name: asdict(preset) for name, preset in PRESETS.items()})
@@ -40,7 +40,7 @@ def convert(
     out: Out = Path("converted"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Check weights and write them as a folder: model.safetensors, config.json and, with --vae, the autoencoder."""
-    from disa.checkpoints import convert as run_convert
+    from disa.weights.checkpoints import convert as run_convert
 
     files = run_convert(checkpoint, model, out, vae, average, official)
     if as_json:

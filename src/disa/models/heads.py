@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disa.core.problem import Counter, Evaluate, Field, Prediction, TimeGrid
 from disa.models.layers import Linear, sinusoids, swish, tiles
-from disa.problem import Counter, Evaluate, Field, Prediction, TimeGrid
 
 TIME_FEATURES = 256
 LOOKAHEAD_VALUES = 1 << 21

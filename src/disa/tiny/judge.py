@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.metrics import SMALLEST_STRATUM, Array, Resampled, Spread, bootstrap, resample
+from disa.study.metrics import SMALLEST_STRATUM, Array, Resampled, Spread, bootstrap, resample
 from disa.tiny.captions import (
     CATEGORIES,
     COLOURS,

@@ -1,4 +1,4 @@
-"""How good generated digits are: the measures of `disa.metrics` on the features of the shipped classifier.
+"""How good generated digits are: the measures of `disa.study.metrics` on the features of the shipped classifier.
 
 N generated images, 64 features. The reference is scikit-learn's digits.
 """
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.metrics import (
+from disa.study.metrics import (
     SMALLEST_STRATUM,
     Array,
     Gaussian,

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disa.core.request import Prompts
 from disa.errors import DisaError
-from disa.models.harmon import IGNORED
-from disa.problem import Prompts
-from disa.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
+from disa.models.harmon.model import IGNORED
+from disa.models.harmon.text import ASSISTANT, DESCRIBE, DRAW, RESERVED, STOP, UNCONDITIONAL, USER, Text
 from disa.tiny.captions import COLOURS, PLURALS, SHAPES, VOCABULARY, describe, in_order_of, parse, phrase
 from disa.tiny.scenes import IMAGE_SIZE, Scene, Split, draw, facts, scene_at
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from disa.models.layers import Attention, Block
-from disa.models.mar import MAR
+from disa.models.mar.model import MAR
 
 POSITION_SCALE = 0.5
 """Standard deviation of the position tables."""

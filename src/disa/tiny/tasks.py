@@ -16,25 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from disa.checkpoints import CODEC, TOKENIZER, load_codec, save_codec, save_model
-from disa.diffusion import TrainingLoss
+from disa.codecs.kl16 import LatentCodec, posterior_sample
+from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
+from disa.core.diffusion import TrainingLoss
+from disa.core.flow import FlowLoss
 from disa.errors import DisaError
-from disa.flow import FlowLoss
-from disa.models.flowar import FlowAR
-from disa.models.harmon import Harmon
+from disa.models.flowar.model import FlowAR
+from disa.models.harmon.model import Harmon
+from disa.models.harmon.text import Text
 from disa.models.layers import initialise, take
-from disa.models.mar import MAR
-from disa.models.small_vae import SmallCodec, SmallVAE, SmallVAEConfig
-from disa.models.vae import LatentCodec, posterior_sample
-from disa.models.xar import XAR
-from disa.presets import PRESETS, SHAPES_CODEC, Preset
-from disa.text import Text
+from disa.models.mar.model import MAR
+from disa.models.registry import PRESETS, SHAPES_CODEC, Preset
+from disa.models.xar.model import XAR
 from disa.tiny import shapes
 from disa.tiny.captions import SHAPES
 from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
+from disa.weights.checkpoints import CODEC, TOKENIZER, load_codec, save_codec, save_model
 
 
 @dataclass(frozen=True)

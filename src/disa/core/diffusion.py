@@ -1,0 +1,230 @@
+"""The diffusion process of MAR and Harmon heads: noise levels, named time grids, and the training loss.
+
+x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020), t = 0..T-1, cosine abar (Nichol and Dhariwal 2021).
+Levels of a grid are abar, in float64: at large t, 1 / sqrt(abar) multiplies every rounding error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.core.problem import Prediction, TimeGrid
+from disa.errors import DisaError
+
+LAST_TRAINED = 950
+"""Largest timestep that the official training and its annealed sampler visit."""
+
+
+@dataclass(frozen=True)
+class CosineDiffusion:
+    """T timesteps with the cosine abar of improved DDPM; the network predicts noise and a variance interpolation."""
+
+    num_timesteps: int = 1000
+    predicts = "noise"
+
+    @cached_property
+    def betas(self) -> np.ndarray:
+        """[T] variances of the forward steps, capped at 0.999."""
+
+        def alpha_bar(t: float) -> float:
+            return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
+
+        steps = self.num_timesteps
+        return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
+
+    @cached_property
+    def alpha_bar(self) -> np.ndarray:
+        """[T] share of signal variance left at each timestep."""
+        return np.cumprod(1 - self.betas)
+
+    def grid(self, name: str, num_steps: int) -> TimeGrid:
+        """The named grid for `num_steps` denoising steps. Official grids may hold fewer: see `GRIDS`."""
+        return _grid(self, name, num_steps)
+
+
+@lru_cache(maxsize=4096)
+def _grid(process: CosineDiffusion, name: str, num_steps: int) -> TimeGrid:
+    plain = name.replace("_", "-")
+    if plain not in GRIDS:
+        raise DisaError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}.")
+    if num_steps < 1:
+        raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
+    if plain in OF_1000 and process.num_timesteps != 1000:
+        raise DisaError(f"the official grid {plain} is for a process of 1000 timesteps, found {process.num_timesteps}: "
+                        "choose uniform or logsnr.")  # fmt: skip
+    return GRIDS[plain](process, num_steps)
+
+
+def _on_timesteps(process: CosineDiffusion, timesteps: list[int]) -> TimeGrid:
+    """Descending integer timesteps, then the clean end (abar = 1)."""
+    whole = np.array(timesteps)
+    network_times = whole.astype(np.float64)
+    return TimeGrid(network_times, np.append(process.alpha_bar[whole], 1.0), network_times / process.num_timesteps)
+
+
+def _spaced(process: CosineDiffusion, num_steps: int, largest: int) -> TimeGrid:
+    """The official respacing: a float stride over the whole range, rounded half to even, then clipped and merged."""
+    if num_steps > process.num_timesteps:
+        raise DisaError(f"at most {process.num_timesteps} denoising steps fit this grid, found {num_steps}.")
+    stride = 1.0 if num_steps == 1 else (process.num_timesteps - 1) / (num_steps - 1)
+    # The official code accumulates the stride; multiplying instead rounds differently for some counts.
+    position, taken = 0.0, set()
+    for _ in range(num_steps):
+        taken.add(min(round(position), largest))
+        position += stride
+    return _on_timesteps(process, sorted(taken, reverse=True))
+
+
+def _clipped(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    if num_steps == 1:
+        return _uniform(process, 1)
+    return _spaced(process, num_steps, LAST_TRAINED)
+
+
+def _full(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    if num_steps == 1:
+        return _on_timesteps(process, [process.num_timesteps - 1])
+    return _spaced(process, num_steps, process.num_timesteps - 1)
+
+
+def _ddim(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """The smallest integer stride with exactly n entries, in a range that shrinks until one exists; clipped at 980."""
+    if num_steps == 1:
+        return _uniform(process, 1)
+    if num_steps > process.num_timesteps:
+        raise DisaError(f"at most {process.num_timesteps} denoising steps fit this grid, found {num_steps}.")
+    for length in range(process.num_timesteps, 0, -1):
+        for stride in range(1, length):
+            timesteps = range(0, length, stride)
+            if len(timesteps) == num_steps:
+                return _on_timesteps(process, sorted({min(t, 980) for t in timesteps}, reverse=True))
+            if len(timesteps) < num_steps:
+                break
+    raise DisaError(f"the ddim-980 grid has no spacing for {num_steps} denoising steps.")
+
+
+def _dpm(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """n equal intervals of continuous time from 0.95 down to 1/951, float32, as the official DPM-Solver visits them."""
+    if num_steps > process.num_timesteps:
+        raise DisaError(f"at most {process.num_timesteps} denoising steps fit the dpm-950 grid, found {num_steps}.")
+    table = 0.5 * np.log(process.alpha_bar[: LAST_TRAINED + 1])
+    first, last = LAST_TRAINED / 1000, 1 / (LAST_TRAINED + 1)
+    times = np.linspace(first, last, num_steps + 1)
+    knots = np.linspace(0, first, LAST_TRAINED + 2)[1:]
+    levels = np.exp(2 * np.interp(times, knots, table))
+    return TimeGrid((times[:-1].astype(np.float32) * np.float32(1000)).astype(np.float64), levels, times[:-1])
+
+
+def _uniform(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """Exactly n distinct timesteps, evenly from the largest trained one to 0 (n = 1 visits only the largest)."""
+    largest = LAST_TRAINED * process.num_timesteps // 1000
+    if num_steps > largest + 1:
+        raise DisaError(f"at most {largest + 1} denoising steps fit the uniform grid, found {num_steps}.")
+    return _on_timesteps(process, np.linspace(largest, 0, num_steps).round().astype(int).tolist())
+
+
+def _logsnr(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """Exactly n distinct timesteps, as evenly as integers allow in log-SNR between the largest trained one and 0."""
+    largest = LAST_TRAINED * process.num_timesteps // 1000
+    if num_steps > largest + 1:
+        raise DisaError(f"at most {largest + 1} denoising steps fit the logsnr grid, found {num_steps}.")
+    snr = np.log(process.alpha_bar[: largest + 1] / (1 - process.alpha_bar[: largest + 1]))
+    wanted = np.linspace(snr[-1], snr[0], num_steps)
+    timesteps = np.interp(wanted, snr[::-1], np.arange(largest + 1)[::-1]).round().astype(int)
+    for i in range(1, num_steps):  # keep them distinct: first downwards, then lift what fell below its floor
+        timesteps[i] = min(timesteps[i], timesteps[i - 1] - 1)
+    floor = np.arange(num_steps)[::-1]
+    return _on_timesteps(process, np.maximum(timesteps, floor).tolist())
+
+
+GRIDS: dict[str, Callable[[CosineDiffusion, int], TimeGrid]] = {
+    "clipped-950": _clipped,
+    "full": _full,
+    "ddim-980": _ddim,
+    "dpm-950": _dpm,
+    "uniform": _uniform,
+    "logsnr": _logsnr,
+}
+"""Official: clipped-950 (MAR's annealed sampler; 50 asked steps make 48), full (MAR's original one), ddim-980, dpm-950.
+Clean, with exactly n evaluations for every n >= 1: uniform, logsnr, dpm-950."""
+
+OF_1000 = ("clipped-950", "ddim-980", "dpm-950")
+"""Official grids that name timesteps of a process of 1000."""
+
+
+class LossTerms(NamedTuple):
+    """Per row [R]: mean squared error of the noise, variational term in bits, and their sum."""
+
+    mse: Tensor
+    variational: Tensor
+
+    @property
+    def loss(self) -> Tensor:
+        return self.mse + self.variational
+
+
+class TrainingLoss:
+    """The hybrid loss of improved DDPM (Nichol and Dhariwal 2021, eq. 16): noise MSE + a learned-variance KL.
+
+    Timesteps run over 0..950, as in the official training; for those all coefficients equal those of the full process.
+    """
+
+    def __init__(self, process: CosineDiffusion, device: torch.device | str = "cpu") -> None:
+        abar = process.alpha_bar
+        before = np.append(1.0, abar[:-1])
+        variance = process.betas * (1 - before) / (1 - abar)
+        columns = {
+            "signal": np.sqrt(abar),
+            "noise": np.sqrt(1 - abar),
+            "from_start": process.betas * np.sqrt(before) / (1 - abar),
+            "from_state": (1 - before) * np.sqrt(1 - process.betas) / (1 - abar),
+            "log_low": np.log(np.append(variance[1], variance[1:])),
+            "log_high": np.log(process.betas),
+        }
+        self.num_timesteps = LAST_TRAINED * process.num_timesteps // 1000 + 1
+        self.table = torch.tensor(np.stack(list(columns.values())), dtype=torch.float32, device=device)
+
+    def noised(self, start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t [R, C] from x_0 [R, C] at timesteps t [R]."""
+        signal, sigma = self.table[:2, t, None]
+        return signal * start + sigma * noise
+
+    def terms(self, prediction: Prediction, start: Tensor, t: Tensor, noise: Tensor) -> LossTerms:
+        """Loss terms of a prediction made at `noised(start, t, noise)`; start, noise: [R, C], t: [R]."""
+        signal, sigma, from_start, from_state, log_low, log_high = self.table[:, t, None]
+        state = signal * start + sigma * noise
+        share = (prediction.variance + 1) / 2 if prediction.variance is not None else torch.zeros_like(start)
+        log_variance = share * log_high + (1 - share) * log_low
+        guess = (state - sigma * prediction.value.detach()) / signal
+        true_mean = from_start * start + from_state * state
+        mean = from_start * guess + from_state * state
+        kl = _gaussian_kl(true_mean, log_low, mean, log_variance)
+        likelihood = _discretised_nll(start, mean, 0.5 * log_variance)
+        variational = torch.where(t == 0, likelihood.mean(1), kl.mean(1)) / math.log(2)
+        return LossTerms((noise - prediction.value).square().mean(1), variational)
+
+
+def _gaussian_kl(mean_1: Tensor, log_1: Tensor, mean_2: Tensor, log_2: Tensor) -> Tensor:
+    """KL(N1 || N2) of diagonal Gaussians, elementwise, in nats."""
+    return 0.5 * (log_2 - log_1 - 1 + (log_1 - log_2).exp() + (mean_1 - mean_2).square() * (-log_2).exp())
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    """The tanh approximation that the official likelihood uses."""
+    return 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _discretised_nll(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Negative log-likelihood of x under a Gaussian integrated over bins of 2/255, open at -1 and 1; in nats."""
+    centred, inverse = x - mean, (-log_scale).exp()
+    upper, lower = _normal_cdf(inverse * (centred + 1 / 255)), _normal_cdf(inverse * (centred - 1 / 255))
+    inside = torch.where(x > 0.999, 1 - lower, upper - lower)
+    return -torch.where(x < -0.999, upper, inside).clamp(min=1e-12).log()

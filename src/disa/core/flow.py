@@ -1,0 +1,104 @@
+"""The flow-matching process of FlowAR and xAR: named time grids and the training objective.
+
+x_t = (1 - t) x_0 + t noise, and the network predicts the velocity v = dx/dt = noise - x_0 (Lipman et al. 2023; Liu et
+al. 2023). t goes from 1 (noise) to 0 (data). Levels of a grid are t, in float64.
+
+Shapes: B images, L tokens, C token channels, n denoising steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.core.problem import TimeGrid
+from disa.errors import DisaError
+
+
+@dataclass(frozen=True)
+class FlowMatching:
+    """The straight path between data and noise. embedding_scale: what the network is fed at t = 1, a whole number."""
+
+    embedding_scale: int = 1000
+    predicts = "velocity"
+
+    def grid(self, name: str, num_steps: int) -> TimeGrid:
+        """The named grid for `num_steps` denoising steps; see `GRIDS`. Raises DisaError."""
+        return _grid(self, name, num_steps)
+
+    def network_times(self, t: np.ndarray) -> np.ndarray:
+        """What the time embedding is fed at times t: the official networks take the whole part of a float32 product."""
+        return np.trunc(t.astype(np.float32) * np.float32(self.embedding_scale)).astype(np.float64)
+
+
+@lru_cache(maxsize=4096)
+def _grid(process: FlowMatching, name: str, num_steps: int) -> TimeGrid:
+    times = _named(name)
+    if num_steps < 1:
+        raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
+    levels = times(num_steps)
+    return TimeGrid(process.network_times(levels[:-1]), levels, levels[:-1])
+
+
+def _named(name: str) -> Callable[[int], np.ndarray]:
+    """The function from n to t [n + 1] that a name stands for."""
+    plain = name.replace("_", "-")
+    if plain in GRIDS:
+        return GRIDS[plain]
+    try:
+        shift = float(plain.removeprefix("shifted-")) if plain.startswith("shifted-") else math.nan
+    except ValueError:
+        shift = math.nan
+    if not 0 < shift < math.inf:
+        raise DisaError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}, or shifted-S with a number S > 0, "
+                        "such as shifted-3.")  # fmt: skip
+    return lambda num_steps: shifted(_uniform(num_steps), shift)
+
+
+def _uniform(num_steps: int) -> np.ndarray:
+    return np.linspace(1, 0, num_steps + 1)
+
+
+def shifted(t: np.ndarray, shift: float) -> np.ndarray:
+    """Times moved towards noise where `shift` > 1, towards data below 1 (Esser et al. 2024, eq. 23)."""
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def _flowar_split(num_steps: int) -> np.ndarray:
+    """Half of the times in [0.3, 1] and half below 0.3; an odd n makes n - 1 steps, but 1 makes 1. 50 is uniform."""
+    if num_steps in (1, 50):
+        return _uniform(num_steps)
+    half = num_steps // 2
+    return np.concatenate([np.linspace(1, 0.3, half), np.linspace(0.25, 0, half + 1)])
+
+
+def _xar_em(num_steps: int) -> np.ndarray:
+    """n even times from 1 to 0.04, where the last step starts."""
+    return np.append(np.linspace(1, 0.04, num_steps), 0.0)
+
+
+GRIDS: dict[str, Callable[[int], np.ndarray]] = {
+    "uniform": _uniform,
+    "flowar-split": _flowar_split,
+    "xar-em": _xar_em,
+}
+"""n -> t [n + 1], beside `shifted-S` for any S > 0. Official: xar-em, and flowar-split, which makes 2 (n // 2)
+evaluations (at n = 1 the original makes none and returns noise; here it is one clean step). Others make exactly n."""
+
+
+class FlowLoss:
+    """The training objective of conditional flow matching (Lipman et al. 2023, eq. 23)."""
+
+    def noised(self, start: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t [B, L, C] from x_0 [B, L, C] at times t that broadcast to it, such as [B, 1, 1]."""
+        return torch.lerp(start, noise, t)
+
+    def error(self, velocity: Tensor, start: Tensor, noise: Tensor) -> Tensor:
+        """Squared error [B, L] of a velocity [B, L, C] predicted at `noised(start, t, noise)`, mean over channels."""
+        return (noise - start - velocity).square().mean(-1)

@@ -1,0 +1,96 @@
+"""Every random number of a generation as a function of (seed, position, ar_step, denoise_step).
+
+A counter-based generator (Philox 4x32-10, Salmon et al. 2011) is keyed by the image's seed; the counter says what the
+number is for. So batch size, order of work, bucketing and resuming cannot change a number, and no global state exists.
+
+Shapes: B images, L tokens, R rows, n draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from numbers import Integral
+
+import torch
+from torch import Tensor
+
+from disa.core.problem import DenoisingProblem
+from disa.errors import DisaError
+
+_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW = 0xFFFFFFFF
+# Of the last counter word; a normal's also holds the AR step.
+_ORDER, _NORMAL, _TEXT, _BRANCH = 0, 1, 2, 4
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Four words from four counter words and two key words, ten rounds; 32-bit words in int64 tensors, broadcast."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # The product of two 32-bit words wraps in int64, but its bits are those of the unsigned product.
+        first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = (second >> 32) & _LOW ^ c1 ^ k0, (first >> 32) & _LOW ^ c3 ^ k1
+        c1, c3 = second & _LOW, first & _LOW
+        k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+    return c0, c1, c2, c3
+
+
+class SeededNoise:
+    """The noise of a batch: image i is drawn with `seeds[i]`, a whole number of 64 bits."""
+
+    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64]
+        if wrong:
+            raise DisaError(f"a seed must be a whole number from 0 to 2**64 - 1, found {wrong[0]}.")
+        whole = [int(seed) for seed in seeds]
+        low, high = [seed & _LOW for seed in whole], [seed >> 32 for seed in whole]
+        self.key = torch.tensor([low, high], dtype=torch.int64, device=device)
+
+    def branch(self, number: int) -> SeededNoise:
+        """Other noise for the same images, independent of this one's and of that of every other branch."""
+        zero = torch.zeros_like(self.key[0])
+        low, high, *_ = philox((zero + number, zero, zero, zero + _BRANCH), (self.key[0], self.key[1]))
+        seeds = [a | b << 32 for a, b in zip(low.tolist(), high.tolist(), strict=True)]
+        return SeededNoise(seeds, self.key.device)
+
+    def orders(self, num_tokens: int) -> Tensor:
+        """[B, L] a uniformly random permutation per image."""
+        position = torch.arange(num_tokens, device=self.key.device)
+        zero = torch.zeros_like(position)
+        words = philox((position, zero, zero, zero + _ORDER), (self.key[0, :, None], self.key[1, :, None]))
+        return (words[0] << 31 | words[1] >> 1).argsort(dim=1)
+
+    def uniform(self, position: int) -> Tensor:
+        """[B] in (0, 1), float64: what chooses the text token at `position`."""
+        zero = torch.zeros_like(self.key[0])
+        words = philox((zero + position, zero, zero, zero + _TEXT), (self.key[0], self.key[1]))
+        return (words[0].double() + 0.5) * 2**-32
+
+    def initial(self, problem: DenoisingProblem) -> Tensor:
+        """[R, *shape] standard normal."""
+        return self._normal(problem, first=0, count=1)[0]
+
+    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        """[num_steps, R, *shape] standard normal; the first k of them do not depend on `num_steps`."""
+        return self._normal(problem, first=1, count=num_steps)
+
+    def _normal(self, problem: DenoisingProblem, first: int, count: int) -> Tensor:
+        device, values = self.key.device, math.prod(problem.shape)
+        image, position = problem.image.to(device), problem.position.to(device)
+        block = torch.arange(-(-values // 4), device=device)
+        draw = torch.arange(first, first + count, device=device)[:, None, None]
+        purpose = torch.tensor(problem.ar_step << 1 | _NORMAL, device=device)
+        key = self.key[:, image, None]
+        words = philox((block, position[:, None], draw, purpose), (key[0], key[1]))
+        normals = torch.cat([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-1)
+        return normals[..., :values].reshape(count, problem.num_rows, *problem.shape)
+
+
+def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Two standard normals, float32, from two 32-bit words (Box and Muller 1958)."""
+    radius = ((a.float() + 0.5) * 2**-32).log().mul(-2).sqrt()
+    angle = b.float() * (2 * math.pi * 2**-32)
+    return radius * angle.cos(), radius * angle.sin()

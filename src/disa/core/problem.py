@@ -1,0 +1,239 @@
+"""The vocabulary that models, policies and solvers share. It imports none of them.
+
+Shapes: B images, L tokens per image, R rows, C token channels, K AR steps, n denoising steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.core.request import Request
+from disa.errors import DisaError
+
+
+@dataclass
+class Counter:
+    """Evaluations made, counted where the network is called: one per row, guidance counts two."""
+
+    evaluations: int = 0
+
+
+class Prediction(NamedTuple):
+    """What the network says at (x, t): noise or velocity, as the process defines, and its variance output if any.
+
+    value, variance: [R, *shape].
+    """
+
+    value: Tensor
+    variance: Tensor | None = None
+
+
+Evaluate = Callable[[Tensor, int], Prediction]
+
+
+class Field(Protocol):
+    """The denoising network with its condition and guidance bound to it."""
+
+    def on(self, grid: TimeGrid) -> Evaluate:
+        """Bind to the n times of a grid; the result maps (x [R, *shape], denoise_step) to a `Prediction`."""
+        ...
+
+    def select(self, rows: Tensor) -> Field:
+        """The same field for some rows only (indices [R'])."""
+        ...
+
+
+@dataclass(frozen=True)
+class TimeGrid:
+    """The times that n denoising steps visit.
+
+    network_times: [n] what the time embedding is fed. levels: [n + 1] where the state is at each evaluation and at
+    the end, in the measure of the process (alpha-bar for a diffusion, t for a flow); float64. times: [n] the share of
+    noise time at each evaluation, from 0 (data) to 1 (noise) in every process; float64. finishes: whether data is
+    reached at the end; the first part of a grid stops before, and what is only done at the end is not done there.
+    """
+
+    network_times: np.ndarray
+    levels: np.ndarray
+    times: np.ndarray
+    finishes: bool = True
+
+    @property
+    def num_evaluations(self) -> int:
+        return len(self.network_times)
+
+    def part(self, first: int, stop: int, count: int) -> TimeGrid:
+        """From evaluation `first` to before `stop` (0..n) in `count` evaluations, evenly: larger steps if these are
+        fewer than there are."""
+        places = np.linspace(first, stop, count + 1).round().astype(int)
+        finishes = self.finishes and stop == self.num_evaluations
+        return TimeGrid(self.network_times[places[:-1]], self.levels[places], self.times[places[:-1]], finishes)
+
+    def within(self, interval: tuple[float, float]) -> list[bool]:
+        """[n] whether each evaluation lies in the interval of time; both ends do."""
+        low, high = interval
+        return [low <= t <= high for t in self.times.tolist()]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """A policy's answer that it looks at the path first: each row then goes on in its own number of steps.
+
+    num_steps: asked for the grid that all rows begin on. num_looks: evaluations, evenly along the share `until` of
+    those of the grid. go_on: maps what the last look changed [R], the mean squared difference of two data predictions,
+    to the evaluations of the rest [R], at least 1 each; more than the grid still has are not made.
+    """
+
+    num_steps: int
+    num_looks: int
+    until: float
+    go_on: Callable[[Tensor], Tensor]
+
+    def stop(self, num_evaluations: int) -> int:
+        """The index of the evaluation before which a grid of so many is left."""
+        stop = int(num_evaluations * self.until)
+        if not 2 <= self.num_looks <= stop < num_evaluations:
+            raise DisaError(f"a grid of {num_evaluations} evaluations is too short to look {self.num_looks} times "
+                            "and to go on from there: ask for more early steps.")  # fmt: skip
+        return stop
+
+
+class Process(Protocol):
+    """What converts between data, noise and the network's prediction, and which grids it knows."""
+
+    predicts: str
+
+    def grid(self, name: str, num_steps: int) -> TimeGrid: ...
+
+
+@dataclass(frozen=True)
+class DenoisingProblem:
+    """One group of tokens to be drawn: everything a policy may look at and a solver needs.
+
+    image, position: [R] which image of the batch a row belongs to, and where in it. shape: of one row.
+    condition: [R, D] what the network is conditioned on, for policies that look; [R, L, D] where rows are groups.
+    rows_to_come: rows that later AR steps draw, per image; None where that is not known.
+    """
+
+    field: Field
+    process: Process
+    shape: tuple[int, ...]
+    image: Tensor
+    position: Tensor
+    ar_step: int
+    num_ar_steps: int
+    condition: Tensor | None = None
+    guidance: float = 1.0
+    rows_to_come: int | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.image)
+
+    @property
+    def device(self) -> torch.device:
+        return self.image.device
+
+    def select(self, rows: Tensor) -> DenoisingProblem:
+        """The same problem for some rows only (indices [R'])."""
+        condition = None if self.condition is None else self.condition[rows]
+        return replace(
+            self, field=self.field.select(rows), image=self.image[rows], position=self.position[rows],
+            condition=condition,
+        )  # fmt: skip
+
+
+class Noise(Protocol):
+    """Every random number of a generation."""
+
+    def orders(self, num_tokens: int) -> Tensor:
+        """[B, L] a permutation per image; generation walks it from its end."""
+        ...
+
+    def initial(self, problem: DenoisingProblem) -> Tensor:
+        """[R, *shape] standard normal: where denoising starts."""
+        ...
+
+    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        """[num_steps, R, *shape] standard normal: what a stochastic solver adds."""
+        ...
+
+
+class Architecture(Protocol):
+    """What every architecture says of itself, whatever else it holds."""
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that one image takes, over all AR steps."""
+        ...
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of the latent image."""
+        ...
+
+
+class ARState(Protocol):
+    """One generation under way, made by `begin`: everything that changes lives here, nothing on the model."""
+
+    counter: Counter
+
+
+class ARModel(Protocol):
+    """What a model implements: it states problems and takes in solutions, it never solves them."""
+
+    @property
+    def config(self) -> Architecture: ...
+
+    @property
+    def process(self) -> Process: ...
+
+    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
+        """Refuse a number of AR steps; num_unknown: tokens to draw where others are given, else None."""
+        ...
+
+    def begin(self, request: Request, noise: Noise) -> Any:
+        """Check the request and return its `ARState`."""
+        ...
+
+    def pose(self, state: Any) -> DenoisingProblem:
+        """The backbone pass of the next AR step."""
+        ...
+
+    def accept(self, state: Any, tokens: Tensor) -> None:
+        """Take in the tokens [R, *shape] of the problem posed last."""
+        ...
+
+    def finish(self, state: Any) -> Tensor:
+        """Latents [B, C, H, W]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ARStep:
+    """One turn of the AR loop, as it is yielded.
+
+    steps: denoising steps asked for, one int or [R]. tokens: [R, *shape]. evaluations: made in this AR step.
+    seconds_backbone, seconds_head: time in `pose` + `accept`, and in the denoising loop with its policy.
+    """
+
+    ar_step: int
+    problem: DenoisingProblem
+    steps: int | Tensor
+    tokens: Tensor
+    evaluations: int
+    seconds_backbone: float
+    seconds_head: float
+    state: Any = field(repr=False, default=None)

@@ -1,0 +1,115 @@
+"""What is to be drawn, as a model takes it: a batch of labels or prompts, its guidance, and what is known already."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.errors import DisaError
+
+RAMPS = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier-free guidance, its ramp over AR steps and its interval of denoising time.
+
+    scale: 1 is off. ramp: `linear` grows from 1 with the share of the image that is known (Muse, as MAR has it),
+    `constant` is `scale` everywhere. interval: guidance acts where low <= t <= high, t from 0 (data) to 1 (noise)
+    (Kynkäänniemi et al. 2024); outside of it the unconditional half is not evaluated.
+    """
+
+    scale: float = 1.0
+    ramp: str = "linear"
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if self.ramp not in RAMPS:
+            raise DisaError(f"unknown guidance ramp {self.ramp!r}: expected one of {', '.join(RAMPS)}.")
+        if not np.isfinite(self.scale):
+            raise DisaError(f"guidance must be a finite number, found {self.scale}.")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise DisaError(f"the guidance interval must be two times 0 <= low <= high <= 1, found {self.interval}.")
+
+    @property
+    def active(self) -> bool:
+        return self.scale != 1.0
+
+    def at(self, progress: float) -> float:
+        """The scale when the share `progress` of the image will be known after this AR step."""
+        return self.scale if self.ramp == "constant" else 1 + (self.scale - 1) * progress
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenised prompts. ids: [N, P] token ids, padded on the right with any id; lengths: [N] real ones in each row."""
+
+    ids: Tensor
+    lengths: Tensor
+
+    def __post_init__(self) -> None:
+        if self.ids.dim() != 2 or tuple(self.lengths.shape) != (len(self.ids),):
+            found = f"{tuple(self.ids.shape)} and {tuple(self.lengths.shape)}"
+            raise DisaError(f"prompts are ids [N, P] with lengths [N], found {found}.")
+        shortest, longest = (int(end) for end in self.lengths.aminmax()) if len(self.ids) else (1, 0)
+        if not 1 <= shortest <= longest <= self.ids.shape[1]:
+            raise DisaError(
+                f"the lengths of prompts must be 1 to {self.ids.shape[1]} (columns of ids), "
+                f"found {shortest} to {longest}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]]) -> Prompts:
+        """From token ids of any lengths."""
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.zeros(len(rows), max(map(len, rows), default=0), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        return cls(ids, lengths)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be drawn, apart from how.
+
+    labels: [B] class indices, or prompts: one per image, followed by one unconditional prompt per image where guidance
+    is active; neither for an unconditional image. known: [B, C, H, W] latents that are given, and mask: [B, h, w]
+    booleans over tokens, True where a token is to be drawn; both None to draw everything. token_grid: rows and columns
+    of tokens, None for those that the model was made for. Raises DisaError where these do not go together.
+    """
+
+    batch_size: int
+    num_ar_steps: int
+    labels: Tensor | None = None
+    guidance: Guidance = Guidance()
+    known: Tensor | None = None
+    mask: Tensor | None = None
+    prompts: Prompts | None = None
+    token_grid: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and self.prompts is not None:
+            raise DisaError("labels and prompts are alternatives: found both.")
+        rows = self.batch_size * (2 if self.guidance.active else 1)
+        if self.prompts is not None and len(self.prompts) not in {rows, 2 * self.batch_size}:
+            also = " and as many unconditional ones after them, for guidance" if self.guidance.active else ""
+            raise DisaError(f"expected {self.batch_size} prompts{also}: {rows} rows, found {len(self.prompts)}.")
+        if self.token_grid is not None and min(self.token_grid) < 1:
+            raise DisaError(f"an image has at least one row and one column of tokens, found {self.token_grid}.")
+        if (self.known is None) != (self.mask is None):
+            given, missing = ("mask", "known") if self.known is None else ("known", "mask")
+            raise DisaError(f"known latents and the mask of what to draw go together: found {given} without {missing}.")
+
+    def check_fits(self, model: str, *takes: str) -> None:
+        """Refuse labels, prompts or a token grid that a model does not take. Raises DisaError."""
+        for name in ("labels", "prompts", "token_grid"):
+            if getattr(self, name) is not None and name not in takes:
+                expected, found = (words.replace("_", " ") for words in (" and ".join(takes), name))
+                raise DisaError(f"{model} cannot take {found}: expected {expected}, found {found}.")

@@ -1,0 +1,195 @@
+"""Prompts of Harmon: chat template, tokenizer, and how the next text token is chosen.
+
+transformers is imported when a tokenizer is loaded. The strings are those the published weights were trained with.
+
+Shapes: B texts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from disa.core.noise import SeededNoise
+from disa.errors import DisaError
+
+USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
+DRAW, UNCONDITIONAL = "Generate an image: {}", "Generate an image."
+DESCRIBE = "Describe the image in detail."
+REWRITE = "Describe in detail: {}"
+"""Ours: the published weights were not trained to rewrite prompts."""
+IMAGE = "<image>"
+STOP = ("<|im_end|>", "<|endoftext|>")
+RESERVED = ("<|im_start|>", *STOP, IMAGE)
+MOST_PADDING = 512
+"""Tables have some rows more than their tokenizer has tokens, for a round number: Qwen2.5's has 270."""
+
+
+class Text:
+    """A tokenizer that fits a checkpoint.
+
+    vocab_size: rows of the checkpoint's table. longest: positions that the language model has. The image token is
+    added where the tokenizer has none, as officially. Raises DisaError where they do not fit.
+    """
+
+    def __init__(self, tokenizer: Any, vocab_size: int, longest: int, source: str = "the tokenizer") -> None:
+        self.tokenizer, self.longest = tokenizer, longest
+        if len(tokenizer.encode(IMAGE, add_special_tokens=False)) != 1:
+            tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
+        for token in (RESERVED[0], STOP[0], IMAGE):
+            if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
+                raise DisaError(f"{source} does not fit this checkpoint: expected {token} to be one token of it. "
+                                "Give the tokenizer of the checkpoint's language model.")  # fmt: skip
+        fewest = max(1, vocab_size - MOST_PADDING)
+        if not fewest <= len(tokenizer) <= vocab_size:
+            raise DisaError(f"{source} does not fit this checkpoint: expected {fewest} to {vocab_size} tokens, found "
+                            f"{len(tokenizer)}. Give the tokenizer of the checkpoint's language model.")  # fmt: skip
+        self.image_token = self._ids(IMAGE)[0]
+        self.stop_ids = [ids[0] for ids in map(self._ids, STOP) if len(ids) == 1]
+
+    @classmethod
+    def load(cls, source: str | Path, vocab_size: int, longest: int) -> Text:
+        """From a folder with a tokenizer in it, or a hub id."""
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise DisaError('prompts need transformers: pip install "disa[harmon]".') from error
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(source))
+        except Exception as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+            raise DisaError(f"no tokenizer could be read from {source} ({reason}): expected a folder with "
+                            "tokenizer.json, or the hub id of one.") from error  # fmt: skip
+        return cls(tokenizer, vocab_size, longest, str(source))
+
+    def save(self, folder: Path) -> None:
+        """Write a folder that `load` reads."""
+        self.tokenizer.save_pretrained(str(folder))
+
+    def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
+        """Token ids that ask for an image of so many tokens, buffer included."""
+        return self._asked(USER + DRAW + ASSISTANT, num_image_tokens, prompt)
+
+    def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
+        """Token ids that ask for any image, which guidance leads away from; or for the negative prompt's."""
+        if negative_prompt is not None:
+            return self.to_draw(negative_prompt, num_image_tokens)
+        return self._asked(USER + UNCONDITIONAL + ASSISTANT, num_image_tokens)
+
+    def to_describe(self, prompt: str, num_image_tokens: int) -> list[int]:
+        """Token ids that ask about an image: the image token stands so many times."""
+        return self._asked(USER + IMAGE * num_image_tokens + "\n{}" + ASSISTANT, 1, prompt)
+
+    def to_rewrite(self, prompt: str) -> list[int]:
+        """Token ids that ask for a prompt that says more."""
+        return self._asked(USER + REWRITE + ASSISTANT, 1, prompt)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of token ids up to the first stop token."""
+        text = []
+        for token in ids:
+            if token in self.stop_ids:
+                break
+            text.append(token)
+        return self.tokenizer.decode(text).strip()
+
+    def usable(self, ids: Iterable[int]) -> str:
+        """The same if it can be a prompt; else nothing."""
+        with contextlib.suppress(DisaError):
+            return _checked(self.decode(ids))
+        return ""
+
+    def pieces(self, ids: Iterable[int]) -> Iterator[str]:
+        """The same piece by piece, as the ids come; together they are `decode` of all."""
+        seen, told = [], ""
+        for token in ids:
+            if token in self.stop_ids:
+                break
+            seen.append(token)
+            text = self.decode(seen)
+            # A character of several bytes may be on its way.
+            if text.startswith(told) and not text.endswith("\ufffd"):
+                yield text[len(told) :]
+                told = text
+        yield self.decode(seen).removeprefix(told)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _asked(self, template: str, num_following: int, prompt: str | None = None) -> list[int]:
+        """Token ids of a template with a prompt in it, if there is one; warns of words that say nothing."""
+        ids = self._ids(template if prompt is None else template.format(_checked(prompt)))
+        room = self.longest - num_following
+        if len(ids) > room:
+            raise DisaError(f"the prompt is too long: expected at most {room} tokens, found {len(ids)}. Shorten it.")
+        unknown = self.tokenizer.unk_token_id
+        if prompt is not None and unknown in ids:
+            words = ", ".join(word for word in prompt.split() if unknown in self._ids(word))[:160]
+            warnings.warn(f"the model does not know these words, and goes by the others: {words}", stacklevel=3)
+        return ids
+
+
+class FixedLength(Text):
+    """Stands in for a tokenizer where only speed matters: every prompt is so many tokens."""
+
+    def __init__(self, num_tokens: int) -> None:
+        if num_tokens < 1:
+            raise DisaError(f"a prompt has at least one token, found {num_tokens}.")
+        self.num_tokens = num_tokens
+
+    def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
+        return [0] * self.num_tokens
+
+    def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
+        # What the official one is in Qwen's tokens, or less.
+        return [0] * min(self.num_tokens, 12)
+
+
+def _checked(prompt: str) -> str:
+    """Neither empty nor with a string that means something to the template."""
+    if not prompt.strip():
+        raise DisaError("a prompt is empty: expected words.")
+    wrong = [token for token in RESERVED if token in prompt]
+    if wrong:
+        raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
+    return prompt.strip()
+
+
+def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Choose token i of text b by a number that follows from (seeds[b], i): logits [B, vocabulary] -> ids [B]."""
+    if not temperature > 0:
+        raise DisaError(f"the temperature of a text must be above 0, found {temperature}; leave it out to be greedy.")
+    noise, turn = SeededNoise(seeds), 0
+
+    def choose(logits: Tensor) -> Tensor:
+        nonlocal turn
+        share = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
+        chosen = torch.searchsorted(share, noise.uniform(turn)[:, None] * share[:, -1:])[:, 0]
+        turn += 1
+        return chosen.clamp(max=logits.shape[-1] - 1).to(logits.device)
+
+    return choose
+
+
+def penalised(choose: Callable[[Tensor], Tensor], penalty: float) -> Callable[[Tensor], Tensor]:
+    """Choose after the scores of what a text already holds were made worse (Keskar et al. 2019): positive ones divided
+    by the penalty, negative ones multiplied. 1 changes nothing."""
+    if not penalty > 0:
+        raise DisaError(f"the penalty for repetition must be above 0, found {penalty}; 1 is none.")
+    written: list[Tensor] = []
+
+    def choosing(logits: Tensor) -> Tensor:
+        if written:
+            past = torch.stack(written, dim=1)
+            scores = logits.gather(1, past)
+            logits = logits.scatter(1, past, torch.where(scores < 0, scores * penalty, scores / penalty))
+        written.append(choose(logits))
+        return written[-1]
+
+    return choosing

@@ -1,0 +1,384 @@
+"""MAR: masked autoregressive generation of continuous tokens (Li et al. 2024, arXiv 2406.11838).
+
+An encoder sees the known tokens, a decoder adds mask tokens and gives a condition vector z for every token that is to
+be drawn, a diffusion head draws the tokens from z. What is visible and what is drawn in each AR step follows from the
+token order alone, so both are index lists made once, in `begin`.
+
+Shapes: B images, L tokens per image, V visible and N drawn tokens of an AR step, P buffer tokens, C token channels,
+D width, K AR steps; B' is B, or 2 B with guidance: conditional images first.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
+from disa.core.problem import Counter, DenoisingProblem, Noise
+from disa.core.request import Request
+from disa.errors import DisaError
+from disa.models.heads import DiffusionHead, HeadField
+from disa.models.layers import Block, Linear, table, take
+from disa.models.naming import NameMap, Part
+
+
+@dataclass(frozen=True)
+class MARConfig:
+    """Architecture. latent_size: rows and columns of the latent image; a token is a patch of it."""
+
+    latent_size: tuple[int, int] = (16, 16)
+    latent_channels: int = 16
+    patch_size: int = 1
+    encoder_width: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_width: int = 768
+    decoder_depth: int = 12
+    decoder_heads: int = 12
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    num_classes: int = 1000
+    buffer_size: int = 64
+    head_width: int = 1024
+    head_depth: int = 6
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.latent_size[0] // self.patch_size, self.latent_size[1] // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def token_channels(self) -> int:
+        return self.latent_channels * self.patch_size**2
+
+    @classmethod
+    def from_official(cls, arguments: dict) -> MARConfig:
+        """From the constructor arguments of the official MAR class."""
+        side = arguments["img_size"] // arguments["vae_stride"]
+        return cls(
+            latent_size=(side, side),
+            latent_channels=arguments["vae_embed_dim"],
+            patch_size=arguments["patch_size"],
+            encoder_width=arguments["encoder_embed_dim"],
+            encoder_depth=arguments["encoder_depth"],
+            encoder_heads=arguments["encoder_num_heads"],
+            decoder_width=arguments["decoder_embed_dim"],
+            decoder_depth=arguments["decoder_depth"],
+            decoder_heads=arguments["decoder_num_heads"],
+            mlp_ratio=arguments["mlp_ratio"],
+            norm_eps=arguments.get("norm_eps", 1e-6),
+            num_classes=arguments["class_num"],
+            buffer_size=arguments["buffer_size"],
+            head_width=arguments["diffloss_w"],
+            head_depth=arguments["diffloss_d"],
+        )
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The position tables for one grid of tokens. encoder, decoder: [P + L, D]; head: [L, D]."""
+
+    encoder: Tensor
+    decoder: Tensor
+    head: Tensor
+
+
+@dataclass
+class MARState:
+    """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step."""
+
+    request: Request
+    tokens: Tensor
+    orders: Tensor
+    num_masked: list[int]
+    visible: list[Tensor]
+    drawn: list[Tensor]
+    embedding: Tensor
+    positions: Positions
+    ar_step: int = 0
+    counter: Counter = field(default_factory=Counter)
+
+
+class MAR(nn.Module):
+    """The transformer and its head. All methods but `loss` are for inference; state lives in `MARState`."""
+
+    process = CosineDiffusion()
+
+    def __init__(self, config: MARConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        positions = c.buffer_size + c.num_tokens
+        self.class_embedding = table(c.num_classes, c.encoder_width)
+        self.no_class = nn.Parameter(torch.empty(1, c.encoder_width))
+        self.token_in = Linear(c.token_channels, c.encoder_width)
+        self.token_norm = nn.LayerNorm(c.encoder_width, eps=1e-6)
+        self.encoder_positions = nn.Parameter(torch.empty(1, positions, c.encoder_width))
+        self.encoder = _blocks(c.encoder_depth, c.encoder_width, c.encoder_heads, c)
+        self.encoder_norm = nn.LayerNorm(c.encoder_width, eps=c.norm_eps)
+        self.decoder_in = Linear(c.encoder_width, c.decoder_width)
+        self.mask_token = nn.Parameter(torch.empty(1, 1, c.decoder_width))
+        self.decoder_positions = nn.Parameter(torch.empty(1, positions, c.decoder_width))
+        self.decoder = _blocks(c.decoder_depth, c.decoder_width, c.decoder_heads, c)
+        self.decoder_norm = nn.LayerNorm(c.decoder_width, eps=c.norm_eps)
+        self.head_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.decoder_width))
+        self.head = DiffusionHead(c.token_channels, c.decoder_width, c.head_width, c.head_depth)
+
+    # -- one generation ------------------------------------------------------------------------------------------
+
+    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
+        """Every AR step draws at least one of the unknown tokens; None if all are. Raises DisaError."""
+        count = self.config.num_tokens if num_unknown is None else num_unknown
+        if not 1 <= num_ar_steps <= count:
+            raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
+
+    def begin(self, request: Request, noise: Noise) -> MARState:
+        """Check the request and plan every AR step from the token orders."""
+        request.check_fits("MAR", "labels", "token_grid")
+        return self.plan(request, noise, self._embedding(request))
+
+    def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
+        """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
+        num_tokens = math.prod(request.token_grid or self.config.grid)
+        known, orders, num_unknown = self._known(request, noise.orders(num_tokens))
+        self.check(request.num_ar_steps, num_unknown)
+        num_masked = masked_counts(num_unknown, request.num_ar_steps)
+        spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
+        return MARState(
+            request, known, orders, num_masked,
+            visible=[orders[:, masked:].sort(1).values for _, masked in spans],
+            drawn=[orders[:, after:before].sort(1).values for after, before in spans],
+            embedding=embedding,
+            positions=self.positions(request.token_grid),
+        )  # fmt: skip
+
+    def pose(self, state: MARState) -> DenoisingProblem:
+        """The backbone pass: condition vectors of the tokens that this AR step draws."""
+        visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
+        return self.problem(state, self.condition(state.tokens, state.embedding, visible, drawn, state.positions))
+
+    def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
+        """The problem of this AR step, given the condition vectors [B', N, D] of its tokens."""
+        step, request = state.ar_step, state.request
+        drawn = state.drawn[step]
+        batch, count = drawn.shape
+        halves = [*z.flatten(0, 1).split(batch * count), None]
+        scale = request.guidance.at(self._progress(state))
+        return DenoisingProblem(
+            field=HeadField.of(self.head, halves[0], halves[1], scale, state.counter, request.guidance.interval),
+            process=self.process,
+            shape=(self.config.token_channels,),
+            image=torch.arange(batch, device=drawn.device).repeat_interleave(count),
+            position=drawn.flatten(),
+            ar_step=step,
+            num_ar_steps=request.num_ar_steps,
+            condition=halves[0],
+            guidance=scale,
+            rows_to_come=state.num_masked[step + 1],
+        )
+
+    def accept(self, state: MARState, tokens: Tensor) -> None:
+        """tokens: [B N, C] of the problem posed last."""
+        drawn = state.drawn[state.ar_step]
+        index = drawn[:, :, None].expand(-1, -1, tokens.shape[-1])
+        state.tokens.scatter_(1, index, tokens.view(*drawn.shape, -1).to(state.tokens.dtype))
+        state.ar_step += 1
+
+    def finish(self, state: MARState) -> Tensor:
+        """Latents [B, C, H, W]."""
+        return self.unpatchify(state.tokens, state.request.token_grid)
+
+    def _progress(self, state: MARState) -> float:
+        """Share of the image known after this AR step; the official formula leaves one token masked at the last."""
+        num_tokens, remaining = state.tokens.shape[1], max(1, state.num_masked[state.ar_step + 1])
+        return (num_tokens - remaining) / num_tokens
+
+    def _embedding(self, request: Request) -> Tensor:
+        """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""
+        empty = self.no_class.expand(request.batch_size, -1)
+        if request.labels is None:
+            return empty
+        labels = request.labels.to(self.no_class.device)
+        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
+            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
+        embedding = self.class_embedding(labels)
+        return torch.cat([embedding, empty]) if request.guidance.active else embedding
+
+    def _known(self, request: Request, orders: Tensor) -> tuple[Tensor, Tensor, int]:
+        """Tokens [B, L, C] with the given ones filled in, orders that end with them, and how many are unknown."""
+        size = (request.batch_size, orders.shape[1], self.config.token_channels)
+        orders = orders.to(self.no_class.device)
+        if request.known is None or request.mask is None:
+            return torch.zeros(size, device=orders.device), orders, orders.shape[1]
+        unknown = request.mask.to(orders.device).flatten(1)
+        counts = unknown.sum(1).tolist()
+        if len(set(counts)) != 1:
+            raise DisaError(f"images of one batch must have equally many tokens to draw, found {sorted(set(counts))}.")
+        tokens = self.patchify(request.known.to(orders.device).float(), request.token_grid) * ~unknown[:, :, None]
+        given_last = (~unknown).gather(1, orders).long().argsort(dim=1, stable=True)
+        return tokens, orders.gather(1, given_last), counts[0]
+
+    # -- the backbone --------------------------------------------------------------------------------------------
+
+    def condition(
+        self, tokens: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor, positions: Positions | None = None
+    ) -> Tensor:
+        """Condition vectors [B', N, D] of the tokens at `wanted` [B, N], given those at `visible` [B, V].
+
+        tokens: [B, L, C], embedding: [B', D] of classes (or of none). positions: of another grid of tokens than that
+        of the configuration.
+        """
+        positions = positions or self.positions()
+        return self.decode(self.encode(tokens, embedding, visible, positions), visible, wanted, positions)
+
+    def encode(self, tokens: Tensor, embedding: Tensor, visible: Tensor, positions: Positions) -> Tensor:
+        """What the encoder makes of the buffer and the visible tokens: [B', P + V, D], buffer first."""
+        buffer = self.config.buffer_size
+        halves = len(embedding) // len(tokens)
+        dtype = self.no_class.dtype
+        x = self.token_in(take(tokens, visible).to(dtype)).repeat(halves, 1, 1)
+        x = torch.cat([embedding[:, None].expand(-1, buffer, -1), x], dim=1)
+        x = self.token_norm(x + functional.embedding(self._with_buffer(visible).repeat(halves, 1), positions.encoder))
+        for block in self.encoder:
+            x = block(x)
+        return self.encoder_norm(x)
+
+    def decode(self, x: Tensor, visible: Tensor, wanted: Tensor, positions: Positions) -> Tensor:
+        """Condition vectors [B', N, D] from what `encode` gave. Only the last block may leave tokens out: everything
+        before it feeds keys and values that the wanted tokens attend to."""
+        halves = len(x) // len(visible)
+        x = self.decoder_in(x)
+        places = self._with_buffer(visible).repeat(halves, 1)[:, :, None].expand(-1, -1, x.shape[-1])
+        x = self.mask_token.expand(len(x), len(positions.decoder), -1).to(x.dtype).scatter(1, places, x)
+        x = x + positions.decoder
+        places = wanted.repeat(halves, 1)
+        for i, block in enumerate(self.decoder):
+            x = block(x, places + self.config.buffer_size if i == len(self.decoder) - 1 else None)
+        return self.decoder_norm(x) + functional.embedding(places, positions.head)
+
+    def _with_buffer(self, visible: Tensor) -> Tensor:
+        """[B, P + V] places of the buffer and of the tokens at `visible` [B, V]."""
+        buffer = torch.arange(self.config.buffer_size, device=visible.device).expand(len(visible), -1)
+        return torch.cat([buffer, visible + self.config.buffer_size], dim=1)
+
+    def positions(self, grid: tuple[int, int] | None = None) -> Positions:
+        """The position tables for a grid of tokens; None for that of the configuration."""
+        tables = self.encoder_positions, self.decoder_positions, self.head_positions
+        return Positions(*(self._resized(table, grid)[0] for table in tables))
+
+    def _resized(self, table: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """A position table [1, P + L, D] or [1, L, D] whose image part is interpolated to another grid of tokens."""
+        if grid is None or tuple(grid) == self.config.grid:
+            return table
+        buffer, image = table.split([table.shape[1] - self.config.num_tokens, self.config.num_tokens], dim=1)
+        image = image.transpose(1, 2).unflatten(2, self.config.grid)
+        image = functional.interpolate(image, size=tuple(grid), mode="bilinear")
+        return torch.cat([buffer, image.flatten(2).transpose(1, 2)], dim=1)
+
+    def patchify(self, latents: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """[B, C, H, W] -> [B, L, C p^2]; inside a token: channel, row, column."""
+        (rows, columns), patch = grid or self.config.grid, self.config.patch_size
+        expected = (self.config.latent_channels, rows * patch, columns * patch)
+        if latents.shape[1:] != expected:
+            raise DisaError(f"expected latents of shape (images, {expected}), found {tuple(latents.shape)}.")
+        x = latents.reshape(len(latents), -1, rows, patch, columns, patch)
+        return x.permute(0, 2, 4, 1, 3, 5).reshape(len(latents), rows * columns, -1)
+
+    def unpatchify(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """[B, L, C p^2] -> [B, C, H, W]."""
+        (rows, columns), patch = grid or self.config.grid, self.config.patch_size
+        x = tokens.reshape(len(tokens), rows, columns, -1, patch, patch)
+        return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch, columns * patch)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def loss(
+        self, objective: TrainingLoss, latents: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor,
+        t: Tensor, noise: Tensor,
+    ) -> LossTerms:  # fmt: skip
+        """Loss terms of the tokens at `wanted` [B, N], each drawn m times: t [m B N], noise [m B N, C].
+
+        embedding: [B, D], see `embed`. Rows are m copies of the flattened [B, N]. The official loss is their mean.
+        """
+        tokens = self.patchify(latents)
+        return self.head_loss(objective, tokens, self.condition(tokens, embedding, visible, wanted), wanted, t, noise)
+
+    def head_loss(
+        self, objective: TrainingLoss, tokens: Tensor, z: Tensor, wanted: Tensor, t: Tensor, noise: Tensor
+    ) -> LossTerms:
+        """The same from condition vectors z [B, N, D]; tokens: [B, L, C]."""
+        start, z = take(tokens, wanted).flatten(0, 1), z.flatten(0, 1)
+        copies = len(t) // len(start)
+        start, z = start.repeat(copies, 1), z.repeat(copies, 1)
+        prediction = self.head(objective.noised(start, t, noise), t, z)
+        return objective.terms(prediction, start, t, noise)
+
+    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
+        """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
+        return torch.where(dropped[:, None], self.no_class, self.class_embedding(labels))
+
+
+def _blocks(depth: int, width: int, heads: int, config: MARConfig) -> nn.ModuleList:
+    return nn.ModuleList(Block(width, heads, config.mlp_ratio, config.norm_eps) for _ in range(depth))
+
+
+def masked_counts(num_tokens: int, num_ar_steps: int) -> list[int]:
+    """[K + 1] tokens still masked before each AR step and after the last, on a cosine (MaskGIT, MAR section 3.4)."""
+    counts = [num_tokens]
+    for k in range(num_ar_steps - 1):
+        share = math.cos(math.pi / 2 * (k + 1) / num_ar_steps)
+        counts.append(max(1, min(counts[-1] - 1, math.floor(num_tokens * share))))
+    return [*counts, 0]
+
+
+# -- official names ------------------------------------------------------------------------------------------------
+
+_TRUNK = {
+    "class_embedding": "class_emb",
+    "no_class": "fake_latent",
+    "token_in": "z_proj",
+    "token_norm": "z_proj_ln",
+    "encoder_positions": "encoder_pos_embed_learned",
+    "encoder": "encoder_blocks",
+    "decoder_in": "decoder_embed",
+    "decoder_positions": "decoder_pos_embed_learned",
+    "decoder": "decoder_blocks",
+    "head_positions": "diffusion_pos_embed_learned",
+}
+_HEAD = {
+    "time_in": "time_embed.mlp.0",
+    "time_out": "time_embed.mlp.2",
+    "condition": "cond_embed",
+    "input": "input_proj",
+    "output": "final_layer.linear",
+}
+_HEAD_BLOCK = {"norm": "in_ln", "fc1": "mlp.0", "fc2": "mlp.2"}
+
+
+def official_names(config: MARConfig) -> NameMap:
+    """Our parameter names and the official ones; the modulations of all head blocks are one tensor here."""
+    with torch.device("meta"):
+        ours = MAR(config).state_dict()
+    return NameMap({name: _official_name(name, config) for name in ours})
+
+
+def _official_name(name: str, config: MARConfig) -> list[Part]:
+    first, _, rest = name.partition(".")
+    if first != "head":
+        return [Part(".".join(filter(None, (_TRUNK.get(first, first), rest))))]
+    layer, _, leaf = rest.partition(".")
+    if layer == "modulation":
+        width, net = config.head_width, "diffloss.net"
+        blocks = [Part(f"{net}.res_blocks.{i}.adaLN_modulation.1.{leaf}", 3 * width) for i in range(config.head_depth)]
+        return [*blocks, Part(f"{net}.final_layer.adaLN_modulation.1.{leaf}", 2 * width)]
+    if layer == "blocks":
+        index, part, leaf = leaf.split(".")
+        return [Part(f"diffloss.net.res_blocks.{index}.{_HEAD_BLOCK[part]}.{leaf}")]
+    return [Part(f"diffloss.net.{_HEAD[layer]}.{leaf}")]

@@ -1,0 +1,436 @@
+"""Step policies that look: each row gets denoising steps by the error that is still to be expected of it.
+
+A score says of every row how much it needs; what is known of the score (`Knowledge`) turns it into the log of the error
+after one denoising step, as it reaches the whole image. The error after n is taken to be that over n^power, so steps go
+where the next one takes off most: the marginal gain is equal everywhere, between early and late, which is the least
+total error for what is spent.
+
+Shapes: B images, N rows per image, R = B N rows, D condition width, J different counts, Q quantiles.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from disa.core.problem import DenoisingProblem, Prediction, Process, Watch
+from disa.core.solvers import Solver, data_prediction, grid_for, grid_for_parts
+from disa.core.steps import StepPolicy
+from disa.errors import DisaError
+from disa.models.layers import Linear
+from disa.models.registry import Preset
+from disa.weights.checkpoints import in_package, read_tensors
+
+Score = Callable[[DenoisingProblem], Tensor]
+"""A number per row [R] that grows with the error to be expected."""
+
+NUM_COUNTS = 8
+"""Different counts at most: rows are denoised in as many groups, and small groups are slow."""
+NUM_LOOKS, UNTIL = 3, 0.5
+COSTS = {"variance:draws": 4, "variance:head": 2, "straight": NUM_LOOKS}
+"""Evaluations of a row that a score makes itself; a probe is not the denoising network and makes none."""
+SMALLEST = 1e-12
+
+
+# -- spending ------------------------------------------------------------------------------------------------------
+
+
+def counts_between(late: int, early: int) -> Tensor:
+    """[J] counts from late to early in equal ratios."""
+    return torch.tensor(sorted(set(np.geomspace(late, early, NUM_COUNTS).round().astype(int).tolist())))
+
+
+def without_waste(counts: Tensor, makes: Callable[[int], int]) -> Tensor:
+    """The counts, lowered to the fewest from the first on that make as many evaluations.
+
+    makes: asked denoising steps -> evaluations; an official grid makes as many of 7 as of 6.
+    """
+    first = int(counts[0])
+    made = [makes(count) for count in range(first, int(counts[-1]) + 1)]
+    return torch.tensor(sorted({first + made.index(made[count - first]) for count in counts.tolist()}))
+
+
+def marginal_gains(counts: Tensor, power: float) -> Tensor:
+    """[J - 1] log of what each further denoising step takes off an error of n^-power, from one count to the next."""
+    errors = counts.double() ** -power
+    return (-errors.diff() / counts.diff()).log()
+
+
+def above(need: Tensor, counts: Tensor, power: float, threshold: float) -> Tensor:
+    """Counts [...] for needs [...]: as high as a further step still gains more than the threshold."""
+    return counts[(need[..., None] + marginal_gains(counts, power) > threshold).sum(-1)]
+
+
+def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tensor, rows_to_come: int) -> Tensor:
+    """Counts [B, N] for needs [B, N] that gain most within room [B] steps per image, those of later rows included.
+
+    later: [Q] what the needs of the rows to come are expected to be. Every row gets the smallest count in any case.
+    """
+    gain, cost = marginal_gains(counts, power), counts.diff().double()
+    share = rows_to_come / len(later)
+    all_needs = torch.cat([need, later.expand(len(need), -1)], dim=1)
+    weight = torch.cat([torch.ones(need.shape[1]), torch.full((len(later),), share)]).double()
+    order = (all_needs[:, :, None] + gain).flatten(1).argsort(dim=1, descending=True, stable=True)
+    spent = (weight[:, None] * cost).flatten()[order].cumsum(dim=1)
+    free = room - counts[0] * (need.shape[1] + rows_to_come)
+    taken = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, spent <= free[:, None])
+    return counts[taken.view(*all_needs.shape, len(cost))[:, : need.shape[1]].sum(-1)]
+
+
+@dataclass(frozen=True)
+class Spending:
+    """early, late: the most and the fewest denoising steps of a row. budget: the mean over the rows of an image, with
+    those of a score; None where a threshold decides."""
+
+    early: int
+    late: int
+    budget: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.late <= self.early:
+            raise DisaError(f"an adaptive policy is bounded by early >= late >= 1, found {self.early}-{self.late}.")
+
+    def __str__(self) -> str:
+        return f"{self.early}-{self.late}" + ("" if self.budget is None else f"@{self.budget:g}")
+
+
+# -- scores --------------------------------------------------------------------------------------------------------
+
+
+def _two_looks(problem: DenoisingProblem, share: float, *signs: float) -> list[tuple[Tensor, Prediction]]:
+    """For each sign of a noise that all rows have in common, two evaluations per row: of the noise alone, and of the
+    data [R, *shape] predicted from it with the same noise at a share of the way there. What the second one said: the
+    data that it predicts, and all else."""
+    process, whole = problem.process, problem.process.grid("uniform", 20)
+    stop = round(20 * share)
+    parts = whole.part(0, stop, 1), whole.part(stop, stop + 1, 1)
+    (far, far_level), (near, near_level) = ((problem.field.on(part), float(part.levels[0])) for part in parts)
+    common = torch.randn(problem.shape, generator=torch.Generator().manual_seed(0)).to(problem.device)
+    looks = []
+    for sign in signs:
+        noise = (sign * common).expand(problem.num_rows, *problem.shape)
+        x = _noised(process, data_prediction(process, noise, far(noise, 0).value, far_level), noise, near_level)
+        said = near(x, 0)
+        looks.append((data_prediction(process, x, said.value, near_level), said))
+    return looks
+
+
+def _noised(process: Process, start: Tensor, noise: Tensor, level: float) -> Tensor:
+    if process.predicts == "noise":
+        return math.sqrt(level) * start + math.sqrt(1 - level) * noise
+    return torch.lerp(start, noise, level)
+
+
+def _log_mean_square(x: Tensor) -> Tensor:
+    """[R] of [R, *shape], on the CPU: MPS has no float64."""
+    return x.cpu().double().square().flatten(1).mean(1).clamp_(min=SMALLEST).log_()
+
+
+def spread_of_draws(problem: DenoisingProblem) -> Tensor:
+    """[R] log of the variance between two short draws from opposite noise, two evaluations each."""
+    (one, _), (other, _) = _two_looks(problem, 0.5, 1.0, -1.0)
+    return _log_mean_square((one - other) / 2)
+
+
+def learned_variance(problem: DenoisingProblem) -> Tensor:
+    """[R] the head's own variance value, from low (-1) to high (1), near the data that it predicts; two evaluations."""
+    ((_, said),) = _two_looks(problem, 0.9, 1.0)
+    if said.variance is None:
+        raise DisaError("this model learns no variance: choose variance:draws or variance:probe.")
+    return said.variance.cpu().double().flatten(1).mean(1)
+
+
+def log_change(change: Tensor) -> Tensor:
+    """[R] the score of a path, from what the last look at it changed [R]."""
+    return change.cpu().double().clamp(min=SMALLEST).log()
+
+
+class Probe(nn.Module):
+    """z -> the logs of two errors to be expected: of few denoising steps, and of the one-evaluation prediction.
+
+    z is the condition of a row, its mean where a row is a group of tokens, beside the share of AR steps made.
+    """
+
+    def __init__(self, width: int, hidden: int = 16) -> None:
+        super().__init__()
+        self.mean, self.scale = (nn.Buffer(values) for values in (torch.zeros(width), torch.ones(width)))
+        self.input, self.output = Linear(width, hidden), Linear(hidden, 2)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[R, D + 1] -> [R, 2]."""
+        return self.output(self.input((z - self.mean) / self.scale, activation="gelu"))
+
+
+def features(problem: DenoisingProblem) -> Tensor:
+    """[R, D + 1] what a probe is fed."""
+    if problem.condition is None:
+        raise DisaError("this model says nothing of what its rows are conditioned on: choose variance:draws.")
+    z = problem.condition.float()
+    z = z.mean(1) if z.dim() > 2 else z
+    return torch.cat([z, torch.full_like(z[:, :1], problem.ar_step / problem.num_ar_steps)], dim=1)
+
+
+# -- what was fitted -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """How a score goes with the error of a model, measured on its own drawings.
+
+    The log of the error after one denoising step is intercept + slope score; it falls as n^-power. importance: [J] the
+    log of what an error of a row in each J-th of the AR steps does to the whole image. threshold: the gain, as a log,
+    at which the preset's budget is spent. later: [J, Q] quantiles of the needs of all rows after the
+    first 1/J, 2/J, ... of the AR steps (the last has none, and holds those of the last AR step).
+    """
+
+    slope: float
+    intercept: float
+    power: float
+    threshold: float
+    importance: Tensor
+    later: Tensor
+
+    def need(self, score: Tensor, share: float) -> Tensor:
+        """[R] the log of the error after one denoising step; share: of the AR steps that are made."""
+        important = self.importance[int(share * len(self.importance) + 1e-9)]
+        return self.intercept + self.slope * score.cpu().double() + important
+
+    def to_come(self, problem: DenoisingProblem) -> Tensor:
+        """[Q] needs of the rows of later AR steps."""
+        made = (problem.ar_step + 1) / problem.num_ar_steps * len(self.later)
+        return self.later[math.ceil(made - 1e-9) - 1]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What `disa fit-probe` writes: a probe, the knowledge of every score, and what it was measured on."""
+
+    probe: Probe
+    knowledge: Mapping[str, Knowledge]
+    about: Mapping[str, Any]
+
+    @property
+    def measured_for(self) -> Mapping[str, Any]:
+        return self.about["measured_for"]
+
+    def predicted(self, output: int) -> Score:
+        """One of the probe's two predictions as a score."""
+        return lambda problem: self.probe.to(problem.device)(features(problem))[:, output]
+
+    def tensors(self) -> dict[str, Tensor]:
+        state = {f"probe.{name}": value for name, value in self.probe.state_dict().items()}
+        state |= {f"later.{name}": known.later.float() for name, known in self.knowledge.items()}
+        return state | {f"importance.{name}": known.importance.float() for name, known in self.knowledge.items()}
+
+    def metadata(self) -> dict[str, str]:
+        lines = {
+            name: {"slope": k.slope, "intercept": k.intercept, "power": k.power, "threshold": k.threshold}
+            for name, k in self.knowledge.items()
+        }
+        return {"disa": json.dumps({"about": dict(self.about), "knowledge": lines})}
+
+    @classmethod
+    def read(cls, path: Path) -> Fit:
+        """Raises DisaError."""
+        state = read_tensors(path)
+        try:
+            with safe_open(path, "pt") as file:
+                content = json.loads(file.metadata()["disa"])
+            probe = Probe(len(state["probe.mean"]), len(state["probe.input.bias"]))
+            probe.load_state_dict(_below(state, "probe."))
+            later, importance = _below(state, "later."), _below(state, "importance.")
+            knowledge = {
+                name: Knowledge(
+                    **{key: float(value) for key, value in line.items()},
+                    importance=importance[name].double(),
+                    later=later[name].double(),
+                )
+                for name, line in content["knowledge"].items()
+            }
+            fit = cls(probe.requires_grad_(False).eval(), knowledge, dict(content["about"]))
+            dict(fit.measured_for)
+            return fit
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise DisaError(f"{path} is not a probe: expected a file that `disa fit-probe` wrote.") from error
+
+
+def _below(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
+    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
+
+
+# -- policies ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """A policy by a score. score: None for what a look at the path shows while denoising. cost: evaluations of a row
+    that the score makes itself, or that are looked at; guidance makes them two, as any other. makes: evaluations of so
+    many denoising steps, see `on`."""
+
+    score: Score | None
+    cost: int
+    knowledge: Knowledge
+    spending: Spending
+    name: str = "adaptive"
+    file: str = ""
+    measured_for: Mapping[str, Any] = field(default_factory=dict)
+    makes: Callable[[int], int] = int
+
+    def begin(self) -> StepPolicy:
+        """The policy for one generation, which knows what each image has spent."""
+        return _Spender(self)
+
+    def __call__(self, problem: DenoisingProblem) -> int | Tensor | Watch:
+        return self.begin()(problem)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.spending}" + (f":{self.file}" if self.file else "")
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """[J] what a row may get beside the looks."""
+        looks = self.cost if self.score is None else 0
+        return without_waste(counts_between(self.spending.late - looks, self.spending.early - looks), self.makes)
+
+    def on(self, solver: Solver, process: Process) -> Adaptive:
+        """The same with counts that suit the grid of a solver. Raises DisaError where they do not go together."""
+        self._check(solver, process)
+        if self.score is None:  # what is left of a grid is gone along in as many evaluations as are asked for
+            return self
+        return replace(self, makes=lambda count: grid_for(solver, process, count).num_evaluations)
+
+    def _check(self, solver: Solver, process: Process) -> None:
+        spending, least = self.spending, self.spending.late + (0 if self.score is None else self.cost)
+        if self.score is None and spending.late <= self.cost:
+            raise DisaError(f"{self} looks at {self.cost} denoising steps before it decides: "
+                            f"late must be {self.cost + 1} or more, found {spending.late}.")  # fmt: skip
+        if spending.budget is not None and spending.budget < least:
+            what = f"late and the {self.cost} evaluations of its score" if self.score and self.cost else "late"
+            raise DisaError(f"the budget of {self} is too small: expected {least} steps per row or more, which are "
+                            f"{what}, found {spending.budget:g}.")  # fmt: skip
+        if self.score is learned_variance and process.predicts != "noise":
+            raise DisaError(f"{self} needs a model that learns its variance, which one that predicts "
+                            f"{process.predicts} does not: choose variance:draws or variance:probe.")  # fmt: skip
+        if self.score is None:
+            watched = self._watch(lambda change: change)
+            watched.stop(grid_for_parts(solver, process, watched.num_steps).num_evaluations)
+        else:
+            for count in self.counts.tolist():
+                grid_for(solver, process, count)
+
+    def _watch(self, go_on: Callable[[Tensor], Tensor]) -> Watch:
+        # Of so many steps that those after the looks, if none is left out, make `early` with them.
+        return Watch(round((self.spending.early - self.cost) / (1 - UNTIL)), self.cost, UNTIL, go_on)
+
+
+class _Spender:
+    """An `Adaptive` during one generation."""
+
+    def __init__(self, policy: Adaptive) -> None:
+        self.policy, self.spent = policy, torch.zeros(1, dtype=torch.float64)
+        self.total: float | None = None
+
+    def __call__(self, problem: DenoisingProblem) -> Tensor | Watch:
+        policy = self.policy
+        if policy.score is None:
+            return policy._watch(lambda change: self._counts(problem, log_change(change)))
+        return self._counts(problem, policy.score(problem))
+
+    def _counts(self, problem: DenoisingProblem, score: Tensor) -> Tensor:
+        """[R]."""
+        policy, knowledge, budget = self.policy, self.policy.knowledge, self.policy.spending.budget
+        need = knowledge.need(score, problem.ar_step / problem.num_ar_steps)
+        if budget is None:
+            return above(need, policy.counts, knowledge.power, knowledge.threshold)
+        to_come = problem.rows_to_come
+        if to_come is None:
+            raise DisaError(f"{policy} spends a budget over an image, but this model does not say how many rows are "
+                            "still to come: leave @ out.")  # fmt: skip
+        order = problem.image.cpu().argsort(stable=True)
+        need = need[order].view(int(problem.image.max()) + 1, -1)
+        rows = need.shape[1]
+        if self.total is None:
+            self.total = budget * (rows + to_come)
+        room = self.total - self.spent - policy.cost * (rows + to_come)
+        counts = within(need, policy.counts, knowledge.power, room, knowledge.to_come(problem), to_come)
+        self.spent = self.spent + counts.sum(1) + policy.cost * rows
+        return torch.empty_like(order).scatter(0, order, counts.flatten())
+
+
+FORMS = ("mlp", "variance", "straight")
+_TEXT = re.compile(
+    r"(?P<form>mlp|variance|straight)(?::(?P<by>draws|head|probe))?(?::(?P<early>\d+)-(?P<late>\d+))?"
+    r"(?::?@(?P<budget>\d+(?:\.\d+)?))?(?::(?P<file>(?!\d+-\d|@).+))?"
+)
+
+
+def names(text: str) -> bool:
+    """Whether it is the text of an adaptive policy."""
+    return re.split("[:@]", text)[0] in FORMS
+
+
+def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
+    """The policy that a text such as `mlp:50-5@20`, `variance:draws` or `straight:50-5@20:FILE` names.
+
+    weights: the hash of the model's, which takes a while and is asked for last. Raises DisaError.
+    """
+    found = _TEXT.fullmatch(text)
+    if found is None or (found["by"] and found["form"] != "variance"):
+        raise DisaError(f"unknown adaptive policy {text!r}: expected mlp, variance (:draws, :head or :probe) or "
+                        "straight, then bounds, budget and file, as in mlp:50-5@20:FILE.")  # fmt: skip
+    fit = find_fit(None if found["file"] is None else Path(found["file"]), preset, weights)
+    name = f"variance:{found['by'] or preset.variance_by}" if found["form"] == "variance" else found["form"]
+    own = parse_spending(preset.spending)
+    given = Spending(int(found["early"]), int(found["late"])) if found["early"] else own
+    budget = float(found["budget"]) if found["budget"] else None if found["early"] else own.budget
+    return policy(name, fit, Spending(given.early, given.late, budget), found["file"] or "")
+
+
+def parse_spending(text: str) -> Spending:
+    """`50-5@20` -> bounds and budget."""
+    early, late, budget = re.split("[-@]", text)
+    return Spending(int(early), int(late), float(budget))
+
+
+def policy(name: str, fit: Fit, spending: Spending, file: str = "") -> Adaptive:
+    """The policy by one of the scores that disa has; file: where the fit is from. Raises DisaError."""
+    if name not in fit.knowledge:
+        raise DisaError(f"the probe knows nothing of {name}: it was fitted for {', '.join(fit.knowledge)}.")
+    return Adaptive(scores(fit)[name], COSTS.get(name, 0), fit.knowledge[name], spending, name, file, fit.measured_for)
+
+
+def scores(fit: Fit) -> dict[str, Score | None]:
+    """Every score by name."""
+    return {
+        "mlp": fit.predicted(0),
+        "variance:draws": spread_of_draws,
+        "variance:head": learned_variance,
+        "variance:probe": fit.predicted(1),
+        "straight": None,
+    }
+
+
+def find_fit(path: Path | None, preset: Preset, weights: Callable[[], str]) -> Fit:
+    """The probe in a file, or that of the package, if it was fitted for weights of that hash. Raises DisaError."""
+    shipped = in_package(f"{preset.name}-probe.safetensors")
+    if path is None and not shipped.is_file():
+        raise DisaError(f"adaptive policies need a probe, and none ships for {preset.name}: make one with "
+                        f"`disa fit-probe --model {preset.name}`, then name it as in mlp:50-5@20:FILE.")  # fmt: skip
+    fit = Fit.read(path or shipped)
+    expected, found = weights(), fit.measured_for.get("weights")
+    if found != expected:
+        raise DisaError(f"the probe {path or shipped.name} was fitted for other weights: expected {preset.name} with "
+                        f"hash {expected[:12]}, found {fit.measured_for.get('model')} with {str(found)[:12]}. "
+                        "Fit one with `disa fit-probe`.")  # fmt: skip
+    return fit

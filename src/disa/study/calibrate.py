@@ -1,0 +1,397 @@
+"""Where denoising steps pay: the error curve of every AR step, and the counts that spend a budget of evaluations best.
+
+Errors are measured along paths that a long reference draws: every AR step is solved again with each count of a ladder,
+from the same state and on the same noise. A stochastic solver with few steps is given sums of the reference's noise, as
+a path of Brownian motion would be; each sum is standard normal, so its distribution stays what it is, and the mean
+squared distance of such pairs bounds the squared Wasserstein distance of the two distributions from above.
+
+Shapes: N images, B of a batch, R rows, K AR steps, S counts of the ladder, n denoising steps, T of the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.core import steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
+from disa.core.solvers import Solver, grid_for, solve
+from disa.core.steps import Constant, Schedule, StepPolicy, Table, fresh
+from disa.draw.sampler import Sampler, Settings
+from disa.draw.samples import Wanted
+from disa.errors import DisaError
+
+LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
+NUM_IMAGES, FIRST_SEED = 16, 100_000
+"""Images that are measured by default, on seeds that reports of quality leave alone."""
+GAIN_STEPS, NUDGE = 8, 0.1
+"""Denoising steps of the paths that are disturbed, and the disturbance, beside latents of about unit variance."""
+SMALLEST_GAIN = 1e-6
+"""Of an image that does not show the disturbance at all, such as where it is black before and after."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What was measured. counts: [S] of the ladder. errors: [K, S] squared distance from the reference, summed over the
+    tokens of an image, mean over images. evaluations: [K, S] made for an image. gains: [K] squared change of the
+    picture for each unit of squared error in an AR step.
+    """
+
+    counts: list[int]
+    errors: list[list[float]]
+    evaluations: list[list[float]]
+    gains: list[float]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` returns. budget, evaluations: of an image, asked and made. error: what the curves expect."""
+
+    table: Table
+    curves: Curves
+    budget: float
+    evaluations: float
+    evaluations_per_row: float
+    error: float
+    about: dict[str, Any]
+
+    def report(self) -> dict[str, Any]:
+        """The table with its provenance, as `steps.table` reads it."""
+        return {
+            "counts": list(self.table.values), "measured_for": dict(self.table.measured_for),
+            "budget": self.budget, "evaluations": self.evaluations, "evaluations_per_row": self.evaluations_per_row,
+            "error": self.error, "curves": vars(self.curves), **self.about,
+        }  # fmt: skip
+
+
+def calibrate(
+    sampler: Sampler, wanted: Wanted, settings: Settings, budgets: Sequence[str], reference: int = 200,
+    on_turn: Callable[[], None] = lambda: None,
+) -> list[Calibration]:  # fmt: skip
+    """Measure on the images `wanted`, drawn with these settings, and spend each of the budgets.
+
+    budgets: shares of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or policies
+    that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
+    `num_turns` times. Raises DisaError.
+    """
+    sampler.prepare()
+    affordable = [read_budget(sampler, wanted, settings, budget) for budget in budgets]
+    counts = ladder(sampler, settings, reference)
+    curves = measure(sampler, wanted, settings, counts, reference, on_turn)
+    about = {
+        "model": sampler.preset.name, "num_ar_steps": settings.num_ar_steps, "reference": reference,
+        "num_images": len(wanted.seeds), **vars(wanted),
+    }  # fmt: skip
+    every = np.arange(1, counts[-1] + 1)
+    made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
+    known = [made[count - 1] for count in counts]
+    weights = np.exp(pooled(np.log(curves.gains)))
+    errors = np.stack([between(known, row, made) for row in pooled(np.array(curves.errors))]) * weights[:, None]
+    costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
+    found = []
+    for budget, (allowed, num_rows) in zip(budgets, affordable, strict=True):
+        chosen = allocate(errors, costs, allowed)
+        table = Table(tuple(int(every[i]) for i in chosen), "", sampler.facts(settings))
+        evaluations, _ = _made(sampler, wanted, settings, table)
+        error = float(errors[range(len(chosen)), chosen].sum())
+        own = about | {"asked_budget": budget}
+        found.append(Calibration(table, curves, allowed, evaluations, evaluations / num_rows, error, own))
+    return found
+
+
+# -- the budget ----------------------------------------------------------------------------------------------------
+
+
+def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: str) -> tuple[float, float]:
+    """Evaluations of an image that a budget allows, and rows of an image; counted on one image, nothing is derived."""
+    fewest, rows = _made(sampler, wanted, settings, Constant(1))
+    try:
+        number = float(budget)
+    except ValueError:
+        allowed, _ = _made(sampler, wanted, settings, budget)
+    else:
+        if not 0 < number < float("inf"):
+            raise DisaError(f"a budget must be above 0, found {budget}.")
+        original = number * _made(sampler, wanted, settings, sampler.preset.original)[0] if number <= 1 else 0
+        allowed = original or number * rows
+    if allowed < fewest:
+        raise DisaError(
+            f"the budget {budget} is {allowed / rows:.3g} evaluations per row, and one denoising step takes "
+            f"{fewest / rows:.3g}: expected at least that."
+        )
+    return allowed, rows
+
+
+def _made(sampler: Sampler, wanted: Wanted, settings: Settings, policy: str | Schedule) -> tuple[int, int]:
+    """Evaluations and rows of the first image under a policy, at the counter."""
+    run = sampler.start(**vars(wanted.part(slice(1))), settings=sampler.with_policy(settings, policy))
+    for _ in run:
+        pass
+    return sum(step.evaluations for step in run.trace), sum(step.rows for step in run.trace)
+
+
+def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
+    """The counts to be measured: up to twice what the original policy has, and to half of the reference."""
+    original = steps.parse(sampler.preset.original).counts(settings.num_ar_steps)
+    longest = min(2 * max(original), reference // 2)
+    if longest < 2:
+        raise DisaError(f"a reference needs 4 denoising steps or more to measure others by, found {reference}.")
+    for count in (*LADDER, reference):
+        if count <= longest or count == reference:
+            grid_for(settings.solver, sampler.model.process, count)
+    return [count for count in LADDER if count <= longest]
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def num_turns(wanted: Wanted, settings: Settings) -> int:
+    """How often `calibrate` calls `on_turn`, and `fitting.fit`: both draw what is wanted, then measure its gains."""
+    num_ar_steps = settings.num_ar_steps
+    return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
+
+
+def measure(
+    sampler: Sampler, wanted: Wanted, settings: Settings, counts: list[int], reference: int,
+    on_turn: Callable[[], None],
+) -> Curves:  # fmt: skip
+    """Errors, evaluations and gains of every AR step. The paths are drawn by the policy of the settings."""
+    shape, size = (settings.num_ar_steps, len(counts)), settings.batch_size
+    errors, evaluations = np.zeros(shape), np.zeros(shape)
+    for start in range(0, len(wanted.seeds), size):
+        part = wanted.part(slice(start, start + size))
+        noise = SeededNoise(part.seeds, sampler.device)
+        ruler = Ruler(fresh(settings.policy), settings.solver, counts, reference, noise, errors, evaluations)
+        for _ in sampler.start(**vars(part), settings=replace(settings, policy=ruler)):
+            on_turn()
+    number = len(wanted.seeds)
+    return Curves(
+        counts, (errors / number).tolist(), (evaluations / number).tolist(),
+        gains(sampler, wanted.part(slice(size)), settings, on_turn),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """A policy that answers as another does, and before it does, solves the problem with every count and the reference.
+
+    errors, evaluations: [K, S], added to.
+    """
+
+    policy: StepPolicy
+    solver: Solver
+    counts: list[int]
+    reference: int
+    noise: Noise
+    errors: np.ndarray
+    evaluations: np.ndarray
+
+    def __call__(self, problem: DenoisingProblem) -> Any:
+        network: Any = problem.field
+        right = solve(problem, self.solver, self.reference, self.noise)
+        for i, count in enumerate(self.counts):
+            before = network.counter.evaluations
+            noise = Summed.of(self.noise, problem.process, self.solver, count, self.reference)
+            tokens = solve(problem, self.solver, count, noise)
+            self.errors[problem.ar_step, i] += (tokens - right).cpu().double().square().sum().item()
+            self.evaluations[problem.ar_step, i] += network.counter.evaluations - before
+        return self.policy(problem)
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Noise of n denoising steps out of that of T and some of its own. weights: [n, draws], rows orthonormal."""
+
+    noise: Noise
+    weights: Tensor
+
+    @classmethod
+    def of(cls, noise: Noise, process: Process, solver: Solver, count: int, reference: int) -> Summed:
+        return cls(noise, _weights(process, solver, count, reference))
+
+    def orders(self, num_tokens: int) -> Tensor:
+        return self.noise.orders(num_tokens)
+
+    def initial(self, problem: DenoisingProblem) -> Tensor:
+        return self.noise.initial(problem)
+
+    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        draws = self.noise.steps(problem, self.weights.shape[1])
+        return torch.tensordot(self.weights.to(draws), draws, dims=1)
+
+
+@cache
+def _weights(process: Process, solver: Solver, count: int, reference: int) -> Tensor:
+    """How the noise over each coarse step is made of that over the fine ones, in shares of their time.
+
+    Where a fine step is cut, its noise x becomes that of the pieces: p x + (1 - p p^T) y, p the roots of their shares
+    and y noise of their own.
+    """
+    coarse, fine = (grid_for(solver, process, number) for number in (count, reference))
+    # The last step of a diffusion starts at time 0 and has a length too.
+    ends = np.unique(np.concatenate([coarse.times, fine.times, [-1e-3]]))[::-1]
+    lengths, middles = -np.diff(ends), (ends[:-1] + ends[1:]) / 2
+    within, of = _roots(coarse, lengths, middles), _roots(fine, lengths, middles).T
+    own = within @ (np.eye(len(lengths)) - of @ of.T)
+    return torch.from_numpy(np.concatenate([within @ of, own], axis=1)).float()
+
+
+def _roots(grid: TimeGrid, lengths: np.ndarray, middles: np.ndarray) -> np.ndarray:
+    """[n, pieces] the root of each piece's share of a step's time."""
+    step = np.searchsorted(-grid.times, -middles, side="right") - 1
+    inside = lengths * (step == np.arange(grid.num_evaluations)[:, None])
+    return np.sqrt(inside / inside.sum(axis=1, keepdims=True))
+
+
+def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callable[[], None]) -> list[float]:
+    """[K] what a small disturbance of the tokens of an AR step does to the picture, everything else the same.
+
+    Squared change of the picture, whose values are from 0 to 1, for a unit of squared disturbance: more where what is
+    drawn later follows it, less where it is drawn over or hardly seen. The geometric mean over images, so that a few
+    that become another image do not decide. Raises DisaError.
+    """
+    if settings.rewrite and wanted.prompts is not None:
+        wanted = replace(wanted, prompts=sampler.rewrite(wanted.prompts, wanted.seeds))
+        settings = replace(settings, rewrite=False)
+
+    def pictures(solver: Solver) -> Tensor:
+        together = replace(settings, policy=Constant(GAIN_STEPS), solver=solver, batch_size=len(wanted.seeds))
+        run = sampler.start(**vars(wanted), settings=together)
+        for _ in run:
+            on_turn()
+        images = run.result().images
+        assert isinstance(images, Tensor)
+        return images.double()
+
+    others = SeededNoise(wanted.seeds, sampler.device).branch(0)
+    undisturbed, found = pictures(settings.solver), []
+    for ar_step in range(settings.num_ar_steps):
+        nudged = Nudged(settings.solver, ar_step, others)
+        change = (pictures(nudged) - undisturbed).square().flatten(1).sum(1)
+        found.append((change / nudged.squares).clamp(min=SMALLEST_GAIN).log().mean().exp().item())
+    return found
+
+
+@dataclass
+class Nudged:
+    """A solver whose tokens are disturbed in one AR step. squares: [B] sum of the squared disturbances, per image."""
+
+    solver: Solver
+    ar_step: int
+    noise: Noise
+    squares: Tensor = field(init=False)
+
+    @property
+    def grid(self) -> str | None:
+        return self.solver.grid
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        return self.solver.takes
+
+    @property
+    def stochastic(self) -> bool:
+        return self.solver.stochastic
+
+    def plan(self, process: Process, num_steps: int) -> TimeGrid:
+        return self.solver.plan(process, num_steps)
+
+    def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+        tokens = self.solver.run(evaluate, problem, grid, x, noise)
+        if problem.ar_step != self.ar_step:
+            return tokens
+        nudge = NUDGE * self.noise.initial(problem)
+        self.squares = torch.bincount(problem.image.cpu(), nudge.cpu().double().square().flatten(1).sum(1))
+        return tokens + nudge
+
+
+# -- curves --------------------------------------------------------------------------------------------------------
+
+
+def pooled(curves: np.ndarray) -> np.ndarray:
+    """[K, ...] the mean of every AR step and its neighbours within a tenth of all: they are alike, and a few images say
+    little of one alone.
+    """
+    reach, num_ar_steps = len(curves) // 10, len(curves)
+    return np.stack([curves[max(0, k - reach) : k + reach + 1].mean(axis=0) for k in range(num_ar_steps)])
+
+
+def between(known: Sequence[int], errors: Sequence[float], wanted: Sequence[int]) -> np.ndarray:
+    """Errors at numbers of evaluations that were not measured, from those that were: straight lines between them, both
+    axes logarithmic. Evaluations, not counts: a count that adds none to its grid takes no error away.
+    """
+    places, first = np.unique(known, return_index=True)
+    measured = np.maximum(np.take(errors, first), np.finfo(float).tiny)
+    return np.exp(np.interp(np.log(wanted), np.log(places), np.log(measured)))
+
+
+def costs_of(
+    sampler: Sampler, settings: Settings, every: np.ndarray, evaluations: np.ndarray, counts: Sequence[int]
+) -> np.ndarray:
+    """[K, len(every)] evaluations of an image at counts that were not measured, from those that were.
+
+    A grid says how many evaluations a count makes and how many of them guidance can double; what was counted says how
+    often each is made in an AR step.
+    """
+    grids = [grid_for(settings.solver, sampler.model.process, int(count)) for count in every]
+    shares = np.array([[grid.num_evaluations, sum(grid.within(settings.guidance.interval))] for grid in grids])
+    at = np.searchsorted(every, counts)
+    per_share = np.linalg.lstsq(shares[at], evaluations.T, rcond=None)[0]
+    return (shares @ per_share).T.round(6)
+
+
+# -- spending ------------------------------------------------------------------------------------------------------
+
+
+def allocate(errors: np.ndarray, costs: np.ndarray, budget: float) -> list[int]:
+    """[K] one choice per AR step, of errors and costs [K, S], whose total costs at most `budget` and whose total error
+    is small: greedy on the lower convex hulls, the steepest fall of error per cost first (Fox 1966).
+
+    At every budget that the totals along the way reach, until the first fall that cannot be paid, no other choice at
+    that cost or less has a smaller error, whether the curves are convex or not. At budgets between, the error is above
+    the smallest by less than that first fall. Raises DisaError where the cheapest choices cost too much.
+    """
+    hulls = [_hull(*pair) for pair in zip(errors, costs, strict=True)]
+    chosen = [hull[0] for hull in hulls]
+    spent = sum(costs[k, i] for k, i in enumerate(chosen))
+    if spent > budget:
+        raise DisaError(f"the budget {budget:g} is below the cheapest choice, which takes {spent:g}.")
+    falls = [
+        ((errors[k, i] - errors[k, j]) / (costs[k, j] - costs[k, i]), k, j)
+        for k, hull in enumerate(hulls)
+        for i, j in pairwise(hull)
+    ]
+    closed = set()
+    for _, k, j in sorted(falls, key=lambda fall: -fall[0]):
+        price = costs[k, j] - costs[k, chosen[k]]
+        if k in closed or spent + price > budget:
+            closed.add(k)
+            continue
+        chosen[k], spent = j, spent + price
+    return chosen
+
+
+def _hull(errors: np.ndarray, costs: np.ndarray) -> list[int]:
+    """Corners of the lower convex hull, from the cheapest choice to that of the smallest error."""
+    hull: list[int] = []
+    for j in np.lexsort((errors, costs)).tolist():
+        if hull and errors[j] >= errors[hull[-1]]:
+            continue
+        while len(hull) > 1 and _above(errors, costs, hull[-2], hull[-1], j):
+            hull.pop()
+        hull.append(j)
+    return hull
+
+
+def _above(errors: np.ndarray, costs: np.ndarray, i: int, middle: int, j: int) -> bool:
+    """Whether the middle point lies on or above the line from i to j."""
+    rise = (errors[middle] - errors[i]) * (costs[j] - costs[i])
+    return rise >= (errors[j] - errors[i]) * (costs[middle] - costs[i])

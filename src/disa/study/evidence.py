@@ -1,0 +1,465 @@
+"""Why annealing works, measured on the images of a model: the three findings of DiSA (arXiv 2505.20297, section 3).
+
+Of every AR step: how well its tokens can be predicted from z, how much they vary between draws from the same z, and how
+straight their denoising paths are. All of this is done beside a generation, whose images stay those of `sample`.
+
+Shapes: N images of a call, B of a batch, R rows, T tokens of an image in one AR step, L in all, C token channels,
+D condition width, K AR steps, n evaluations along a path.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field, replace
+from itertools import count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from disa.core.diffusion import LAST_TRAINED, CosineDiffusion
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep, DenoisingProblem, Process, TimeGrid
+from disa.core.request import Guidance
+from disa.core.solvers import Euler, Solver, grid_for, precise, solve
+from disa.draw.sampler import Sampler, Settings
+from disa.draw.samples import Samples, Wanted
+from disa.errors import DisaError
+from disa.models.layers import Linear, Swish
+from disa.models.mar.model import MARState
+from disa.models.xar.model import XARState
+
+EXPECTED = {
+    "error": -1, "r2": 1, "variance": -1, "relative_variance": -1,
+    "straightness": -1, "relative_straightness": -1, "chord": 1,
+}  # fmt: skip
+"""The measurements, and whether the paper finds that they rise or fall with the AR step."""
+
+FIRST_FIT_SEED = 1_000_000
+SHOWN_IMAGES, SHOWN_SHARES = 4, (1 / 8, 1 / 4, 1 / 2, 3 / 4, 7 / 8)
+
+Predict = Callable[[DenoisingProblem, SeededNoise], Tensor]
+"""Tokens [R, *shape] of a problem, predicted without drawing them."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is spent on measuring.
+
+    draws: from the same z, with `draw_steps` denoising steps each, for the first `varied` images. path_steps:
+    evaluations along a path. fit_images: what the MLP learns from, where one is needed.
+    """
+
+    draws: int = 100
+    draw_steps: int = 25
+    varied: int = 16
+    path_steps: int = 50
+    fit_images: int = 256
+
+    def __post_init__(self) -> None:
+        least = {"draws": 2, "draw_steps": 1, "varied": 1, "path_steps": 2, "fit_images": 5}
+        for name, smallest in least.items():
+            if (found := getattr(self, name)) < smallest:
+                raise DisaError(f"{name} must be {smallest} or more to measure anything, found {found}.")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A measurement in every AR step [K]: the mean over images, and the quartiles between images."""
+
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+    @classmethod
+    def of(cls, values: Sequence[Tensor]) -> Curve:
+        """From one value per image [N] in each AR step, float64."""
+        quartiles = torch.tensor([0.25, 0.75], dtype=torch.float64)
+        low, high = torch.stack([value.quantile(quartiles) for value in values], dim=1).tolist()
+        return cls([value.mean().item() for value in values], low, high)
+
+    @property
+    def correlation(self) -> float:
+        """Spearman's, of the mean with the AR step; 0 where one of them is constant."""
+        return spearman(range(len(self.mean)), self.mean)
+
+
+@dataclass(frozen=True)
+class Foresight:
+    """What is there after `num_ar_steps` AR steps, gray elsewhere, and the same with the rest predicted.
+
+    Images [up to 4, channels, height, width] in [0, 1].
+    """
+
+    num_ar_steps: int
+    drawn: Tensor
+    predicted: Tensor
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What `measure` returns.
+
+    curves: by the names of `EXPECTED`; error, variance and straightness (S) are squares of token values, the mean over
+    channels; what is relative is divided by token_variance, as the error in R2. token_variance: [K] of drawn tokens
+    about the mean of their AR step. samples: the images. evaluations: made to measure, beside those that drew them.
+    """
+
+    curves: dict[str, Curve]
+    token_variance: list[float]
+    foresight: list[Foresight]
+    samples: Samples
+    effort: Effort
+    predictor: str
+    evaluations: int
+
+    def report(self) -> dict[str, Any]:
+        """Everything but images, for JSON."""
+        drawn = self.samples.report()
+        return {
+            **{name: drawn[name] for name in ("settings", "labels", "prompts", "seeds") if name in drawn},
+            "effort": asdict(self.effort), "predictor": self.predictor,
+            "evaluations": self.samples.evaluations, "evaluations_to_measure": self.evaluations,
+            "token_variance": self.token_variance,
+            "curves": {
+                name: asdict(curve) | {"correlation": curve.correlation, "expected": EXPECTED[name]}
+                for name, curve in self.curves.items()
+            },
+        }  # fmt: skip
+
+
+def num_turns(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) -> int:
+    """How often `measure` calls `on_turn`: once per AR step of a batch, and once per draw from the same z."""
+    drawn, varied = len(wanted.seeds), min(len(wanted.seeds), effort.varied)
+    learned = effort.fit_images if _learns(sampler) else 0
+    return settings.num_turns(drawn) + settings.num_turns(varied) * effort.draws + settings.num_turns(learned)
+
+
+def check(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) -> None:
+    """Find what is wrong before any work is done."""
+    sampler.start(**vars(wanted), settings=settings)
+    grid_for(settings.solver, sampler.model.process, effort.draw_steps)
+    if len(wanted.seeds) < 2:
+        raise DisaError("what is measured is compared between images: expected 2 or more, found 1.")
+    sampler.prepare()
+
+
+@torch.no_grad()
+def measure(
+    sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort | None = None,
+    on_turn: Callable[[], None] = lambda: None,
+) -> Evidence:  # fmt: skip
+    """Draw what is wanted as `sample` does, and measure every AR step of it. Raises DisaError.
+
+    Predictability, as in the paper: for MAR and Harmon by an MLP from z to the token, learned from other images; for
+    FlowAR and xAR by the field itself, in one evaluation at t = 1. Variance: between draws with the solver of the
+    settings. Straightness: see `straightness`.
+    """
+    effort = effort or Effort()
+    check(sampler, wanted, settings, effort)
+    run = sampler.start(**vars(wanted), settings=settings)
+    predict, evaluations = at_the_start, 0
+    if _learns(sampler):
+        predict, evaluations = learn(sampler, wanted, settings, effort.fit_images, on_turn)
+    looks = [_Looks() for _ in range(settings.num_ar_steps)]
+    shown: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k in _shown(settings.num_ar_steps)}
+    for step in run:
+        on_turn()
+        batch = run.batches[(run.turns_made - 1) // settings.num_ar_steps]
+        noise = SeededNoise([wanted.seeds[i] for i in batch], sampler.device)
+        before = step.state.counter.evaluations
+        varied = min(len(batch), max(0, effort.varied - batch[0]))
+        looks[step.ar_step].take(step, len(batch), noise, predict, settings.solver, effort, varied, on_turn)
+        if step.ar_step + 1 in shown and batch[0] < SHOWN_IMAGES:
+            shown[step.ar_step + 1].append(foresee(sampler, step.state, predict, noise))
+        evaluations += step.state.counter.evaluations - before
+    foresight = [
+        Foresight(k, *(torch.cat(images)[:SHOWN_IMAGES] for images in zip(*parts, strict=True)))
+        for k, parts in shown.items()
+    ]
+    about = "an MLP on z, learned from other images" if _learns(sampler) else "the field in one evaluation at t = 1"
+    token_variance = [look.token_variance for look in looks]
+    return Evidence(_curves(looks), token_variance, foresight, run.result(), effort, about, evaluations)
+
+
+@dataclass
+class _Looks:
+    """What was seen of one AR step: a tensor [B] of each measurement, and tokens [B, T, C], batch by batch."""
+
+    seen: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    tokens: list[Tensor] = field(default_factory=list)
+
+    def take(
+        self, step: ARStep, num_images: int, noise: SeededNoise, predict: Predict, solver: Solver, effort: Effort,
+        varied: int, on_draw: Callable[[], None],
+    ) -> None:  # fmt: skip
+        """Measure a problem that is solved, but whose field is still valid."""
+        problem, tokens = step.problem, step.tokens.cpu().double()
+        error = (predict(problem, noise).cpu().double() - tokens).square()
+        bends, chords = straightness(problem, noise.initial(problem), effort.path_steps)
+        found = {"error": error, "straightness": bends, "chord": chords}
+        if varied:
+            rows = torch.nonzero(problem.image < varied).flatten()
+            part = problem if varied == num_images else problem.select(rows)
+            found["variance"] = variance(part, solver, effort.draw_steps, noise, effort.draws, on_draw)
+        for name, values in found.items():
+            images = varied if name == "variance" else num_images
+            self.seen[name].append(values.cpu().double().reshape(images, -1).mean(1))
+        self.tokens.append(tokens.reshape(num_images, -1, tokens.shape[-1]))
+
+    @property
+    def token_variance(self) -> float:
+        """About the mean of each channel, over all tokens of all images."""
+        return torch.cat(self.tokens).flatten(0, 1).var(0, correction=0).mean().item()
+
+    def values(self) -> dict[str, Tensor]:
+        """[N] of each measurement; fewer of the variance."""
+        values = {name: torch.cat(parts) for name, parts in self.seen.items()}
+        share = {name: values[name] / self.token_variance for name in ("error", "variance", "straightness")}
+        return values | {
+            "r2": 1 - share["error"], "relative_variance": share["variance"],
+            "relative_straightness": share["straightness"],
+        }  # fmt: skip
+
+
+def _curves(looks: list[_Looks]) -> dict[str, Curve]:
+    values = [look.values() for look in looks]
+    return {name: Curve.of([of_step[name] for of_step in values]) for name in EXPECTED}
+
+
+def _learns(sampler: Sampler) -> bool:
+    """Whether predictions are made by an MLP: a noise-predicting field says little of the data where t is 1."""
+    return sampler.model.process.predicts == "noise"
+
+
+def _shown(num_ar_steps: int) -> list[int]:
+    """After how many AR steps the picture looks at an image."""
+    return sorted({max(1, round(num_ar_steps * share)) for share in SHOWN_SHARES} - {num_ar_steps})
+
+
+# -- predictability ------------------------------------------------------------------------------------------------
+
+
+def at_the_start(problem: DenoisingProblem, noise: SeededNoise) -> Tensor:
+    """[R, *shape] what a velocity field predicts in one evaluation at t = 1: x1 - v(x1, 1)."""
+    return solve(problem, Euler(), 1, noise)
+
+
+class TokenMLP:
+    """From condition vectors z [R, D] to tokens [R, C]: two hidden layers on standardised z, on the CPU.
+
+    Learned from pairs z [N, L, D] and tokens [N, L, C] with the squared error; the last fifth of the images is held
+    out, and the epoch that predicts them best is kept. The same pairs and seed give the same MLP.
+    """
+
+    width, epochs, batch_size, learning_rate, weight_decay = 256, 30, 512, 2e-3, 1e-2
+
+    def __init__(self, z: Tensor, tokens: Tensor, seed: int = 0) -> None:
+        random = torch.Generator().manual_seed(seed)
+        learned = len(z) - max(1, len(z) // 5)
+        self.mean, self.deviation = z[:learned].mean((0, 1)), z[:learned].std((0, 1)).clamp(min=1e-6)
+        z = (z - self.mean) / self.deviation
+        self.net = self._network(z.shape[-1], tokens.shape[-1], seed)
+        held_out = z[learned:], tokens[learned:]
+        pairs = z[:learned].flatten(0, 1), tokens[:learned].flatten(0, 1)
+        best, kept = float("inf"), self.net.state_dict()
+        for _ in self._epochs(*pairs, random):
+            error = functional.mse_loss(self.net(held_out[0]), held_out[1]).item()
+            if error < best:
+                best, kept = error, {name: value.clone() for name, value in self.net.state_dict().items()}
+        self.net.load_state_dict(kept)
+
+    def __call__(self, problem: DenoisingProblem, noise: SeededNoise) -> Tensor:
+        assert problem.condition is not None
+        z = (problem.condition.float().cpu() - self.mean) / self.deviation
+        return self.net(z).to(problem.device)
+
+    def _network(self, condition_width: int, channels: int, seed: int) -> nn.Sequential:
+        # Initialisation draws from the global generator; the caller's random state is put back afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return nn.Sequential(
+                Linear(condition_width, self.width), Swish(),
+                Linear(self.width, self.width), Swish(), Linear(self.width, channels),
+            )  # fmt: skip
+
+    def _epochs(self, z: Tensor, tokens: Tensor, random: torch.Generator) -> Iterator[None]:
+        """Learn from z [M, D] and tokens [M, C]; a turn per epoch."""
+        optimiser = torch.optim.AdamW(self.net.parameters(), self.learning_rate, weight_decay=self.weight_decay)
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.epochs)
+        for _ in range(self.epochs):
+            with torch.enable_grad():
+                for rows in torch.randperm(len(z), generator=random).split(self.batch_size):
+                    optimiser.zero_grad()
+                    functional.mse_loss(self.net(z[rows]), tokens[rows]).backward()
+                    optimiser.step()
+            rates.step()
+            yield
+
+
+def learn(
+    sampler: Sampler, wanted: Wanted, settings: Settings, num_images: int, on_turn: Callable[[], None] = lambda: None
+) -> tuple[TokenMLP, int]:
+    """A `TokenMLP` from images of other seeds, whose labels or prompts are those wanted, in turn; and the evaluations
+    that drew them."""
+    measured = set(wanted.seeds)
+    seeds = list(islice((seed for seed in count(FIRST_FIT_SEED) if seed not in measured), num_images))
+    turns = [i % len(wanted.seeds) for i in range(num_images)]
+    labels, prompts = (values and [values[i] for i in turns] for values in (wanted.labels, wanted.prompts))
+    others = replace(wanted, labels=labels, prompts=prompts, seeds=seeds)
+    run = sampler.start(**vars(others), settings=settings)
+    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in run.batches]
+    for step in run:
+        on_turn()
+        batch = (run.turns_made - 1) // settings.num_ar_steps
+        z, tokens = (_per_image(values, len(run.batches[batch])) for values in (step.problem.condition, step.tokens))
+        pairs[batch].append((z, tokens))
+    whole = [[torch.cat(values, dim=1) for values in zip(*batch, strict=True)] for batch in pairs]
+    z, tokens = (torch.cat(values) for values in zip(*whole, strict=True))
+    return TokenMLP(z, tokens), sum(step.evaluations for step in run.trace)
+
+
+def _per_image(values: Tensor | None, num_images: int) -> Tensor:
+    """[R, D] -> [B, T, D] on the CPU, float32."""
+    assert values is not None
+    return values.float().cpu().view(num_images, -1, values.shape[-1])
+
+
+# -- variance ------------------------------------------------------------------------------------------------------
+
+
+def variance(
+    problem: DenoisingProblem, solver: Solver, num_steps: int, noise: SeededNoise, draws: int,
+    on_draw: Callable[[], None] = lambda: None,
+) -> Tensor:  # fmt: skip
+    """[R, *shape] unbiased variance between `draws` draws from the same z, float64; each has a branch of the noise."""
+    mean = squares = precise(torch.zeros((), device=problem.device))
+    for number in range(draws):
+        # Welford's recurrence: no draw is kept, and nothing cancels.
+        tokens = precise(solve(problem, solver, num_steps, noise.branch(number)))
+        off = tokens - mean
+        mean = mean + off / (number + 1)
+        squares = squares + off * (tokens - mean)
+        on_draw()
+    return squares / (draws - 1)
+
+
+# -- straightness --------------------------------------------------------------------------------------------------
+
+
+def straightness(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """Of the deterministic paths from the noise start [R, *shape], per token: S, and chord over path length.
+
+    S = E_t ||(x1 - x0) - v(x_t, t)||^2 (Liu et al. 2023), t uniform, with the velocity v of the probability-flow ODE,
+    so that S is 0 where a path is straight and gone along evenly; the mean over channels. A model that predicts noise
+    is brought to the coordinates of a flow, x / (sqrt(abar) + sqrt(1 - abar)) = (1 - t) x0 + t noise with
+    t = sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)) and v = noise - x0, both as predicted: in any other time or scale
+    even the path of a single datum bends. Euler's steps along v, which are DDIM's, begin at the largest trained t (0.93
+    for a cosine, 1 for a flow), and x1 - x0 is the mean velocity from there on.
+    """
+    grid, t = flow_grid(problem.process, num_steps)
+    evaluate = problem.field.on(grid)
+    signal, sigma = _scales(problem.process, grid)
+    x = precise(start) / (signal[0] + sigma[0])
+    total, squares, length = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x[..., 0])
+    for i, step in enumerate((-np.diff(t)).tolist()):
+        state = x * (signal[i] + sigma[i])
+        value = evaluate(state.float(), i).value.to(x.dtype)
+        velocity = value if sigma[i] == 0 else value - (state - sigma[i] * value) / signal[i]
+        x = x - step * velocity
+        total += step * velocity
+        squares += step * velocity.square()
+        length += step * velocity.norm(dim=-1)
+    mean = total / t[0]
+    return (squares / t[0] - mean.square()).mean(-1), total.norm(dim=-1) / length
+
+
+def flow_grid(process: Process, num_steps: int) -> tuple[TimeGrid, np.ndarray]:
+    """Evaluations that are even in the t of a flow, and that t [n + 1], the end included.
+
+    Of a diffusion these are its trained timesteps nearest to that; two may fall together, so there may be fewer.
+    """
+    if not isinstance(process, CosineDiffusion):
+        grid = process.grid("uniform", num_steps)
+        return grid, grid.levels
+    abar = process.alpha_bar[: LAST_TRAINED * process.num_timesteps // 1000 + 1]
+    t = np.sqrt(1 - abar) / (np.sqrt(abar) + np.sqrt(1 - abar))
+    wanted = np.linspace(t[-1], 0, num_steps + 1)[:-1]
+    timesteps = np.unique(np.interp(wanted, t, np.arange(len(t))).round().astype(int))[::-1]
+    times = timesteps.astype(np.float64)
+    return TimeGrid(times, np.append(abar[timesteps], 1.0), times / process.num_timesteps), np.append(t[timesteps], 0.0)
+
+
+def _scales(process: Process, grid: TimeGrid) -> tuple[list[float], list[float]]:
+    """Shares of signal and of noise in a diffusion's state at each evaluation; 1 and 0 for a flow, which needs none."""
+    abar = grid.levels[:-1] if isinstance(process, CosineDiffusion) else np.ones(grid.num_evaluations)
+    return np.sqrt(abar).tolist(), np.sqrt(1 - abar).tolist()
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """Spearman's rank correlation, ties at their mean rank; 0 where either is constant."""
+    first, second = (_ranks(np.asarray(values, dtype=np.float64)) for values in (a, b))
+    scale = float(np.sqrt((first @ first) * (second @ second)))
+    return float(first @ second) / scale if scale else 0.0
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks less their mean."""
+    _, place, times = np.unique(values, return_inverse=True, return_counts=True)
+    mean_ranks = np.cumsum(times) - (times + 1) / 2
+    return mean_ranks[place] - (len(values) - 1) / 2
+
+
+# -- the picture ---------------------------------------------------------------------------------------------------
+
+
+def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise) -> tuple[Tensor, Tensor]:
+    """What is drawn so far, gray elsewhere, and the same with the rest predicted; the state stays as it is.
+
+    Images [up to 4, channels, height, width] in [0, 1]. FlowAR's first scales are shown as they are, coarse.
+    """
+    latents, undrawn = _drawn(sampler, state)
+    size = sampler.model.config.latent_size if undrawn is None else tuple(latents.shape[-2:])
+    whole = functional.interpolate(latents, size, mode="nearest")
+    drawn = sampler.decode(whole[:SHOWN_IMAGES])
+    if undrawn is not None:
+        gray = functional.interpolate(undrawn[:SHOWN_IMAGES].float(), tuple(drawn.shape[-2:]), mode="nearest") > 0
+        drawn = drawn.masked_fill(gray, 0.5)
+    rest = _rest(sampler, state, latents, undrawn, predict, noise)
+    return drawn.cpu(), sampler.decode(rest[:SHOWN_IMAGES]).cpu()
+
+
+def _drawn(sampler: Sampler, state: Any) -> tuple[Tensor, Tensor | None]:
+    """Latents [B, C, H, W], and where they are not drawn yet: [B, 1, h, w] over tokens, None if a scale is whole."""
+    model: Any = sampler.model
+    latents = model.finish(state)
+    if isinstance(state, MARState):
+        left = state.orders[:, : state.num_masked[state.ar_step]]
+        undrawn = torch.zeros_like(state.orders, dtype=torch.bool).scatter_(1, left, True)
+        return latents, undrawn.view(len(undrawn), 1, *(state.request.token_grid or model.config.grid))
+    if isinstance(state, XARState):
+        undrawn = torch.zeros_like(state.tokens[..., :1])
+        undrawn[:, model.span(state.ar_step).start :] = 1
+        return latents, model.to_latents(undrawn) > 0
+    return latents, None
+
+
+def _rest(
+    sampler: Sampler, state: Any, latents: Tensor, undrawn: Tensor | None, predict: Predict, noise: SeededNoise
+) -> Tensor:
+    """Latents [B, C, H, W] with the rest predicted: all at once by MAR and Harmon, by the others in their own order."""
+    model: Any = sampler.model
+    if isinstance(state, MARState):
+        assert undrawn is not None
+        everything = replace(state.request, num_ar_steps=1, guidance=Guidance(), known=latents, mask=undrawn[:, 0])
+        ahead = model.begin(everything, noise)
+    else:
+        ahead = replace(deepcopy(state), counter=state.counter)
+    while ahead.ar_step < ahead.request.num_ar_steps:
+        problem = model.pose(ahead)
+        model.accept(ahead, predict(problem, noise))
+    return model.finish(ahead)

@@ -1,0 +1,314 @@
+"""Fit a probe, and measure how every score goes with the error of few denoising steps.
+
+While images are drawn with the settings given, each AR step is solved again: from the noise that it began with, along
+the probability-flow ODE, in many and in few steps. How far these end apart is the error of few steps; how far the first
+prediction is from the end of the long path, that of predicting from z alone. A look at the path is judged by the error
+of few steps from where it was looked at. Nothing of the drawing is changed.
+
+Shapes: R rows, N rows of all images, D condition width, J shares of the AR steps, Q quantiles.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch as safetensors
+import torch
+from torch import Tensor
+
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep, DenoisingProblem, Watch
+from disa.core.solvers import DDIM, Euler, GridSolver, Solver, look, seeing
+from disa.draw.sampler import Run, Sampler, Settings
+from disa.draw.samples import Wanted
+from disa.errors import DisaError
+from disa.files import write_whole
+from disa.policies.adaptive import (
+    COSTS,
+    NUM_LOOKS,
+    SMALLEST,
+    UNTIL,
+    Fit,
+    Knowledge,
+    Probe,
+    Score,
+    above,
+    counts_between,
+    features,
+    learned_variance,
+    log_change,
+    parse_spending,
+    spread_of_draws,
+)  # fmt: skip
+from disa.study.calibrate import gains
+from disa.study.evidence import spearman
+
+FEW, MORE, MANY = 4, 8, 20
+FEW_LEFT, MANY_LEFT = 3, 12
+"""Steps of the whole path, and of what is left of it after a look."""
+SHARES, QUANTILES, GROUPS = 16, 32, 10
+NUDGED = 8
+"""Images that show what an error of one AR step does to the whole."""
+FEWEST_IMAGES = 8
+ITERATIONS, TRIED = 600, 20
+MOST = 50
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """fit: what was fitted. r2: of the probe's two predictions (logs of errors), on images it did not learn from.
+
+    agreement: of every score with the error of few steps on those images, as rank correlations: over all rows, and
+    the mean over AR steps of that between the rows of one.
+    """
+
+    fit: Fit
+    r2: dict[str, float]
+    agreement: dict[str, tuple[float, float]]
+
+    def report(self) -> dict[str, Any]:
+        """For JSON."""
+        lines = {
+            name: {"slope": k.slope, "rank_correlation": self.agreement[name][0],
+                   "rank_correlation_within": self.agreement[name][1]}
+            for name, k in self.fit.knowledge.items()
+        }  # fmt: skip
+        known = next(iter(self.fit.knowledge.values()))
+        more = {"power": known.power, "importance": known.importance.tolist()}
+        return dict(self.fit.about) | {"held_out_r2": self.r2, "scores": lines} | more
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What was measured: one line per row. features: [N, D + 1]; the others are [N], errors as mean squares.
+
+    few, more, left: of few and of more steps, and of few steps after a look. prediction: of the one-evaluation one.
+    size: values of a row.
+    """
+
+    features: Tensor
+    few: Tensor
+    more: Tensor
+    left: Tensor
+    prediction: Tensor
+    size: Tensor
+    image: Tensor
+    ar_step: Tensor
+    scores: Mapping[str, Tensor]
+
+
+def fit(
+    sampler: Sampler, wanted: Wanted, settings: Settings, seed: int = 0, on_turn: Callable[[], None] = lambda: None,
+    own: Mapping[str, Score] | None = None,
+) -> Fitted:  # fmt: skip
+    """Draw what is wanted and fit. own: further scores, such as a researcher's, by name. on_turn is called
+    `calibration.num_turns` times. Raises DisaError."""
+    if len(wanted.seeds) < FEWEST_IMAGES:
+        raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(wanted.seeds)}.")
+    sampler.prepare()
+    rows = measure(sampler.start(**vars(wanted), settings=settings), on_turn, own or {})
+    weights = importance(sampler, wanted, settings, rows, on_turn)
+    return fit_rows(rows, weights, sampler, wanted, settings, seed)
+
+
+def fit_rows(
+    rows: Rows, weights: Tensor, sampler: Sampler, wanted: Wanted, settings: Settings, seed: int
+) -> Fitted:  # fmt: skip
+    """The same from what was measured; weights: [J] see `importance`.
+
+    Half of the images is learned from, a quarter says when to stop, and a quarter how good the probe is.
+    """
+    learned, held = rows.image % 2 == 1, rows.image % 4 == 0
+    targets = torch.stack([rows.few, rows.prediction], dim=1).clamp(min=SMALLEST).log().float()
+    probe = _train(rows.features, targets, learned, ~learned & ~held, seed)
+    predicted = probe(rows.features).detach().double()
+    r2 = {name: _r2(predicted[held, i], targets[held, i]) for i, name in enumerate(("few_steps", "prediction"))}
+    scores = {"mlp": predicted[:, 0], "variance:probe": predicted[:, 1], **rows.scores}
+    few, more = (float(errors.mean().clamp(min=SMALLEST)) for errors in (rows.few, rows.more))
+    power = min(max(math.log(few / more) / math.log(MORE / FEW), 0.5), 4.0)
+    knowledge, agreement = {}, {}
+    for name, score in scores.items():
+        error, num_steps = (rows.left, FEW_LEFT) if name == "straight" else (rows.few, FEW)
+        slope, height = _line(score[~learned], error[~learned])
+        intercept = height + power * math.log(num_steps)
+        needs = intercept + slope * score + weights[rows.ar_step * SHARES // settings.num_ar_steps]
+        knowledge[name] = Knowledge(
+            slope, intercept, power, _threshold(needs, power, name, sampler), weights,
+            _later(needs, rows.ar_step, settings.num_ar_steps),
+        )  # fmt: skip
+        agreement[name] = _agreement(score[held], error[held], rows.ar_step[held])
+    about = {
+        "model": sampler.preset.name, "seed": seed, "images": len(wanted.seeds), "first_seed": wanted.seeds[0],
+        "rows": len(rows.few), "num_ar_steps": settings.num_ar_steps, "measured_for": sampler.facts(settings),
+    }  # fmt: skip
+    return Fitted(Fit(probe, knowledge, about), r2, agreement)
+
+
+# -- measuring -----------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run, on_turn: Callable[[], None], own: Mapping[str, Score]) -> Rows:
+    """Every row of a run, image by image, whatever the batches are."""
+    parts, num_ar_steps, images = [], run.settings.num_ar_steps, 0
+    for turn, step in enumerate(run):
+        batch = run.batches[turn // num_ar_steps]
+        noise = SeededNoise([run.seeds[i] for i in batch], step.problem.device)
+        parts.append(_measure_turn(step, run.settings.solver, noise, images, own))
+        images += len(batch) if step.ar_step == num_ar_steps - 1 else 0
+        on_turn()
+    scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "scores"}
+    order = (columns["image"] * num_ar_steps + columns["ar_step"]).argsort(stable=True)
+    return Rows(
+        **{name: values[order] for name, values in columns.items()},
+        scores={name: values[order] for name, values in scores.items()},
+    )
+
+
+@torch.no_grad()
+def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int, own: Mapping[str, Score]) -> Rows:
+    problem = step.problem
+    start = noise.initial(problem)
+    first, end = _along(problem, start, MANY)
+    few, more = (_along(problem, start, count)[1] for count in (FEW, MORE))
+    scores: dict[str, Tensor] = {"variance:draws": spread_of_draws(problem)}
+    left = torch.zeros(problem.num_rows)
+    if problem.process.predicts == "noise":
+        scores["variance:head"] = learned_variance(problem)
+    if isinstance(solver, GridSolver):
+        change, left = _after_a_look(problem, solver, noise)
+        scores["straight"] = log_change(change)
+    scores |= {name: score(problem) for name, score in own.items()}
+    return Rows(
+        features=features(problem).cpu(), few=_distance(few, end), more=_distance(more, end), left=left.cpu(),
+        prediction=_distance(first, end), image=problem.image.cpu() + images,
+        ar_step=torch.full((problem.num_rows,), step.ar_step),
+        size=torch.full((problem.num_rows,), math.prod(problem.shape)),
+        scores={name: score.cpu().double() for name, score in scores.items()},
+    )  # fmt: skip
+
+
+def importance(
+    sampler: Sampler, wanted: Wanted, settings: Settings, rows: Rows, on_turn: Callable[[], None]
+) -> Tensor:  # fmt: skip
+    """[J] the log of what an error of one row in each J-th of the AR steps adds to that of the picture, from 0 on."""
+    found = torch.tensor(gains(sampler, wanted.part(slice(NUDGED)), settings, on_turn), dtype=torch.float64)
+    place = torch.arange(SHARES) * settings.num_ar_steps / SHARES
+    first, last = place.floor().long(), ((place + settings.num_ar_steps / SHARES).ceil().long())
+    sizes = torch.stack([rows.size[rows.ar_step == k].double().mean() for k in range(settings.num_ar_steps)])
+    reached = (found * sizes).clamp(min=SMALLEST)
+    log = torch.stack([reached[a:b].mean().log() for a, b in zip(first.tolist(), last.tolist(), strict=True)])
+    return log - log.min()
+
+
+def _along(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
+    """The data predicted at the start [R, *shape], and the end of the probability-flow ODE from there."""
+    solver = _ode(problem)
+    grid = solver.plan(problem.process, num_steps)
+    evaluate, seen = seeing(problem, grid, (0,))
+    end = solver.run(evaluate, problem, grid, start.clone(), torch.empty(0))
+    return seen[0], end
+
+
+def _after_a_look(problem: DenoisingProblem, solver: Solver, noise: SeededNoise) -> tuple[Tensor, Tensor]:
+    """What the last look at a path changed [R], and the error of few steps for what is left of it [R]."""
+    grid = solver.plan(problem.process, MOST)
+    stop = Watch(MOST, NUM_LOOKS, UNTIL, lambda change: change).stop(grid.num_evaluations)
+    x, change = look(problem, solver, grid.part(0, stop, NUM_LOOKS), noise)
+    ends = []
+    for count in (FEW_LEFT, MANY_LEFT):
+        rest = grid.part(stop, grid.num_evaluations, count)
+        ends.append(_ode(problem).run(problem.field.on(rest), problem, rest, x.clone(), torch.empty(0)))
+    return change, _distance(*ends)
+
+
+def _ode(problem: DenoisingProblem) -> Solver:
+    return DDIM("uniform") if problem.process.predicts == "noise" else Euler("uniform")
+
+
+def _distance(one: Tensor, other: Tensor) -> Tensor:
+    """[R] mean squared difference."""
+    return (one - other).cpu().double().square().flatten(1).mean(1)
+
+
+# -- fitting -------------------------------------------------------------------------------------------------------
+
+
+@torch.enable_grad()
+def _train(inputs: Tensor, targets: Tensor, learned: Tensor, judged: Tensor, seed: int) -> Probe:
+    """The probe that predicts targets [N, 2] from inputs [N, D + 1]: the best on the rows `judged` that was met while
+    it learned from the rows `learned`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        probe = Probe(inputs.shape[1])
+    probe.mean.copy_(inputs[learned].mean(0))
+    probe.scale.copy_(inputs[learned].std(0).clamp(min=1e-6))
+    probe.output.bias.data.copy_(targets[learned].mean(0))
+    probe.output.weight.data.zero_()
+    optimiser = torch.optim.AdamW(probe.parameters(), lr=3e-3, weight_decay=0.1)
+    random, places = torch.Generator().manual_seed(seed), torch.nonzero(learned).flatten()
+    least, best = math.inf, probe.state_dict()
+    for iteration in range(ITERATIONS):
+        if iteration % TRIED == 0:
+            with torch.no_grad():
+                loss = float((probe(inputs[judged]) - targets[judged]).square().mean())
+            if loss < least:
+                least, best = loss, {name: value.clone() for name, value in probe.state_dict().items()}
+        chosen = places[torch.randint(len(places), (256,), generator=random)]
+        loss = (probe(inputs[chosen]) - targets[chosen]).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    probe.load_state_dict(best)
+    return probe.requires_grad_(False).eval()
+
+
+def _line(score: Tensor, error: Tensor) -> tuple[float, float]:
+    """Slope and height of the line from a score [N] to the log of the mean error of rows that score alike."""
+    groups = [group for group in score.argsort().tensor_split(GROUPS) if len(group)]
+    x = torch.stack([score[group].mean() for group in groups])
+    y = torch.stack([error[group].mean().clamp(min=SMALLEST).log() for group in groups])
+    spread = (x - x.mean()).square().sum()
+    slope = max(float(((x - x.mean()) * (y - y.mean())).sum() / spread), 0.0) if spread > SMALLEST else 0.0
+    return slope, float(y.mean() - slope * x.mean())
+
+
+def _later(needs: Tensor, ar_step: Tensor, num_ar_steps: int) -> Tensor:
+    """[J, Q] quantiles of the needs of the rows after the first 1/J, 2/J, ... of the AR steps, or of the last one."""
+    first = [min(math.ceil((j + 1) / SHARES * num_ar_steps), num_ar_steps - 1) for j in range(SHARES)]
+    places = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
+    return torch.stack([needs[ar_step >= k].quantile(places) for k in first])
+
+
+def _threshold(needs: Tensor, power: float, name: str, sampler: Sampler) -> float:
+    """The gain at which the rows would spend the preset's budget."""
+    spending = parse_spending(sampler.preset.spending)
+    assert spending.budget is not None
+    looks = NUM_LOOKS if name == "straight" else 0
+    counts = counts_between(spending.late - looks, spending.early - looks)
+    low, high = float(needs.min()) - 40, float(needs.max()) + 40
+    for _ in range(60):
+        middle = (low + high) / 2
+        spent = above(needs, counts, power, middle).double().mean() + COSTS.get(name, 0)
+        low, high = (middle, high) if spent > spending.budget else (low, middle)
+    return high
+
+
+def _r2(predicted: Tensor, target: Tensor) -> float:
+    return float(1 - (target - predicted).square().mean() / target.var(correction=0))
+
+
+def _agreement(score: Tensor, error: Tensor, ar_step: Tensor) -> tuple[float, float]:
+    """Rank correlations: over all rows, and the mean of those between the rows of one AR step."""
+    inside = [spearman(score[ar_step == k].tolist(), error[ar_step == k].tolist()) for k in ar_step.unique()]
+    return spearman(score.tolist(), error.tolist()), sum(inside) / len(inside)
+
+
+def save(path: Path, fitted: Fit) -> Path:
+    """Write a probe, as `mlp:50-5@20:FILE` reads it."""
+    content = safetensors.save(fitted.tensors(), fitted.metadata())
+    return write_whole(path, lambda file: file.write(content))
