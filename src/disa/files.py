@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from disa.errors import DisaError
+
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 
 def make_folder(path: Path) -> Path:
@@ -22,15 +26,26 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> Path:
-    """Call `write(file)` on a temporary file beside `path` and rename it: `path` is old, new or absent, not partial."""
+def clear_unfinished(folder: Path) -> None:
+    """Remove the temporary files of a process that was killed while it wrote into this folder."""
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, synced: bool = True) -> Path:
+    """Call `write(file)` on a temporary file beside `path` and rename it: `path` is old, new or absent, not partial.
+
+    synced: wait for the disk, so that this holds after a power failure too; it takes milliseconds.
+    """
     # The name is known before the file exists: whatever interrupts what follows, the file is found and removed.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(temporary, "xb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            if synced:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
         # torch.save turns what the disk says into an error of its own.

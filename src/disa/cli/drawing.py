@@ -3,65 +3,118 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from dataclasses import replace as changed
 from itertools import islice, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from disa.cli.options import AsJSON, Asked, Drawing, Out, Source, parse_box
+from disa.cli.options import AsJSON, Asked, Out, Source
 from disa.cli.output import percent, print_json, progress, readable
+from disa.cli.texts import parse_box
+from disa.draw.settings import Settings
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from disa.draw.sampler import Sampler, Settings
-    from disa.models.registry import Preset
-
+    from disa.draw.inputs import Inputs
+    from disa.draw.run import Run
+    from disa.draw.sampler import Sampler
+    from disa.models.spec import Preset
 
 MOST_TOLD = 8
 """Rewritten prompts that are printed; trace.json has them all."""
 
 
-def sample(
-    source: Source, asked: Asked,
-    steps: Annotated[str | None, typer.Option(help="Step policy, such as linear:50-5 or constant:50.")] = None,
-    *, drawing: Drawing,
-    keep: Annotated[Path | None, typer.Option(help="A picture whose tokens outside --box are kept.")] = None,
-    box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None,
-    geneval: Annotated[bool, typer.Option(help="Write the folders that GenEval's evaluation reads.")] = False,
-    out: Out = Path("out"), as_json: AsJSON = False,
-) -> None:  # fmt: skip
-    """Draw images: a PNG each, named by seed and label or prompt, a grid, and a JSON trace of what was done."""
-    from disa.files import make_folder
+@dataclass(frozen=True)
+class Kept:
+    """What of a picture is kept."""
 
-    request = asked.read()
-    if geneval and not request.entries:
-        raise DisaError("--geneval goes with prompts: give --prompt or --prompts.")
-    sampler = source.load(request.check)
-    settings = drawing.settings(sampler, steps)
-    known, mask = _kept(sampler, settings, keep, box)
-    run = sampler.start(**vars(request.wanted()), settings=settings, known=known, mask=mask)
-    sampler.prepare()
-    make_folder(out)
-    with progress("drawing", run.num_turns, as_json) as advance:
-        for _ in run:
-            advance()
-    result = run.result()
-    report = result.save_for_geneval(out, request.entries) if geneval else result.save(out)
+    keep: Annotated[Path | None, typer.Option(help="A picture whose tokens outside --box are kept.")] = None
+    box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None
+
+    def of(self, inputs: Inputs, sampler: Sampler, settings: Settings) -> Inputs:
+        """The inputs with known latents and the mask of tokens to draw. Raises DisaError."""
+        if self.keep is None and self.box is None:
+            return inputs
+        if self.keep is None or self.box is None:
+            raise DisaError("--keep and --box go together: the picture, and the tokens of it to draw again.")
+        from disa.draw.editing import box_mask, read_picture
+
+        edges, own = parse_box(self.box), sampler.token_grid
+        known = sampler.encode(read_picture(self.keep, sampler.shape_of(settings.size)))
+        mask = box_mask(edges, sampler.token_grid_of(settings.size) or own)
+        return changed(inputs, known=known, mask=mask)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The folder for what is drawn, and what is done with images that are there."""
+
+    geneval: Annotated[bool, typer.Option(help="Write the folders that GenEval's evaluation reads.")] = False
+    resume: Annotated[bool, typer.Option(help="Draw only what is missing in the folder.")] = False
+    replace: Annotated[bool, typer.Option(help="Remove images of another run from the folder.")] = False
+    out: Out = Path("out")
+
+    def check(self, entries: list[dict[str, Any]]) -> None:
+        """Find what does not go together. Raises DisaError."""
+        if self.geneval and not entries:
+            raise DisaError("--geneval goes with prompts: give --prompt or --prompts.")
+        if self.resume and self.replace:
+            raise DisaError("--resume keeps the images of a folder, --replace removes them: give one of the two.")
+
+    @property
+    def if_used(self) -> str:
+        return "resume" if self.resume else "replace" if self.replace else "refuse"
+
+
+def sample(
+    source: Source, asked: Asked, settings: Settings, kept: Kept, target: Target, as_json: AsJSON = False
+) -> None:
+    """Draw images: a PNG each, named by seed and label or prompt, a grid, and a JSON trace of what was done.
+
+    Images are written as they are drawn. After an interruption, the same command with --resume draws the rest.
+    """
+    from disa.draw.folder import Layout, SampleFolder
+
+    entries = asked.entries()
+    target.check(entries)
+    sampler = source.load(asked.inputs)
+    chosen = sampler.settings(settings)
+    inputs = kept.of(asked.inputs(sampler.preset), sampler, chosen)
+    whole = sampler.start(inputs, chosen)
+    layout = Layout.geneval(inputs, entries) if target.geneval else Layout.flat(inputs)
+    folder = SampleFolder(target.out, inputs, whole.about(), layout)
+    missing = folder.open(target.if_used)
+    with progress("drawing", whole.num_turns, as_json) as advance:
+        if missing:
+            run = whole if len(missing) == len(inputs) else sampler.start(inputs.part(missing), chosen)
+            advance(completed=whole.num_turns - run.num_turns)
+            for samples in run.batches(advance):
+                folder.write(samples, [missing[place] for place in samples.places])
+    report = folder.finish() | {"drawn": len(missing)}
     if as_json:
-        print_json(report | {"out": str(out)})
-        return
+        print_json(report | {"out": str(target.out)})
+    else:
+        _print(report, target)
+
+
+def _print(report: dict[str, Any], target: Target) -> None:
+    there = len(report["files"]) - report["drawn"]
     print(
-        f"{len(result.seeds)} images in {result.seconds:.2f} s ({result.evaluations} evaluations, "
-        f"{result.evaluations_per_row:.1f} per row; head {percent(result.seconds_head, result.seconds)}, "
-        f"backbone {percent(result.seconds_backbone, result.seconds)} of the time)"
+        f"{len(report['files'])} images{f', {there} of them there before' if there else ''}: {report['seconds']:.2f} s "
+        f"({report['evaluations']} evaluations, {report['evaluations_per_row']:.1f} per row; "
+        f"head {percent(report['seconds_head'], report['seconds'])}, "
+        f"backbone {percent(report['seconds_backbone'], report['seconds'])} of the time)"
     )
-    told = zip(result.prompts, result.rewritten, strict=True) if result.prompts and result.rewritten else ()
+    told = zip(report.get("prompts", ()), report.get("rewritten", ()), strict=False)
     for prompt, words in islice(told, MOST_TOLD):
-        print(f"asked for {readable(prompt)}: drew {readable(words)}")
-    print(f"{'a folder per prompt' if geneval else 'pictures, grid.png'} and trace.json are in {out}")
+        if words is not None:
+            print(f"asked for {readable(prompt)}: drew {readable(words)}")
+    print(f"{'a folder per prompt' if target.geneval else 'samples, grid.png'} and trace.json are in {target.out}")
 
 
 def describe(
@@ -76,7 +129,7 @@ def describe(
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: words that a text has become less likely.")] = 1.0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the preset's by default.")] = None,
     as_json: AsJSON = False,
-) -> None:  # fmt: skip
+) -> None:
     """Words about pictures, as they come. A picture is padded to a square and resized to the model's own size."""
     import torch
 
@@ -86,33 +139,16 @@ def describe(
         raise DisaError("a prompt is empty: expected words.")
     pictures = [open_picture(path) for path in images]
     sampler = source.load(_check_words)
-    size, found = batch_size or sampler.preset.batch_size, []
+    writing = {"temperature": temperature, "max_tokens": max_tokens, "repetition_penalty": repetition_penalty}
+    size, found = batch_size or sampler.defaults.batch_size, []
     for batch in (range(i, min(i + size, len(images))) for i in range(0, len(images), size)):
-        turns = sampler.describe_steps(
-            torch.cat([fitted(squared(pictures[i]), sampler.image_shape) for i in batch]), prompt,
-            temperature=temperature, seeds=seed, max_tokens=max_tokens, repetition_penalty=repetition_penalty,
-        )  # fmt: skip
+        shown = torch.cat([fitted(squared(pictures[i]), sampler.image_shape) for i in batch])
+        turns = sampler.describe_steps(shown, prompt, seeds=seed, **writing)
         for i, pieces in zip(batch, _texts(sampler, turns, len(batch)), strict=True):
             title = f"{images[i]}: " if len(images) > 1 else ""
             found.append({"image": str(images[i]), "text": "".join(pieces if as_json else _shown(pieces, title))})
     if as_json:
-        print_json({
-            "model": sampler.preset.name, "prompt": prompt, "temperature": temperature, "seed": seed,
-            "max_tokens": max_tokens, "repetition_penalty": repetition_penalty, "descriptions": found,
-        })  # fmt: skip
-
-
-def _kept(sampler: Sampler, settings: Settings, keep: Path | None, box: str | None) -> tuple[Any, Any]:
-    """Known latents and the mask of tokens to draw, from a picture and a box of tokens."""
-    if keep is None and box is None:
-        return None, None
-    if keep is None or box is None:
-        raise DisaError("--keep and --box go together: the picture, and the tokens of it to draw again.")
-    from disa.draw.editing import box_mask, read_picture
-
-    edges, grid = parse_box(box), sampler.token_grid
-    known = sampler.encode(read_picture(keep, sampler.shape_of(settings)))
-    return known, box_mask(edges, settings.token_grid or grid)
+        print_json({"model": sampler.preset.name, "prompt": prompt, "seed": seed, **writing, "descriptions": found})
 
 
 def _check_words(preset: Preset) -> None:

@@ -1,34 +1,53 @@
-"""Pictures as PNG bytes: image grids, and the plots of `disa compare` and `disa evidence`."""
+"""Pictures as PNG bytes: single images, grids of them, and grids side by side."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 MARGIN = 2
 TITLE_HEIGHT = 18
+PNG_END = b"IEND\xaeB`\x82"
 CAPTION_WIDTH, LETTER_WIDTH, LINE_HEIGHT, MOST_LINES = 144, 6, 14, 3
 
 
-def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
-    buffer = BytesIO()
-    image.save(buffer, format="PNG")
+def png(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
+    """The bytes of a PNG file, with texts in it by their keywords."""
+    buffer, info = BytesIO(), PngInfo()
+    for keyword, text in (texts or {}).items():
+        info.add_text(keyword, text)
+    image.save(buffer, format="PNG", pnginfo=info)
     return buffer.getvalue()
 
 
-def plot_png(figure: Any, dpi: int) -> bytes:
-    """The same of a figure of matplotlib."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=dpi)
-    return buffer.getvalue()
+def text_of(path: Path, keyword: str) -> str:
+    """The text of a keyword in a PNG file. Raises KeyError where it is none, is not whole or has no such text."""
+    try:
+        content = path.read_bytes()
+        with Image.open(BytesIO(content)) as image:
+            text = getattr(image, "text", {})
+    except (OSError, SyntaxError, ValueError) as error:
+        raise KeyError(keyword) from error
+    if not content.endswith(PNG_END):
+        raise KeyError(keyword)
+    return str(text[keyword])
+
+
+def as_image(image: Any) -> Image.Image:
+    """A picture from any output type: a tensor [channels, height, width], an array [height, width, channels], both in
+    [0, 1], or a picture."""
+    if isinstance(image, Image.Image):
+        return image
+    return to_image(torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image)
 
 
 def to_image(image: Tensor) -> Image.Image:
@@ -38,12 +57,12 @@ def to_image(image: Tensor) -> Image.Image:
 
 
 def grid(
-    images: Tensor, columns: int | None = None, smallest: int = 64, captions: Sequence[str] = ()
-) -> Image.Image:  # fmt: skip
-    """images [N, channels, height, width] in [0, 1] in rows; small ones are enlarged to `smallest` pixels, or as far as
-    a caption below each needs."""
+    images: Tensor | Sequence[Any], columns: int | None = None, smallest: int = 64, captions: Sequence[str] = ()
+) -> Image.Image:
+    """Images, [N, channels, height, width] in [0, 1] or a list of any output type, in rows; small ones are enlarged to
+    `smallest` pixels, or as far as a caption below each needs."""
     columns = columns or min(len(images), max(1, round((len(images) * 1.6) ** 0.5)))
-    tiles = [_enlarged(to_image(image), max(smallest, CAPTION_WIDTH) if captions else smallest) for image in images]
+    tiles = [_enlarged(as_image(image), max(smallest, CAPTION_WIDTH) if captions else smallest) for image in images]
     letters = tiles[0].width // LETTER_WIDTH
     lines = [wrap(caption, letters, max_lines=MOST_LINES, placeholder=" ...") for caption in captions]
     words = max(map(len, lines), default=0) * LINE_HEIGHT
@@ -75,11 +94,6 @@ def side_by_side(sets: Mapping[str, Tensor], columns: int = 8, smallest: int = 4
     return page
 
 
-def steps_plot(counts: Mapping[str, Sequence[float]]) -> bytes:
-    """Denoising steps of every AR step, a line per policy."""
-    return _plot(counts, "AR step", "denoising steps per token", "where the denoising steps go")
-
-
 def foresight_sheet(columns: Mapping[str, tuple[Tensor, Tensor]], smallest: int = 64) -> Image.Image:
     """Titled columns, left to right, of what is drawn and below it what is predicted, image after image.
 
@@ -100,46 +114,6 @@ def foresight_sheet(columns: Mapping[str, tuple[Tensor, Tensor]], smallest: int 
     return page
 
 
-def evidence_plot(curves: Mapping[str, Mapping[str, Any]], title: str) -> bytes:
-    """The curves of `disa evidence` against the AR step, with quartiles as bands; absolute above, relative below."""
-    from matplotlib.figure import Figure  # heavy
-
-    panels = (
-        ("error", "squared error of the prediction"), ("variance", "variance between draws"),
-        ("straightness", "S: 0 is a straight path"), ("r2", "R2 of the prediction"),
-        ("relative_variance", "variance / that of the tokens"), ("relative_straightness", "S / variance of the tokens"),
-    )  # fmt: skip
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
-    grid: Any = figure.subplots(2, 3, sharex=True)
-    for axes, (name, label) in zip(grid.flat, panels, strict=True):
-        curve = curves[name]
-        ar_steps = range(1, len(curve["mean"]) + 1)
-        axes.fill_between(ar_steps, curve["low"], curve["high"], alpha=0.25, linewidth=0)
-        axes.plot(ar_steps, curve["mean"], marker="o", markersize=3)
-        way = "up" if curve["expected"] > 0 else "down"
-        axes.set_title(f"{label}\nSpearman {curve['correlation']:+.2f}, in the paper {way}", fontsize=10)
-        axes.set_ylim(*((None, 1) if name == "r2" else (0, None)))
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in grid[1]:
-        axes.set_xlabel("AR step")
-    figure.suptitle(title)
-    return plot_png(figure, 100)
-
-
-def _plot(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> bytes:
-    from matplotlib.figure import Figure  # heavy
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes: Any = figure.add_subplot()
-    for name, values in lines.items():
-        axes.step(range(len(values)), values, where="mid", label=name)
-    axes.set(xlabel=x, ylabel=y, title=title, ylim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return plot_png(figure, 120)
-
-
 def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
     factor = -(-smallest // min(image.size))
     size = image.width * factor, image.height * factor
@@ -150,25 +124,3 @@ def _grey(mode: str, value: int) -> int | tuple[int, int, int]:
     return value if mode == "L" else (value, value, value)
 
 
-def calibration_plot(report: Mapping[str, Any], title: str) -> bytes:
-    """The error curves of `disa calibrate`, their share of the final error, and the counts that were chosen."""
-    from matplotlib import colormaps  # heavy
-    from matplotlib.figure import Figure
-
-    curves, chosen = report["curves"], report["counts"]
-    colours = colormaps["viridis"](np.linspace(0, 0.92, len(chosen)))
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for k, (errors, gain, colour) in enumerate(zip(curves["errors"], curves["gains"], colours, strict=True)):
-        label = f"AR step {k + 1}" if k in {0, len(chosen) // 2, len(chosen) - 1} else None
-        left.loglog(curves["counts"], np.multiply(errors, gain), marker=".", color=colour, label=label)
-    left.set(xlabel="denoising steps", ylabel="squared error x gain, per image", title="what a count costs in error")
-    left.legend()
-    right.bar(range(1, len(chosen) + 1), chosen, color=colours)
-    right.set(xlabel="AR step", ylabel="denoising steps", title="what the budget is spent on")
-    right.xaxis.get_major_locator().set_params(integer=True)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.set_axisbelow(True)
-    figure.suptitle(title)
-    return plot_png(figure, 100)

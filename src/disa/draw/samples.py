@@ -1,136 +1,206 @@
 """What sampling returns.
 
-Shapes: N images of a call, C latent channels, H x W latents.
+Shapes: N images, C latent channels, H x W latents, K AR steps.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from disa.draw.prompts import slug
+from disa.core.problem import ARStep
+from disa.draw.inputs import Inputs, counted
 from disa.errors import DisaError
-from disa.files import make_folder, write_json, write_text, write_whole
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What to draw, one per seed: labels, prompts with what guidance leads away from, or neither."""
-
-    labels: list[int] | None
-    seeds: list[int]
-    prompts: list[str] | None = None
-    negative_prompt: str | None = None
-
-    def part(self, chosen: slice) -> Wanted:
-        """Some of it."""
-        labels, prompts = (values and values[chosen] for values in (self.labels, self.prompts))
-        return replace(self, labels=labels, seeds=self.seeds[chosen], prompts=prompts)
-
-
-@dataclass(frozen=True)
 class TraceStep:
-    """One AR step, over all batches. rows: drawn; steps: asked per row, mean; evaluations: made."""
+    """One AR step, over all batches."""
 
     ar_step: int
     rows: int
+    """Rows that were drawn."""
     steps: float
+    """Denoising steps that were asked for, mean over rows."""
     evaluations: int
+    """Evaluations that were made."""
     seconds_backbone: float
     seconds_head: float
 
+    @classmethod
+    def of(cls, step: ARStep) -> TraceStep:
+        """From a turn of the loop."""
+        asked = float(step.steps) if isinstance(step.steps, int) else step.steps.cpu().double().mean().item()
+        rows = step.problem.num_rows
+        return cls(step.ar_step, rows, asked, step.evaluations, step.seconds_backbone, step.seconds_head)
 
-@dataclass(frozen=True)
+    @classmethod
+    def sum(cls, parts: Sequence[TraceStep]) -> TraceStep:
+        """The same AR step of several batches."""
+        rows = sum(part.rows for part in parts)
+        return cls(
+            parts[0].ar_step,
+            rows,
+            sum(part.steps * part.rows for part in parts) / rows,
+            sum(part.evaluations for part in parts),
+            sum(part.seconds_backbone for part in parts),
+            sum(part.seconds_head for part in parts),
+        )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Samples:
-    """What `sample` returns.
+    """Images, what they were drawn from, and what drawing took."""
 
-    images: [N, channels, height, width] in [0, 1] (`pt`), [N, height, width, channels] (`np`), a list (`pil`), or None
-    (`latent`). latents: [N, C, H, W]. evaluations: of the denoising network on one row, counted at the network.
-    seconds: wall time of drawing and decoding. rewritten: what was drawn for each prompt, where prompts are rewritten.
-    """
-
+    inputs: Inputs
+    """What was asked for: `labels`, `prompts` and `seeds` are its lists."""
     images: Any
+    """[N, channels, height, width] in [0, 1] (`pt`), [N, height, width, channels] (`np`), a list (`pil`), or None
+    (`latent`)."""
     latents: Tensor
-    labels: list[int] | None
-    seeds: list[int]
-    evaluations: int
-    evaluations_per_row: float
-    seconds: float
-    seconds_backbone: float
-    seconds_head: float
-    seconds_decode: float
+    """[N, C, H, W], float32."""
     trace: list[TraceStep]
+    """[K] every AR step, over all images."""
+    seconds: float
+    """Wall time of drawing and decoding."""
+    seconds_decode: float
     settings: dict[str, Any] = field(default_factory=dict)
-    prompts: list[str] | None = None
+    """The model and every option, as JSON has them: different for different drawings."""
     rewritten: list[str] | None = None
+    """What was drawn for each prompt, where prompts are rewritten."""
+    places: list[int] = field(default_factory=list)
+    """[N] which of the images of the call these are."""
+
+    def __repr__(self) -> str:
+        size = "latents " + "x".join(map(str, self.latents.shape[1:]))
+        return (
+            f"Samples({counted(len(self), 'image')}, {size}, {self.evaluations} evaluations, "
+            f"{self.evaluations_per_row:.1f} per row, {self.seconds:.2f} s)"
+        )
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def labels(self) -> list[int] | None:
+        return self.inputs.labels
+
+    @property
+    def prompts(self) -> list[str] | None:
+        return self.inputs.prompts
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.inputs.seeds
+
+    @property
+    def rows(self) -> int:
+        """Rows that were drawn."""
+        return sum(step.rows for step in self.trace)
+
+    @property
+    def evaluations(self) -> int:
+        """Calls of the denoising network on one row."""
+        return sum(step.evaluations for step in self.trace)
+
+    @property
+    def evaluations_per_row(self) -> float:
+        return self.evaluations / self.rows
+
+    @property
+    def seconds_backbone(self) -> float:
+        return sum(step.seconds_backbone for step in self.trace)
+
+    @property
+    def seconds_head(self) -> float:
+        return sum(step.seconds_head for step in self.trace)
+
+    @classmethod
+    def join(cls, parts: Sequence[Samples]) -> Samples:
+        """Several batches as one, in the order of the inputs. Raises DisaError where there is none."""
+        if not parts:
+            raise DisaError("there is nothing to join: every batch was handed out already.")
+        if len(parts) == 1:
+            return parts[0]
+        places = [place for part in parts for place in part.places]
+        order = sorted(range(len(places)), key=places.__getitem__)
+        first = parts[0]
+        return cls(
+            inputs=_joined([part.inputs for part in parts], order),
+            images=_in_order([part.images for part in parts], order),
+            latents=torch.cat([part.latents for part in parts])[order],
+            trace=[TraceStep.sum(steps) for steps in zip(*(part.trace for part in parts), strict=True)],
+            seconds=sum(part.seconds for part in parts),
+            seconds_decode=sum(part.seconds_decode for part in parts),
+            settings=first.settings,
+            rewritten=_in_order([part.rewritten for part in parts], order),
+            places=[places[i] for i in order],
+        )
 
     def report(self) -> dict[str, Any]:
         """Everything but tensors, for JSON."""
-        numbers = {name: getattr(self, name) for name in (
-            "evaluations", "evaluations_per_row", "seconds", "seconds_backbone", "seconds_head", "seconds_decode",
-        )}  # fmt: skip
-        asked: dict[str, Any] = {"labels": self.labels} if self.prompts is None else {"prompts": self.prompts}
-        asked |= {} if self.rewritten is None else {"rewritten": self.rewritten}
+        numbers = ("evaluations", "evaluations_per_row", "seconds", "seconds_backbone", "seconds_head",
+                   "seconds_decode")  # fmt: skip
+        rewritten = {} if self.rewritten is None else {"rewritten": self.rewritten}
         return {
-            "settings": self.settings, **asked, "seeds": self.seeds,
-            **numbers, "trace": [asdict(step) for step in self.trace],
-        }  # fmt: skip
+            "settings": self.settings,
+            **self.inputs.numbers(),
+            **rewritten,
+            **{name: getattr(self, name) for name in numbers},
+            "trace": [asdict(step) for step in self.trace],
+        }
 
-    def file_names(self) -> list[str]:
-        """A name for each image, by its seed and what it was drawn from."""
-        if self.prompts is not None:
-            asked = [f"_{slug(prompt)}" for prompt in self.prompts]
-        else:
-            asked = [f"_label{label:04d}" for label in self.labels] if self.labels else [""] * len(self.seeds)
-        return [f"seed{seed:06d}{about}.png" for seed, about in zip(self.seeds, asked, strict=True)]
+    def save(self, folder: str | Path, if_used: str = "refuse") -> dict[str, Any]:
+        """Write the images, an overview and `trace.json` into a folder; returns the trace with the files' names.
 
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write images (`pt`), `grid.png` and `trace.json`, which is the report with the names; returns it."""
-        names = self.file_names()
-        for name, image in zip(names, self.images, strict=True):
-            _write_picture(folder / name, image)
-        _write_grid(folder / "grid.png", self.images, self.prompts or ())
-        return self._write_trace(folder, names)
-
-    def save_for_geneval(self, folder: Path, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """The same in the layout that GenEval's evaluation reads: a folder for each entry of its list of prompts.
-
-        entries: each with its "prompt", in the order of the images, of which each has equally many.
+        if_used: `refuse` a folder that holds images of another run, or `replace` them. Raises DisaError.
         """
-        count, names = len(self.seeds) // len(entries), []
-        for i, entry in enumerate(entries):
-            images, place = self.images[i * count : (i + 1) * count], f"{i:05d}"
-            make_folder(folder / place / "samples")
-            write_text(folder / place / "metadata.jsonl", json.dumps(entry) + "\n")
-            for j, image in enumerate(images):
-                names.append(f"{place}/samples/{j:05d}.png")
-                _write_picture(folder / names[-1], image)
-            _write_grid(folder / place / "grid.png", images)
-        return self._write_trace(folder, names)
+        if self.images is None:
+            raise DisaError("there are no images to save: these are latents. Draw with another output type.")
+        from disa.draw.folder import Layout, SampleFolder  # pillow is needed only for writing
 
-    def _write_trace(self, folder: Path, names: list[str]) -> dict[str, Any]:
-        report = self.report() | {"files": names}
-        write_json(folder / "trace.json", report)
-        return report
+        written = SampleFolder(Path(folder), self.inputs, self.settings, Layout.flat(self.inputs))
+        written.open(if_used)
+        written.write(self, range(len(self)))
+        return written.finish()
 
 
-def _write_picture(path: Path, image: Tensor) -> None:
-    from disa.draw.pictures import png, to_image  # pillow is needed only for writing
+def _joined(parts: Sequence[Inputs], order: Sequence[int]) -> Inputs:
+    def of(name: str) -> Any:
+        return _in_order([getattr(part, name) for part in parts], order)
 
-    write_whole(path, lambda file: file.write(png(to_image(image))))
+    known, mask = (_per_image(parts, name, order) for name in ("known", "mask"))
+    return replace(
+        parts[0], seeds=of("seeds"), labels=of("labels"), prompts=of("prompts"), known=known, mask=mask
+    )
 
 
-def _write_grid(path: Path, images: Tensor, captions: Sequence[str] = ()) -> None:
-    from disa.draw.pictures import grid, png
+def _per_image(parts: Sequence[Inputs], name: str, order: Sequence[int]) -> Tensor | None:
+    """Known latents or masks: one for all images, or one for each."""
+    values = [getattr(part, name) for part in parts]
+    shared = any(value is None or len(value) != len(part) for value, part in zip(values, parts, strict=True))
+    return values[0] if shared else torch.cat(values)[list(order)]
 
-    write_whole(path, lambda file: file.write(png(grid(images, captions=captions))))
+
+def _in_order(parts: Sequence[Any], order: Sequence[int]) -> Any:
+    """Lists, arrays or tensors of several batches as one; None where they are."""
+    if any(part is None for part in parts):
+        return None
+    if isinstance(parts[0], list):
+        values = [value for part in parts for value in part]
+        return [values[i] for i in order]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(list(parts))[list(order)]
+    import numpy as np
+
+    return np.concatenate(parts)[list(order)]
 
 
 def check_output_type(name: str) -> None:

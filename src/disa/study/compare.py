@@ -1,11 +1,10 @@
-"""The same seeds under several step policies: time, evaluations, and quality against the first of them.
+"""The same inputs under several step policies: time, evaluations, and quality against the first of them.
 
 Batches of all policies alternate, so that a machine whose speed wanders is fair to all of them.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -14,15 +13,17 @@ import torch
 from torch import Tensor
 
 from disa.core.steps import constant
-from disa.draw.sampler import Sampler, Settings, pair, pair_prompts
-from disa.draw.samples import Samples, Wanted
+from disa.draw.inputs import Inputs
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Samples
+from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.tiny.measures import MEASURES, Measure
+from disa.study.measures import Measure, Measured
 
 
 @dataclass(frozen=True)
-class Policy:
-    """One policy's result. speedup: seconds of the first policy divided by its own."""
+class PolicyResult:
+    """What one step policy took, and how good its images are."""
 
     steps: str
     evaluations: int
@@ -31,37 +32,52 @@ class Policy:
     seconds_backbone: float
     seconds_head: float
     speedup: float
+    """Seconds of the first policy divided by its own."""
     counts: list[float]
+    """[K] denoising steps of a row: with a policy that looks they differ from batch to batch, and this is their mean."""
     quality: Any = None
     difference: Any = None
 
-    def row(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
+    @classmethod
+    def of(cls, steps: str, samples: Samples, first: float, quality: Any, difference: Any) -> PolicyResult:
+        """first: seconds of the first policy."""
+        return cls(
+            steps=steps,
+            evaluations=samples.evaluations,
+            evaluations_per_row=samples.evaluations_per_row,
+            seconds=samples.seconds,
+            seconds_backbone=samples.seconds_backbone,
+            seconds_head=samples.seconds_head,
+            speedup=first / samples.seconds,
+            counts=[step.steps for step in samples.trace],
+            quality=quality,
+            difference=difference,
+        )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` returns: one `Policy` per step policy, the images of each in [0, 1], and what real data score.
+    """What `compare` returns."""
 
-    measure: what the qualities are by; None where there is none, with the reason, if any, as `unmeasured`.
-    """
-
-    policies: list[Policy]
+    policies: list[PolicyResult]
     images: list[Tensor]
-    wanted: Wanted
+    """Of each policy, in [0, 1]."""
+    inputs: Inputs
     settings: dict[str, Any]
     yardsticks: Any = None
+    """What real data score."""
     measure: Measure | None = None
+    """What the qualities are by; None where there is none."""
     unmeasured: str = ""
+    """Why nothing was measured, if there is a reason."""
 
     def report(self) -> dict[str, Any]:
         """Everything but images, for JSON."""
         return {
             "settings": self.settings,
-            "num_images": len(self.wanted.seeds),
-            **({} if self.wanted.prompts is None else {"prompts": self.wanted.prompts}),
-            "policies": [policy.row() for policy in self.policies],
+            "num_images": len(self.inputs),
+            **({} if self.inputs.prompts is None else {"prompts": self.inputs.prompts}),
+            "policies": [asdict(policy) for policy in self.policies],
             "yardsticks": None if self.yardsticks is None else asdict(self.yardsticks),
         }
 
@@ -69,133 +85,63 @@ class Comparison:
 def compare(
     sampler: Sampler,
     step_policies: Sequence[str],
-    labels: int | Sequence[int] | None,
-    seeds: int | Sequence[int],
+    inputs: Inputs,
     settings: Settings,
-    on_turn: Callable[[str], None] = lambda policy: None,
-    prompts: str | Sequence[str] | None = None,
-    negative_prompt: str | None = None,
+    measure: Measure | None = None,
+    on_turn: Callable[[str], object] = lambda policy: None,
 ) -> Comparison:
-    """Draw labels or prompts and seeds under every policy; `settings` says everything else.
+    """Draw the inputs under every policy; `settings` says everything else.
 
-    on_turn is called per AR step. Raises DisaError.
+    measure: of quality; nothing is measured where it refuses the images. on_turn is called per AR step. Raises
+    DisaError.
     """
-    variants = check(sampler, step_policies, labels, seeds, settings, prompts, negative_prompt)
-    if prompts is None:
-        wanted = Wanted(*pair(labels, seeds))
-    else:
-        texts, many_seeds = pair_prompts(prompts, seeds)
-        wanted = Wanted(None, many_seeds, texts, negative_prompt)
-    _warm_up(sampler, settings, wanted)
-    parts: dict[str, list[Samples]] = {text: [] for text in step_policies}
-    for start in range(0, len(wanted.seeds), settings.batch_size):
-        part = wanted.part(slice(start, start + settings.batch_size))
-        for text, variant in variants.items():
-            run = sampler.start(**vars(part), settings=variant)
-            for _ in run:
-                on_turn(text)
-            parts[text].append(run.result())
-    images = [torch.cat([part.images for part in parts[text]]) for text in step_policies]
-    measure = MEASURES.get(sampler.preset.quality)
-    unmeasured = measure.refusal(images[0], wanted) if measure else ""
-    measured = measure.measure(images, wanted) if measure and not unmeasured else None
-    nothing = [None] * len(images)
-    first = sum(part.seconds for part in parts[step_policies[0]])
-    rows = [
-        _policy(text, parts[text], first, quality, difference)
-        for text, quality, difference in zip(
-            step_policies,
-            measured.qualities if measured else nothing,
-            measured.differences if measured else nothing,
-            strict=True,
-        )
+    variants = check(sampler, step_policies, inputs, settings)
+    _warm_up(sampler, settings, inputs)
+    runs = [
+        sampler.start(inputs, variant).batches(lambda text=text: on_turn(text)) for text, variant in variants.items()
     ]
-    about = parts[step_policies[0]][0].settings | {"steps": list(step_policies), "batch_size": settings.batch_size}
+    turns = list(zip(*runs, strict=True))
+    samples = [Samples.join(parts) for parts in zip(*turns, strict=True)]
+    images = [each.images for each in samples]
+    unmeasured = measure.refusal(images[0], inputs) if measure else ""
+    measured = measure.measure(images, inputs) if measure and not unmeasured else None
+    about = samples[0].settings | {"steps": list(step_policies)}
     return Comparison(
-        rows, images, wanted, about, measured and measured.yardsticks, measure if measured else None, unmeasured
+        _results(step_policies, samples, measured),
+        images,
+        inputs,
+        about,
+        measured.yardsticks if measured else None,
+        measure if measured else None,
+        unmeasured,
     )
 
 
 def check(
-    sampler: Sampler, step_policies: Sequence[str], labels: int | Sequence[int] | None, seeds: int | Sequence[int],
-    settings: Settings, prompts: str | Sequence[str] | None = None, negative_prompt: str | None = None,
-) -> dict[str, Settings]:  # fmt: skip
+    sampler: Sampler, step_policies: Sequence[str], inputs: Inputs, settings: Settings
+) -> dict[str, Settings]:
     """Find what is wrong before any work is done; the settings of every policy."""
     if len(step_policies) < 2:
         raise DisaError("a comparison needs at least two step policies: give --steps more than once.")
     if len(set(step_policies)) != len(step_policies):
         raise DisaError(f"each step policy can be compared once, found {', '.join(step_policies)}.")
-    sampler.start(labels, seeds, settings, prompts=prompts, negative_prompt=negative_prompt)
-    sampler.prepare()
-    return {text: sampler.with_policy(settings, text) for text in step_policies}
+    sampler.start(inputs, settings)
+    return {text: sampler.settings(settings, steps=text) for text in step_policies}
 
 
-def _warm_up(sampler: Sampler, settings: Settings, wanted: Wanted) -> None:
+def _warm_up(sampler: Sampler, settings: Settings, inputs: Inputs) -> None:
     """The first calls pay for memory and kernel set-up: two AR steps, and a picture."""
-    few = sampler.with_policy(settings, constant(2))
-    run = sampler.start(**vars(wanted.part(slice(settings.batch_size))), settings=few)
+    run = sampler.start(inputs.part(slice(settings.batch_size)), replace(settings, steps=constant(2)))
     for _ in zip(range(2), run, strict=False):
         pass
     config = sampler.model.config
     sampler.decode(torch.zeros(1, config.latent_channels, *config.latent_size))
 
 
-def _policy(text: str, parts: list[Samples], first: float, quality: Any, difference: Any) -> Policy:
-    seconds, evaluations = sum(part.seconds for part in parts), sum(part.evaluations for part in parts)
-    rows = sum(step.rows for part in parts for step in part.trace)
-    return Policy(
-        steps=text, evaluations=evaluations, evaluations_per_row=evaluations / rows, seconds=seconds,
-        seconds_backbone=sum(part.seconds_backbone for part in parts),
-        seconds_head=sum(part.seconds_head for part in parts),
-        speedup=first / seconds, counts=_mean_steps(parts),
-        quality=quality, difference=difference,
-    )  # fmt: skip
-
-
-def _mean_steps(parts: list[Samples]) -> list[float]:
-    """[K] denoising steps of a row: with a policy that looks they differ from batch to batch."""
-    turns = list(zip(*(part.trace for part in parts), strict=True))
-    return [sum(step.steps * step.rows for step in turn) / sum(step.rows for step in turn) for turn in turns]
-
-
-@dataclass(frozen=True)
-class Timing:
-    """One row of `bench`: medians over repeats."""
-
-    steps: str
-    batch_size: int
-    seconds_per_image: float
-    images_per_second: float
-    share_head: float
-    evaluations_per_row: float
-
-
-def bench(
-    sampler: Sampler, step_policies: Sequence[str], batch_sizes: Sequence[int], settings: Settings, repeats: int = 5,
-    on_run: Callable[[], None] = lambda: None,
-) -> list[Timing]:  # fmt: skip
-    """Seconds per image of every policy and batch size, decoding included; one warm-up, then interleaved repeats."""
-    cells = [
-        (text, size, replace(sampler.with_policy(settings, text), batch_size=size))
-        for size in batch_sizes
-        for text in step_policies
-    ]
-    sampler.prepare()
-    asked: dict[str, Any] = {"labels": None, "prompts": "a prompt"} if sampler.preset.prompts else {"labels": 0}
-    results: dict[tuple[str, int], list[Samples]] = {}
-    for repeat in range(repeats + 1):
-        for text, size, variant in cells:
-            run = sampler.start(**asked, seeds=list(range(size)), settings=variant)
-            for _ in run:
-                pass
-            result = run.result()
-            if repeat:
-                results.setdefault((text, size), []).append(result)
-            on_run()
-    return [_timing(text, size, samples) for (text, size), samples in results.items()]
-
-
-def _timing(text: str, size: int, samples: list[Samples]) -> Timing:
-    seconds = statistics.median(sample.seconds for sample in samples) / size
-    head = statistics.median(sample.seconds_head / sample.seconds for sample in samples)
-    return Timing(text, size, seconds, 1 / seconds, head, samples[0].evaluations_per_row)
+def _results(
+    step_policies: Sequence[str], samples: Sequence[Samples], measured: Measured | None
+) -> list[PolicyResult]:
+    nothing = [None] * len(samples)
+    qualities, differences = (measured.qualities, measured.differences) if measured else (nothing, nothing)
+    found = zip(step_policies, samples, qualities, differences, strict=True)
+    return [PolicyResult.of(text, each, samples[0].seconds, *judged) for text, each, *judged in found]

@@ -1,62 +1,18 @@
-"""Quality measures of `compare`, by the name that a preset has for its own."""
+"""Quality measures of the embedded models, by the name that a model's defaults have for its own."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa.draw.samples import Wanted
+from disa.draw.inputs import Inputs
 from disa.errors import DisaError
-from disa.study.metrics import Resampled, Spread
-
-FEWEST_IMAGES = 20
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Of every policy its quality; yardsticks: what real data score. Both are dataclasses of numbers.
-
-    headlines: of every policy the number that it is judged by.
-    """
-
-    qualities: Sequence[Any]
-    headlines: Sequence[Resampled]
-    yardsticks: Any = None
-
-    def difference(self, policy: int, base: int = 0) -> Spread:
-        """A policy's headline minus another one's, paired by seed."""
-        return (self.headlines[policy] - self.headlines[base]).spread()
-
-    @property
-    def differences(self) -> list[Spread | None]:
-        """To the first policy; None for itself."""
-        return [None, *(self.difference(policy) for policy in range(1, len(self.headlines)))]
-
-
-class Measure(Protocol):
-    """Images are [N, channels, height, width] in [0, 1], one tensor per policy, all for the same request.
-
-    columns: titles of the cells that a policy has in a table.
-    """
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    def refusal(self, images: Tensor, wanted: Wanted) -> str:
-        """Why these images cannot be measured; empty if they can."""
-        ...
-
-    def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured: ...
-
-    def cells(self, quality: Any, difference: Spread | None) -> list[str]: ...
-
-    def note(self, quality: Any, yardsticks: Any) -> str:
-        """What a reader of the table must know, from the first policy's quality."""
-        ...
+from disa.study.measures import FEWEST_IMAGES, Measure, Measured
+from disa.study.metrics import Spread
 
 
 class Digits:
@@ -64,15 +20,15 @@ class Digits:
 
     columns: tuple[str, ...] = ("Fréchet distance", "difference to the first", "labels read", "precision", "recall")
 
-    def refusal(self, images: Tensor, wanted: Wanted) -> str:
+    def refusal(self, images: Tensor, inputs: Inputs) -> str:
         from disa.tiny.classifier import IMAGE_SIZE
 
         return _refusal(images, (1, IMAGE_SIZE, IMAGE_SIZE))
 
-    def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured:
+    def measure(self, images: Sequence[Tensor], inputs: Inputs) -> Measured:
         from disa.tiny.quality import measure_digits, yardsticks
 
-        labels = None if wanted.labels is None else torch.tensor(wanted.labels)
+        labels = None if inputs.labels is None else torch.tensor(inputs.labels)
         measured = [measure_digits(part * 2 - 1, labels) for part in images]
         qualities, distances = zip(*measured, strict=True)
         return Measured(qualities, distances, yardsticks())
@@ -104,21 +60,21 @@ class Shapes:
 
     columns: tuple[str, ...] = ("score", "difference to the first")
 
-    def refusal(self, images: Tensor, wanted: Wanted) -> str:
+    def refusal(self, images: Tensor, inputs: Inputs) -> str:
         from disa.tiny.captions import parse
         from disa.tiny.scenes import IMAGE_SIZE
 
         try:
-            for prompt in wanted.prompts or ():
+            for prompt in inputs.prompts or ():
                 parse(prompt)
         except DisaError as error:
             return str(error).rstrip(".")
         return _refusal(images, (3, IMAGE_SIZE, IMAGE_SIZE))
 
-    def measure(self, images: Sequence[Tensor], wanted: Wanted) -> Measured:
+    def measure(self, images: Sequence[Tensor], inputs: Inputs) -> Measured:
         from disa.tiny.judge import score
 
-        reports = [score(part * 2 - 1, wanted.prompts or []) for part in images]
+        reports = [score(part * 2 - 1, inputs.prompts or []) for part in images]
         scores = [
             Score(report.overall, {str(name): share for name, share in report.categories.items()}, report.num_images)
             for report in reports

@@ -1,22 +1,16 @@
-"""Prompts of Harmon: chat template, tokenizer, and how the next text token is chosen.
+"""Prompts of Harmon: chat template and tokenizer.
 
 transformers is imported when a tokenizer is loaded. The strings are those the published weights were trained with.
-
-Shapes: B texts.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from disa.core.noise import SeededNoise
 from disa.errors import DisaError
 
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
@@ -159,37 +153,3 @@ def _checked(prompt: str) -> str:
     if wrong:
         raise DisaError(f"a prompt may not hold {wrong[0]}: it has a meaning of its own. Take it out.")
     return prompt.strip()
-
-
-def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
-    """Choose token i of text b by a number that follows from (seeds[b], i): logits [B, vocabulary] -> ids [B]."""
-    if not temperature > 0:
-        raise DisaError(f"the temperature of a text must be above 0, found {temperature}; leave it out to be greedy.")
-    noise, turn = SeededNoise(seeds), 0
-
-    def choose(logits: Tensor) -> Tensor:
-        nonlocal turn
-        share = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
-        chosen = torch.searchsorted(share, noise.uniform(turn)[:, None] * share[:, -1:])[:, 0]
-        turn += 1
-        return chosen.clamp(max=logits.shape[-1] - 1).to(logits.device)
-
-    return choose
-
-
-def penalised(choose: Callable[[Tensor], Tensor], penalty: float) -> Callable[[Tensor], Tensor]:
-    """Choose after the scores of what a text already holds were made worse (Keskar et al. 2019): positive ones divided
-    by the penalty, negative ones multiplied. 1 changes nothing."""
-    if not penalty > 0:
-        raise DisaError(f"the penalty for repetition must be above 0, found {penalty}; 1 is none.")
-    written: list[Tensor] = []
-
-    def choosing(logits: Tensor) -> Tensor:
-        if written:
-            past = torch.stack(written, dim=1)
-            scores = logits.gather(1, past)
-            logits = logits.scatter(1, past, torch.where(scores < 0, scores * penalty, scores / penalty))
-        written.append(choose(logits))
-        return written[-1]
-
-    return choosing

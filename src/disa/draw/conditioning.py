@@ -1,0 +1,196 @@
+"""What a model is told to draw: classes, or prompts as token ids, which a language model may rewrite first.
+
+A conditioner is chosen by what a family's capabilities say that it takes. It keeps nothing of any one drawing.
+
+Shapes: B images of a batch, N of a call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from disa import weights
+from disa.core.noise import SeededNoise
+from disa.core.request import Prompts
+from disa.draw.inputs import Inputs
+from disa.errors import DisaError
+from disa.models.harmon.text import DESCRIBE, Text
+from disa.models.spec import Preset
+
+if TYPE_CHECKING:
+    from disa.draw.settings import Settings
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a batch is drawn from. rewritten: the prompts that were drawn, where they are not those asked for."""
+
+    labels: Tensor | None = None
+    prompts: Prompts | None = None
+    rewritten: list[str] | None = None
+
+
+class Conditioner(Protocol):
+    """Labels or prompts to what a model takes."""
+
+    def check(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> None:
+        """Find what cannot be drawn, before any work. Raises DisaError."""
+        ...
+
+    def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
+        """Of one batch, [B] images."""
+        ...
+
+
+class Labels:
+    """Class indices."""
+
+    def __init__(self, preset: Preset) -> None:
+        self.name, self.num_classes = preset.name, preset.spec.architecture.num_classes
+
+    def check(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> None:
+        if inputs.prompts is not None:
+            raise DisaError(f"{self.name} draws from labels: give labels, and no prompts.")
+        if inputs.negative_prompt is not None:
+            raise DisaError(f"{self.name} draws from labels: leave the negative prompt out.")
+        if settings.rewrite:
+            raise DisaError(f"{self.name} draws from labels: there are no prompts to rewrite.")
+        wrong = [label for label in inputs.labels or () if not 0 <= label < self.num_classes]
+        if wrong:
+            raise DisaError(f"labels must be 0 to {self.num_classes - 1}, found {wrong[0]}.")
+
+    def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
+        return Condition(labels=None if inputs.labels is None else torch.tensor(inputs.labels))
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How a language model writes. temperature: None takes the likeliest token every time; above 0 tokens are drawn,
+    by each text's seed. repetition_penalty: above 1 makes tokens that a text already has less likely."""
+
+    temperature: float | None = None
+    max_tokens: int = 1024
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise DisaError(f"a text has at least one token, found max_tokens={self.max_tokens}.")
+
+    def chooser(self, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
+        """Logits [B, vocabulary] -> the next token of each text [B]; a new one for every batch of texts."""
+        if self.temperature is None:
+            return penalised(lambda logits: logits.argmax(-1), self.repetition_penalty)
+        return penalised(sampled(seeds, self.temperature), self.repetition_penalty)
+
+
+REWRITING = Writing(temperature=1.0, max_tokens=256)
+
+
+class Words:
+    """Prompts, by the tokenizer of a model's language model; and what that writes itself."""
+
+    def __init__(self, preset: Preset, model: Any, tokenizer: Text | Path | str | None) -> None:
+        self.preset, self.model, self._text = preset, model, tokenizer
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a tokenizer of one's own, or one was read already."""
+        return self._text is not None
+
+    @property
+    def text(self) -> Text:
+        """The tokenizer, read at first use."""
+        if not isinstance(self._text, Text):
+            config = self.model.config
+            source = self._text or weights.tokenizer_source(self.preset)
+            self._text = Text.load(source, config.vocab_size, config.max_positions)
+        return self._text
+
+    def check(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> None:
+        if inputs.prompts is None:
+            raise DisaError(f"{self.preset.name} draws from prompts: give prompts, and no labels.")
+        if inputs.negative_prompt is not None and not settings.guidance.active:
+            warnings.warn("the negative prompt says nothing where guidance is 1, which is off", stacklevel=2)
+        count = self.model.config.num_image_tokens(token_grid)
+        for prompt in dict.fromkeys(inputs.prompts):
+            self.text.to_draw(prompt, count)
+        self.text.unconditional(inputs.negative_prompt, count)
+
+    def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
+        prompts, text = inputs.prompts or [], self.text
+        # What is kept has decided what a rewritten prompt would decide.
+        rewritten = self.rewrite(prompts, inputs.seeds) if settings.rewrite and inputs.known is None else None
+        count = self.model.config.num_image_tokens(token_grid)
+        asked = [text.to_draw(prompt, count) for prompt in rewritten or prompts]
+        guided = settings.guidance.active
+        empty = [text.unconditional(inputs.negative_prompt, count)] * len(asked) if guided else []
+        return Condition(prompts=Prompts.of([*asked, *empty]), rewritten=rewritten)
+
+    def rewrite(self, prompts: Sequence[str], seeds: Sequence[int], writing: Writing = REWRITING) -> list[str]:
+        """What the language model makes of prompts [N] when it is asked to say more; the prompt itself where nothing
+        usable comes of it. A rewritten prompt follows from its own prompt and seed alone."""
+        text, texts = self.text, list(prompts)
+        asked = [text.to_rewrite(prompt) for prompt in texts]
+        for length in {len(ids) for ids in asked}:
+            rows = [i for i, ids in enumerate(asked) if len(ids) == length]
+            ids = torch.tensor([asked[i] for i in rows])
+            choose = writing.chooser([seeds[i] for i in rows])
+            turns = list(self.model.answer(ids, choose, text.stop_ids, writing.max_tokens))
+            for i, answer in zip(rows, torch.stack(turns, dim=1).tolist(), strict=True):
+                texts[i] = text.usable(answer) or texts[i]
+        return texts
+
+    def describe(
+        self,
+        latents: Tensor,
+        token_grid: tuple[int, int] | None,
+        seeds: Sequence[int],
+        prompt: str = DESCRIBE,
+        writing: Writing | None = None,
+    ) -> Iterator[Tensor]:
+        """Token ids [B] of a text about each image [B, C, H, W], one turn a token."""
+        writing, text = writing or Writing(), self.text
+        ids = torch.tensor(text.to_describe(prompt, self.model.config.num_image_tokens(token_grid)))
+        choose = writing.chooser(seeds)
+        return self.model.describe(latents, ids, text.image_token, choose, text.stop_ids, writing.max_tokens)
+
+
+def sampled(seeds: Sequence[int], temperature: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Choose token i of text b by a number that follows from (seeds[b], i): logits [B, vocabulary] -> ids [B]."""
+    if not temperature > 0:
+        raise DisaError(f"the temperature of a text must be above 0, found {temperature}; leave it out to be greedy.")
+    noise, turn = SeededNoise(seeds), 0
+
+    def choose(logits: Tensor) -> Tensor:
+        nonlocal turn
+        share = (logits.cpu().double() / temperature).softmax(-1).cumsum(-1)
+        chosen = torch.searchsorted(share, noise.uniform(turn)[:, None] * share[:, -1:])[:, 0]
+        turn += 1
+        return chosen.clamp(max=logits.shape[-1] - 1).to(logits.device)
+
+    return choose
+
+
+def penalised(choose: Callable[[Tensor], Tensor], penalty: float) -> Callable[[Tensor], Tensor]:
+    """Choose after the scores of what a text already holds were made worse (Keskar et al. 2019): positive ones divided
+    by the penalty, negative ones multiplied. 1 changes nothing."""
+    if not penalty > 0:
+        raise DisaError(f"the penalty for repetition must be above 0, found {penalty}; 1 is none.")
+    written: list[Tensor] = []
+
+    def choosing(logits: Tensor) -> Tensor:
+        if written:
+            past = torch.stack(written, dim=1)
+            scores = logits.gather(1, past)
+            logits = logits.scatter(1, past, torch.where(scores < 0, scores * penalty, scores / penalty))
+        written.append(choose(logits))
+        return written[-1]
+
+    return choosing

@@ -1,0 +1,218 @@
+"""A folder of samples, written as they are drawn: nothing is lost by an interruption, and nothing drawn twice.
+
+    samples/seed000007_label0003.png    an image each, and nothing else: the folder for FID
+    grid.png                            the first images, for looking at
+    trace.json                          settings, counts and times
+
+An image knows what it was drawn from: its PNG holds an identity, a hash of the settings, the weights, the label or
+prompt and the seed. So what is there already is known by what it is, not by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from disa.draw.inputs import Inputs, counted
+from disa.draw.pictures import as_image, grid, png, text_of
+from disa.draw.prompts import slug
+from disa.draw.samples import Samples, TraceStep
+from disa.draw.settings import digest
+from disa.errors import DisaError
+from disa.files import clear_unfinished, make_folder, write_json, write_text, write_whole
+
+SAMPLES, OVERVIEW, TRACE = "samples", "grid.png", "trace.json"
+MOST_SHOWN = 100
+"""Images of an overview."""
+SECONDS_BETWEEN_TRACES = 5.0
+IF_USED = ("refuse", "resume", "replace")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where images go. names: [N] of the files, below the folder. overviews: an overview's file, and the images it
+    shows. notes: texts that are written beside them."""
+
+    names: list[str]
+    overviews: dict[str, list[int]]
+    notes: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def flat(cls, inputs: Inputs) -> Layout:
+        """All images in one folder, named by seed and label or prompt; equal ones are numbered."""
+        names, taken = [], dict[str, int]()
+        for i, seed in enumerate(inputs.seeds):
+            about = ""
+            if inputs.prompts is not None:
+                about = f"_{slug(inputs.prompts[i])}"
+            elif inputs.labels is not None:
+                about = f"_label{inputs.labels[i]:04d}"
+            name = f"seed{seed:06d}{about}"
+            taken[name] = taken.get(name, 0) + 1
+            names.append(f"{SAMPLES}/{name}{'' if taken[name] == 1 else f'_{taken[name]}'}.png")
+        return cls(names, {OVERVIEW: list(range(min(len(names), MOST_SHOWN)))})
+
+    @classmethod
+    def geneval(cls, inputs: Inputs, entries: Sequence[dict[str, Any]]) -> Layout:
+        """What GenEval's evaluation reads: a folder for each entry of its list, of which each has equally many images.
+
+        entries: each with its "prompt", in the order of the images.
+        """
+        count = len(inputs) // len(entries)
+        names = [f"{i:05d}/{SAMPLES}/{j:05d}.png" for i in range(len(entries)) for j in range(count)]
+        overviews = {
+            f"{i:05d}/{OVERVIEW}": list(range(i * count, i * count + min(count, MOST_SHOWN)))
+            for i in range(len(entries))
+        }
+        notes = {f"{i:05d}/metadata.jsonl": json.dumps(entry) + "\n" for i, entry in enumerate(entries)}
+        return cls(names, overviews, notes)
+
+
+class SampleFolder:
+    """Images of one call in a folder, whole or not at all."""
+
+    def __init__(self, folder: Path, inputs: Inputs, settings: dict[str, Any], layout: Layout) -> None:
+        """settings: the model and every option, see `Run.about`."""
+        self.folder, self.inputs, self.settings, self.layout = folder, inputs, settings, layout
+        self.digest = digest(settings)
+        self.identities = [identity(self.digest, inputs.part([i])) for i in range(len(inputs))]
+        self.trace: list[TraceStep] = []
+        self.numbers = {"images_counted": 0, "seconds": 0.0, "seconds_decode": 0.0}
+        self.rewritten: dict[int, str] = {}
+        self._last_trace = 0.0
+
+    def open(self, if_used: str = "refuse") -> list[int]:
+        """Make the folder ready; returns the places of the images that are still to be drawn.
+
+        if_used: `refuse` a folder with other images in it; `resume`: the same, and draw only what is missing;
+        `replace` what disa wrote there. Raises DisaError.
+        """
+        if if_used not in IF_USED:
+            raise DisaError(f"unknown choice {if_used!r} for a used folder: expected {', '.join(IF_USED)}.")
+        found = {name: found for name in self._pictures() if (found := self._identity(name)) is not None}
+        others = [name for name, found in found.items() if found not in set(self.identities)]
+        if others and if_used != "replace":
+            raise DisaError(
+                f"{self.folder} holds {counted(len(others), 'image')} of another run ({others[0]}): choose another "
+                "folder, or --replace them."
+            )
+        make_folder(self.folder)
+        clear_unfinished(self.folder)
+        for name in others:
+            (self.folder / name).unlink()
+        for name in {str(Path(name).parent) for name in self.layout.names}:
+            make_folder(self.folder / name)
+            clear_unfinished(self.folder / name)
+        for name, text in self.layout.notes.items():
+            write_text(self.folder / name, text)
+        if if_used != "resume":
+            return list(range(len(self.inputs)))
+        self._read_trace()
+        return [i for i, name in enumerate(self.layout.names) if found.get(name) != self.identities[i]]
+
+    def write(self, samples: Samples, places: Sequence[int]) -> None:
+        """The images of a batch; places: [B] where they stand in the inputs of the folder."""
+        for i, image in zip(places, samples.images, strict=True):
+            content = png(as_image(image), {"disa": json.dumps(self._about(i))})
+            # What a power failure leaves half written has no end, and is drawn again.
+            write_whole(self.folder / self.layout.names[i], lambda file, content=content: file.write(content), synced=False)
+        steps = zip(self.trace, samples.trace, strict=True)
+        self.trace = [TraceStep.sum(pair) for pair in steps] if self.trace else list(samples.trace)
+        self.numbers["images_counted"] += len(samples)
+        self.numbers["seconds"] += samples.seconds
+        self.numbers["seconds_decode"] += samples.seconds_decode
+        if samples.rewritten is not None:
+            self.rewritten |= dict(zip(places, samples.rewritten, strict=True))
+        if time.monotonic() - self._last_trace > SECONDS_BETWEEN_TRACES:
+            self._write_trace()
+
+    def finish(self) -> dict[str, Any]:
+        """Write overviews and the trace; returns the trace."""
+        for name, places in self.layout.overviews.items():
+            self._write_overview(name, places)
+        return self._write_trace()
+
+    # -- identities ----------------------------------------------------------------------------------------------
+
+    def _pictures(self) -> list[str]:
+        """Images that are in the folder, by their names below it."""
+        folders = [self.folder / SAMPLES, *self.folder.glob(f"[0-9]*/{SAMPLES}")]
+        return [str(path.relative_to(self.folder)) for folder in folders for path in sorted(folder.glob("*.png"))]
+
+    def _identity(self, name: str) -> str | None:
+        """Of an image in the folder, if disa wrote it and it is whole."""
+        try:
+            return str(json.loads(text_of(self.folder / name, "disa"))["identity"])
+        except (ValueError, KeyError, TypeError):
+            return None
+
+    def _about(self, i: int) -> dict[str, Any]:
+        """What an image's file says of it."""
+        asked = {"prompt": self.inputs.prompts[i]} if self.inputs.prompts is not None else {
+            "label": None if self.inputs.labels is None else self.inputs.labels[i]
+        }
+        return {"identity": self.identities[i], "seed": self.inputs.seeds[i], **asked, "settings": self.settings}
+
+    # -- the trace -----------------------------------------------------------------------------------------------
+
+    def _write_trace(self) -> dict[str, Any]:
+        report = self._report()
+        write_json(self.folder / TRACE, report)
+        self._last_trace = time.monotonic()
+        return report
+
+    def _report(self) -> dict[str, Any]:
+        evaluations, rows = (sum(getattr(step, name) for step in self.trace) for name in ("evaluations", "rows"))
+        rewritten = [self.rewritten.get(i) for i in range(len(self.inputs))]
+        return {
+            "settings": self.settings,
+            "digest": self.digest,
+            **self.inputs.numbers(),
+            **({"rewritten": rewritten} if self.rewritten else {}),
+            "evaluations": evaluations,
+            "evaluations_per_row": evaluations / rows if rows else 0.0,
+            **self.numbers,
+            "seconds_backbone": sum(step.seconds_backbone for step in self.trace),
+            "seconds_head": sum(step.seconds_head for step in self.trace),
+            "trace": [asdict(step) for step in self.trace],
+            "files": self.layout.names,
+        }
+
+    def _read_trace(self) -> None:
+        """Go on counting where a trace of the same drawing ended."""
+        try:
+            found = json.loads((self.folder / TRACE).read_text())
+            if found["digest"] != self.digest:
+                return
+            trace = [TraceStep(**step) for step in found["trace"]]
+            numbers = {name: type(value)(found[name]) for name, value in self.numbers.items()}
+            words = found.get("rewritten", [])
+            rewritten = {i: text for i, text in enumerate(words[: len(self.inputs)]) if text is not None}
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        self.trace, self.numbers, self.rewritten = trace, numbers, rewritten
+
+    def _write_overview(self, name: str, places: Sequence[int]) -> None:
+        pictures = [Image.open(self.folder / self.layout.names[i]) for i in places]
+        prompts = self.inputs.prompts if name == OVERVIEW else None
+        captions = [] if prompts is None else [prompts[i] for i in places]
+        write_whole(self.folder / name, lambda file: file.write(png(grid(pictures, captions=captions))))
+
+
+def identity(of_run: str, image: Inputs) -> str:
+    """A hash of everything that an image is drawn from. image: the inputs of one."""
+    told = image.numbers()
+    kept = [sha256(_bytes(value)).hexdigest() for value in (image.known, image.mask) if value is not None]
+    return sha256(json.dumps([of_run, told, kept], sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return value.detach().cpu().contiguous().numpy().tobytes()

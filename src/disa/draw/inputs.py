@@ -1,0 +1,172 @@
+"""What is to be drawn: seeds with labels or prompts, and how lists of them go together.
+
+Shapes: N images of a call, C latent channels, H x W latents, h x w tokens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from disa.errors import DisaError
+
+T = TypeVar("T")
+
+MOST_IMAGES = 10_000_000
+"""Of one call: more is a mistake in a number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What is to be drawn, an image per seed. A class method for each way in which lists are paired."""
+
+    seeds: list[int]
+    """[N] whole numbers from 0 to 2^64 - 1."""
+    labels: list[int] | None = None
+    """[N] class indices; None for images without a class, or where there are prompts."""
+    prompts: list[str] | None = None
+    """[N] texts, for models that draw from words."""
+    negative_prompt: str | None = None
+    """What guidance leads away from; None for the model's own unconditional prompt."""
+    known: Tensor | None = None
+    """[N or 1, C, H, W] latents that are kept where `mask` is false."""
+    mask: Tensor | None = None
+    """[N or 1, h, w] booleans over tokens: true where one is drawn. None to draw everything."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise DisaError("nothing to draw: give at least one seed.")
+        for what, values in (("label", self.labels), ("prompt", self.prompts)):
+            if values is not None and len(values) != len(self.seeds):
+                raise DisaError(f"expected a {what} per seed, found {len(values)} and {len(self.seeds)}.")
+        if self.labels is not None and self.prompts is not None:
+            raise DisaError("a model draws from labels or from prompts: found both.")
+        if (self.known is None) != (self.mask is None):
+            raise DisaError("known latents and a mask of tokens to draw go together: give both or neither.")
+        for what, value in (("known", self.known), ("mask", self.mask)):
+            if value is not None and len(value) not in (1, len(self.seeds)):
+                raise DisaError(f"expected {what} for 1 image or {len(self.seeds)}, found {len(value)}.")
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    def __repr__(self) -> str:
+        what = "prompts" if self.prompts is not None else "labels" if self.labels is not None else "no labels"
+        return f"Inputs({counted(len(self), 'image')} from {what}, first seed {self.seeds[0]})"
+
+    # -- pairing -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def paired(cls, seeds: Any = 0, labels: Any = None, prompts: Any = None, **more: Any) -> Inputs:
+        """One to one; a single label, prompt or seed is repeated. more: the other fields. Raises DisaError."""
+        given, what = _given(labels, prompts)
+        chosen = whole_numbers(seeds, "seeds")
+        if given is None:
+            return cls(chosen, **more)
+        count = max(len(given), len(chosen))
+        if not given or not chosen:
+            raise DisaError(f"nothing to draw: give at least one {what} and one seed.")
+        if {len(given), len(chosen)} - {1, count}:
+            raise DisaError(
+                f"{what}s and seeds are paired one to one, but there are {len(given)} and {len(chosen)}: "
+                f"give as many of both, a single one of either, or a number of images per {what}."
+            )
+        values = given * (count // len(given))
+        return cls(chosen * (count // len(chosen)), **{f"{what}s": values}, **more)
+
+    @classmethod
+    def in_turn(cls, seeds: Any, labels: Any = None, prompts: Any = None, **more: Any) -> Inputs:
+        """An image per seed: labels or prompts are taken in turn. Raises DisaError where there are more than seeds."""
+        given, what = _given(labels, prompts)
+        chosen = whole_numbers(seeds, "seeds")
+        if given is None:
+            return cls(chosen, **more)
+        if not given or not chosen:
+            raise DisaError(f"nothing to draw: give at least one {what} and one seed.")
+        if what == "prompt" and len(given) > len(chosen):
+            raise DisaError(f"{counted(len(given), what)} need as many seeds or more, found {len(chosen)}.")
+        return cls(chosen, **{f"{what}s": [given[i % len(given)] for i in range(len(chosen))]}, **more)
+
+    @classmethod
+    def each(cls, count: int, labels: Any = None, prompts: Any = None, seeds: Any = None, **more: Any) -> Inputs:
+        """`count` images of each label or prompt, those of one together. Raises DisaError.
+
+        seeds: one per image; or `count`, the same for every label or prompt. None: for labels 0, 1, ... one per image,
+        so that no two classes share their noise; for prompts 0 to count - 1 for each, as GenEval's protocol has it.
+        """
+        given, what = _given(labels, prompts)
+        if not given:
+            raise DisaError("nothing to draw: a number of images of each needs labels or prompts.")
+        if count < 1:
+            raise DisaError(f"the number of images per {what} must be 1 or more, found {count}.")
+        total = count * len(given)
+        if total > MOST_IMAGES:
+            raise DisaError(f"at most {MOST_IMAGES} images at a time, found {total}.")
+        if seeds is None:
+            seeds = range(total if what == "label" else count)
+        chosen = whole_numbers(seeds, "seeds")
+        if len(chosen) not in (count, total):
+            also = f" or {total}, one per image" if total != count else ""
+            raise DisaError(f"{counted(count, 'image')} per {what} need {count} seeds{also}, found {len(chosen)}.")
+        values = [value for value in given for _ in range(count)]
+        return cls(chosen * (total // len(chosen)), **{f"{what}s": values}, **more)
+
+    # -- parts ---------------------------------------------------------------------------------------------------
+
+    def part(self, chosen: slice | Sequence[int]) -> Inputs:
+        """Some of the images, by a slice or by their places."""
+        places = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        labels, prompts = (values and [values[i] for i in places] for values in (self.labels, self.prompts))
+        seeds = [self.seeds[i] for i in places]
+        known, mask = (
+            value if value is None or len(value) == 1 else value[list(places)] for value in (self.known, self.mask)
+        )
+        return replace(self, seeds=seeds, labels=labels, prompts=prompts, known=known, mask=mask)
+
+    def with_seeds(self, seeds: Iterable[int]) -> Inputs:
+        """The same labels or prompts, in turn, for other seeds."""
+        chosen = list(seeds)
+        return replace(self.part([i % len(self) for i in range(len(chosen))]), seeds=chosen)
+
+    def numbers(self) -> dict[str, Any]:
+        """Labels or prompts, and seeds, for JSON."""
+        if self.prompts is None:
+            return {"labels": self.labels, "seeds": self.seeds}
+        negative = {} if self.negative_prompt is None else {"negative_prompt": self.negative_prompt}
+        return {"prompts": self.prompts, **negative, "seeds": self.seeds}
+
+
+def counted(number: int, what: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def whole_numbers(values: Any, what: str) -> list[int]:
+    """One or many, of Python, NumPy or PyTorch. Raises DisaError."""
+    with contextlib.suppress(TypeError):
+        return [operator.index(values)]
+    try:
+        return [operator.index(value) for value in values]
+    except TypeError as error:
+        raise DisaError(f"{what} must be whole numbers, found {values!r:.80}.") from error
+
+
+def _given(labels: Any, prompts: Any) -> tuple[list[Any] | None, str]:
+    """Labels or prompts as a list, and which of the two they are; None where there are neither."""
+    if labels is not None and prompts is not None:
+        raise DisaError("a model draws from labels or from prompts: found both.")
+    if prompts is None:
+        return (None if labels is None else whole_numbers(labels, "labels")), "label"
+    try:
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    except TypeError as error:
+        raise DisaError(f"prompts must be texts, found {prompts!r:.80}.") from error
+    wrong = [prompt for prompt in texts if not isinstance(prompt, str)]
+    if wrong:
+        raise DisaError(f"prompts must be texts, found {wrong[0]!r:.80}.")
+    return texts, "prompt"

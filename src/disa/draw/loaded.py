@@ -1,0 +1,213 @@
+"""A model with all that drawing needs of it: its weights, autoencoder and conditioner, on a device.
+
+Shapes: N images, C latent channels, H x W latents.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from disa import weights
+from disa.draw.conditioning import Conditioner, Labels, Words
+from disa.errors import DisaError
+from disa.models.harmon.text import Text
+from disa.models.registry import Model
+from disa.models.spec import Defaults, Preset, Spec
+from disa.runtime import devices, packing
+
+
+class Codec(Protocol):
+    """Images to latents and back. images: [N, channels, height, width] in [-1, 1]."""
+
+    def encode(self, images: Tensor) -> Tensor: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
+class PixelCodec:
+    """For models whose tokens are patches of pixels."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+class Loaded:
+    """A model ready to draw. It holds nothing of any one drawing."""
+
+    def __init__(
+        self,
+        preset: Preset,
+        model: Model,
+        codec: Codec | Path | None = None,
+        device: str | torch.device | None = None,
+        dtype: str = "fp32",
+        tokenizer: Text | Path | str | None = None,
+    ) -> None:
+        """codec: read from its file when it is first needed. device: the best there is if None. Raises DisaError."""
+        self.preset, self.dtype, self.device = preset, dtype, devices.pick_device(device)
+        if preset.spec.codec is None and isinstance(codec, Path):
+            raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
+        self._codec = codec
+        kind = devices.pick_dtype(dtype)
+        self.model = packing.prepared(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
+        self.conditioner: Conditioner = (
+            Words(preset, self.model, tokenizer) if self.model.capabilities.condition == "prompts" else Labels(preset)
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.preset.name}, {self.device}, {self.dtype})"
+
+    @property
+    def spec(self) -> Spec:
+        """What the weights are."""
+        return self.preset.spec
+
+    @property
+    def defaults(self) -> Defaults:
+        """How the model is drawn with, if not asked otherwise."""
+        return self.preset.defaults
+
+    # -- the autoencoder -----------------------------------------------------------------------------------------
+
+    @property
+    def codec(self) -> Codec:
+        """The autoencoder, read at first use: drawing latents does not need it."""
+        if self.spec.codec is None:
+            self._codec = self._codec or PixelCodec()
+        elif self._codec is None or isinstance(self._codec, Path):
+            codec = weights.load_codec(self.preset, self._codec)
+            self._codec = codec.to(self.device, devices.pick_dtype(self.dtype))
+        assert self._codec is not None
+        assert not isinstance(self._codec, Path)
+        return self._codec
+
+    def prepare(self) -> None:
+        """Read the autoencoder now, so that a missing one is found before drawing."""
+        _ = self.codec
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W]."""
+        return self.codec.encode(images.to(self.device) * 2 - 1)
+
+    def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
+        """latents [N, C, H, W] -> images [N, channels, height, width] in [0, 1], on the model's device."""
+        parts = [self.codec.decode(part) for part in latents.split(batch_size)]
+        return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
+
+    # -- sizes ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stride(self) -> int:
+        """Pixels of an image along one side of a token."""
+        return self._latent_stride * self.patch
+
+    @property
+    def _latent_stride(self) -> int:
+        return 1 if self.spec.codec is None else self.spec.codec.stride
+
+    @property
+    def patch(self) -> int:
+        return getattr(self.model.config, "patch_size", 1)
+
+    @property
+    def own_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that the architecture was made for."""
+        height, width = self.model.config.latent_size
+        return height * self._latent_stride, width * self._latent_stride
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, if not asked otherwise."""
+        return self.shape_of(self.defaults.size)
+
+    def shape_of(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """Channels, height and width of an image of a size; None for the architecture's own."""
+        codec = self.spec.codec
+        channels = self.model.config.latent_channels if codec is None else codec.in_channels
+        return channels, *(size or self.own_size)
+
+    def token_grid_of(self, size: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Rows and columns of tokens of an image of a size in pixels; None for the architecture's own. Raises
+        DisaError where such an image cannot be drawn."""
+        if size is None:
+            return None
+        if not self.model.capabilities.any_size:
+            if tuple(size) == self.own_size:
+                return None
+            only, found = (f"{height}x{width}" for height, width in (self.own_size, size))
+            raise DisaError(f"{self.preset.name} draws images of {only} only, found {found}.")
+        if min(size) < 1 or size[0] % self.stride or size[1] % self.stride:
+            raise DisaError(f"height and width must be multiples of {self.stride}, found {size[0]}x{size[1]}.")
+        return size[0] // self.stride, size[1] // self.stride
+
+    @property
+    def token_grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
+        self.model.capabilities.check_keeps_tokens()
+        height, width = self.defaults.size or self.own_size
+        return height // self.stride, width // self.stride
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """SHA-256 of the weights as bfloat16, so that it is the same in fp32 and in bf16."""
+        return hash_of(self.model)
+
+    @cached_property
+    def _codec_hash(self) -> str | None:
+        """The same of the autoencoder."""
+        return hash_of(self.codec.model) if isinstance(self.codec, weights.LatentCodec) else None
+
+    def about(self) -> dict[str, Any]:
+        """The weights and what they are computed on, for JSON; the autoencoder's hash where one was read."""
+        read = self.spec.codec is None or isinstance(self._codec, weights.LatentCodec)
+        return {
+            "model": self.preset.name,
+            "weights": self.weights_hash,
+            "vae": self._codec_hash if read else None,
+            "dtype": self.dtype,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        }
+
+
+def hash_of(model: nn.Module) -> str:
+    """SHA-256 of all tensors of a model as bfloat16, and of their names."""
+    found = hashlib.sha256()
+    for name, value in _tensors(model):
+        found.update(name.encode())
+        found.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of a model by name, in the order of names. One module's at a time: packed ones are unpacked."""
+    owners = {
+        prefix + name: (module, prefix)
+        for path, module in model.named_modules()
+        for prefix in (f"{path}." if path else "",)
+        for name in _own(module, "")
+    }
+    for name, (module, prefix) in sorted(owners.items()):
+        yield name, _own(module, prefix)[name]
+
+
+def _own(module: nn.Module, prefix: str) -> dict[str, Any]:
+    own: dict[str, Any] = {}
+    module._save_to_state_dict(own, prefix, keep_vars=False)
+    return own
+
+

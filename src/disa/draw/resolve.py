@@ -1,0 +1,112 @@
+"""Settings filled in for a model: every option an object, everything that can be wrong found before any work."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import fields, replace
+from typing import Any
+
+from disa.core import steps
+from disa.core.request import Guidance
+from disa.core.solvers import Solver, grid_for, make_solver, solver_options
+from disa.core.steps import Schedule, StepPolicy
+from disa.draw.loaded import Loaded
+from disa.draw.settings import NO_CHANGE, Settings
+from disa.errors import DisaError
+from disa.policies import adaptive
+
+NOT_MEASURED_FOR = NO_CHANGE | {"steps", "num_ar_steps"}
+"""Options that a table of steps does not depend on; its length gives the number of AR steps."""
+
+
+def for_model(settings: Settings, loaded: Loaded) -> Settings:
+    """Every option filled in from the model's defaults, as objects, and checked. Raises DisaError."""
+    alone = [each.name for each in fields(settings) if not each.metadata["part_of"]]
+    own = {name: getattr(settings, name) for name in alone}
+    own |= {name: getattr(loaded.defaults, name, None) for name, value in own.items() if value is None}
+    own |= {
+        "solver": _solver(settings, loaded),
+        "guidance": _guidance(settings, loaded),
+        "size": _size(settings, loaded),
+    }
+    filled = Settings(**own)
+    _check(filled, loaded)
+    filled = replace(filled, steps=_policy(filled, loaded))
+    _warn_of_others(filled, loaded)
+    return filled
+
+
+def _parts(settings: Settings, whole: str) -> dict[str, Any]:
+    """The options given that are part of another one."""
+    parts = [each.name for each in fields(settings) if each.metadata["part_of"] == whole]
+    return {name: getattr(settings, name) for name in parts if getattr(settings, name) is not None}
+
+
+def _solver(settings: Settings, loaded: Loaded) -> Solver:
+    """The solver with its grid and its other options: those given, else the model's where it is the model's own."""
+    defaults, given = loaded.defaults, _parts(settings, "solver")
+    if settings.solver is not None and not isinstance(settings.solver, str):
+        return replace_options(settings.solver, given)
+    name, told = solver_options(settings.solver or defaults.solver)
+    preferred = {"temperature": defaults.temperature} | ({"grid": defaults.grid} if name == defaults.solver else {})
+    return make_solver(name, preferred, told | given)
+
+
+def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
+    defaults, given = loaded.defaults, _parts(settings, "guidance")
+    if isinstance(settings.guidance, Guidance):
+        return replace(settings.guidance, **given)
+    given |= {} if settings.guidance is None else {"scale": settings.guidance}
+    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
+
+
+def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:
+    size, parts = settings.size or loaded.defaults.size, _parts(settings, "size")
+    if not parts:
+        return size
+    height, width = size or loaded.own_size
+    return parts.get("height", height), parts.get("width", width)
+
+
+def _check(settings: Settings, loaded: Loaded) -> None:
+    grid, capabilities = loaded.token_grid_of(settings.size), loaded.model.capabilities
+    capabilities.check(settings.num_ar_steps, None if grid is None else math.prod(grid))
+    if settings.batch_size < 1:
+        raise DisaError(f"the batch size must be 1 or more, found {settings.batch_size}.")
+    if settings.rewrite and capabilities.condition != "prompts":
+        raise DisaError(f"{loaded.preset.name} draws from labels: there are no prompts to rewrite.")
+
+
+def _policy(settings: Settings, loaded: Loaded) -> StepPolicy:
+    """The step policy as an object; each of its counts must fit the grid."""
+    chosen, process = settings.steps, loaded.model.process
+    if isinstance(chosen, str) and adaptive.names(chosen):
+        chosen = adaptive.parse(chosen, loaded.preset, lambda: loaded.weights_hash)
+    elif isinstance(chosen, str):
+        chosen = steps.parse(chosen)
+    counts = chosen.counts(settings.num_ar_steps) if isinstance(chosen, Schedule) else [1]
+    for count in set(counts):
+        grid_for(settings.solver, process, count)
+    return chosen.fitted_to(settings.solver, process) if isinstance(chosen, adaptive.Adaptive) else chosen
+
+
+# -- identity ------------------------------------------------------------------------------------------------------
+
+
+def facts(settings: Settings, loaded: Loaded) -> dict[str, Any]:
+    """What a table or a probe is measured for."""
+    told = {name: value for name, value in settings.to_json().items() if name not in NOT_MEASURED_FOR}
+    return {"model": loaded.preset.name, "weights": loaded.weights_hash} | told
+
+
+def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
+    """Warn where the step policy was measured for something else."""
+    measured_for = getattr(settings.steps, "measured_for", None)
+    others = [
+        f"{name} {str(measured_for[name])[:48]} (here {str(here)[:48]})"
+        for name, here in (facts(settings, loaded).items() if measured_for else ())
+        if measured_for.get(name, here) != here
+    ]
+    if others:
+        warnings.warn(f"{settings.steps} was measured for {', '.join(others)}: its counts may not fit", stacklevel=4)

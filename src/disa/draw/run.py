@@ -1,0 +1,196 @@
+"""One call of drawing under way: batches, and the AR steps of each.
+
+Shapes: N images of a call, B of a batch, C latent channels, H x W latents.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARStep
+from disa.core.request import Request
+from disa.draw.conditioning import Condition
+from disa.draw.inputs import Inputs
+from disa.draw.loaded import Loaded
+from disa.draw.samples import Samples, TraceStep, check_output_type, convert
+from disa.draw.settings import Settings
+from disa.errors import DisaError
+from disa.runtime.clock import wall_clock
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One AR step of one batch. samples: the finished batch, at its last AR step."""
+
+    batch: list[int]
+    """[B] places of the images in the inputs."""
+    step: ARStep
+    noise: SeededNoise
+    """All random numbers of the batch."""
+    samples: Samples | None = None
+
+
+class Run:
+    """An iterator over turns, batch after batch; `batches` yields what is finished. Nothing is kept of a batch that
+    was handed out. Mistakes are found when it is made."""
+
+    def __init__(self, loaded: Loaded, inputs: Inputs, settings: Settings, output_type: str = "pt") -> None:
+        """settings: filled in for this model. output_type: `pt`, `np`, `pil`, or `latent`, which decodes nothing."""
+        check_output_type(output_type)
+        SeededNoise(inputs.seeds)
+        self.loaded, self.inputs, self.settings, self.output_type = loaded, inputs, settings, output_type
+        self.token_grid = loaded.token_grid_of(settings.size)
+        self._check_known()
+        loaded.conditioner.check(inputs, settings, self.token_grid)
+        self.batches_of = self._plan()
+        self.turns_made = 0
+        self._turns = (turn for batch in self.batches_of for turn in self._draw(batch))
+
+    @property
+    def num_turns(self) -> int:
+        """AR steps of all batches."""
+        return len(self.batches_of) * self.settings.num_ar_steps
+
+    def __iter__(self) -> Iterator[Turn]:
+        return self
+
+    def __next__(self) -> Turn:
+        turn = next(self._turns)
+        self.turns_made += 1
+        return turn
+
+    def batches(self, on_turn: Callable[[], object] = lambda: None) -> Iterator[Samples]:
+        """The samples of each batch as it is finished; on_turn is called after every AR step."""
+        for turn in self:
+            on_turn()
+            if turn.samples is not None:
+                yield turn.samples
+
+    def result(self, on_turn: Callable[[], object] = lambda: None) -> Samples:
+        """Draw to the end: all that was not handed out yet."""
+        return Samples.join(list(self.batches(on_turn)))
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def _check_known(self) -> None:
+        """Known latents and masks must have the sizes of what is drawn."""
+        inputs, loaded = self.inputs, self.loaded
+        if inputs.known is None or inputs.mask is None:
+            return
+        loaded.model.capabilities.check_keeps_tokens()
+        grid = self.token_grid or loaded.token_grid
+        patch = loaded.patch
+        wanted = {
+            "known": (loaded.model.config.latent_channels, grid[0] * patch, grid[1] * patch),
+            "mask": grid,
+        }
+        for (name, shape), value in zip(wanted.items(), (inputs.known, inputs.mask), strict=True):
+            if tuple(value.shape[1:]) != tuple(shape):
+                first = "1" if len(inputs) == 1 else f"{len(inputs)} or 1"
+                found = tuple(value.shape)
+                raise DisaError(f"{name} must be ({first}, {', '.join(map(str, shape))}), found {found}.")
+
+    def _plan(self) -> list[list[int]]:
+        """Places of the images of each batch: those of one batch have equally many tokens to draw."""
+        mask, capabilities = self.inputs.mask, self.loaded.model.capabilities
+        grid, groups = self.token_grid, dict[int, list[int]]()
+        counts = None if mask is None else mask.flatten(1).bool().sum(1).expand(len(self.inputs)).tolist()
+        for i in range(len(self.inputs)):
+            groups.setdefault(-1 if counts is None else counts[i], []).append(i)
+        for count in groups:
+            if count == 0:
+                raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
+            everything = None if grid is None else math.prod(grid)
+            capabilities.check(self.settings.num_ar_steps, everything if count < 0 else count)
+        size = self.settings.batch_size
+        return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
+
+    def _draw(self, batch: list[int]) -> Iterator[Turn]:
+        loaded, settings, inputs = self.loaded, self.settings, self.inputs.part(batch)
+        timer = _Timer()
+        condition = loaded.conditioner.condition(inputs, settings, self.token_grid)
+        noise, trace = SeededNoise(inputs.seeds, loaded.device), list[TraceStep]()
+        request = self._request(inputs, condition)
+        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, wall_clock):
+            trace.append(TraceStep.of(step))
+            samples = None
+            if step.ar_step == settings.num_ar_steps - 1:
+                latents = loaded.model.finish(step.state)
+                samples = self._finished(batch, inputs, condition.rewritten, latents, trace, timer)
+            with timer.paused():
+                yield Turn(batch, step, noise, samples)
+
+    def _request(self, inputs: Inputs, condition: Condition) -> Request:
+        known, mask = (
+            value if value is None else value.expand(len(inputs), *value.shape[1:])
+            for value in (inputs.known, inputs.mask)
+        )
+        return Request(
+            len(inputs),
+            self.settings.num_ar_steps,
+            condition.labels,
+            self.settings.guidance,
+            known,
+            None if mask is None else mask.bool(),
+            condition.prompts,
+            self.token_grid,
+        )
+
+    def _finished(
+        self,
+        batch: list[int],
+        inputs: Inputs,
+        rewritten: list[str] | None,
+        latents: Tensor,
+        trace: list[TraceStep],
+        timer: _Timer,
+    ) -> Samples:
+        """A batch, decoded."""
+        if not torch.isfinite(latents).all():
+            raise DisaError("the model drew values that are not finite numbers: are these the right weights?")
+        drawing = timer.seconds()
+        images = None if self.output_type == "latent" else self.loaded.decode(latents).cpu()
+        if images is not None and not torch.isfinite(images).all():
+            raise DisaError("decoding gave values that are not finite numbers: is this the right autoencoder?")
+        return Samples(
+            inputs=inputs,
+            places=batch,
+            images=convert(images, self.output_type),
+            latents=latents.float().cpu(),
+            trace=trace,
+            seconds=timer.seconds(),
+            seconds_decode=timer.seconds() - drawing,
+            settings=self.about(),
+            rewritten=rewritten,
+        )
+
+    def about(self) -> dict[str, object]:
+        """The model, and every option, for JSON."""
+        return self.loaded.about() | self.settings.to_json()
+
+
+class _Timer:
+    """Wall time, without what a consumer does between turns."""
+
+    def __init__(self) -> None:
+        self._started, self._before = time.perf_counter(), 0.0
+
+    def seconds(self) -> float:
+        return self._before + time.perf_counter() - self._started
+
+    def paused(self) -> _Timer:
+        return self
+
+    def __enter__(self) -> None:
+        self._before = self.seconds()
+
+    def __exit__(self, *_: object) -> None:
+        self._started = time.perf_counter()

@@ -1,0 +1,162 @@
+"""How images are drawn: `Settings`, the only list of options.
+
+Each field says what it is for, how its text is read and what it is part of. The command line, JSON, digests and
+docs/options.md are made from the fields: a new option is a new field. Nothing heavy is imported here, so that `--help`
+is quick; `for_model` in resolve.py fills a model's defaults in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, dataclass, field, fields, replace
+from difflib import get_close_matches
+from hashlib import sha256
+from typing import Any
+
+from disa.core import steps
+from disa.core.steps import describe
+from disa.errors import DisaError
+
+NO_CHANGE = frozenset({"batch_size"})
+"""Options that change speed, not images."""
+NO_IDENTITY = NO_CHANGE | {"model", "device", "threads", "torch"}
+"""What is told of a run beside that which decides its images: the name of a model is not its weights."""
+
+
+def option(
+    help: str, *, kind: type = str, read: Callable[[str], Any] | None = None, part_of: str = "", flag: str = ""
+) -> Any:
+    """A field that is an option.
+
+    help: for a reader of `--help` and the docs. kind: its type on the command line. read: its text -> its value, where
+    the kind alone does not say. part_of: the field that it changes a part of. flag: its name on the command line, where
+    that is not the field's.
+    """
+    metadata = {"help": help, "kind": kind, "read": read, "part_of": part_of, "flag": flag}
+    return field(default=None, metadata=metadata)
+
+
+def read_interval(text: str) -> tuple[float, float]:
+    """`0-0.9` -> (0.0, 0.9)."""
+    try:
+        low, high = map(float, text.split("-"))
+    except ValueError as error:
+        raise DisaError(f"an interval must be two numbers like 0-0.9, found {text!r}.") from error
+    return low, high
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """`512x768` -> height and width."""
+    try:
+        height, width = map(int, text.lower().split("x"))
+    except ValueError as error:
+        raise DisaError(f"the size must be height and width like 512x768, found {text!r}.") from error
+    return height, width
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to draw. None is what the model's defaults say.
+
+    A value may be given as an object or as its text. Where an option is part of another one (`grid` of `solver`), it
+    is put in there: filled-in settings have it in the object alone.
+    """
+
+    steps: Any = option(
+        "Denoising steps of each row: constant:50, linear:50-5, cosine:50-5, two-stage:50-5, table:FILE; policies that "
+        "look: mlp, variance, straight, each with bounds and a budget, as mlp:50-5@20."
+    )
+    solver: Any = option(
+        "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
+        "dpm-solver++. FlowAR, xAR: euler, heun, euler-maruyama. All, by diffusers: dpm-solver-2, -3, "
+        "dpm-solver++-2, -3."
+    )
+    grid: Any = option(
+        "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. FlowAR, xAR: "
+        "flowar-split, xar-em, uniform, shifted-3 (any number).",
+        part_of="solver",
+    )
+    temperature: float | None = option(
+        "Scale of the noise that ddpm and euler-maruyama add.", kind=float, part_of="solver"
+    )
+    eta: float | None = option("How much noise ddim adds: 0 none, 1 as much as ddpm.", kind=float, part_of="solver")
+    guidance: Any = option("Classifier-free guidance, any scale; 1 is off.", kind=float)
+    ramp: str | None = option("Guidance over AR steps: linear or constant.", part_of="guidance")
+    interval: Any = option(
+        "Denoising times where guidance acts, such as 0-0.9; 0 is data, 1 is noise.",
+        read=read_interval,
+        part_of="guidance",
+        flag="--guidance-interval",
+    )
+    progress: Any = option(
+        "AR steps where guidance acts, such as 0.2-1; 0 is the first, 1 the last.",
+        read=read_interval,
+        part_of="guidance",
+        flag="--guidance-progress",
+    )
+    num_ar_steps: Any = option(
+        "AR steps: MAR, Harmon at most one per token; FlowAR, xAR as the model has.", kind=int
+    )
+    size: Any = option("HEIGHTxWIDTH in pixels, such as 512x768, for models that draw other sizes.", read=read_size)
+    height: int | None = option("Height in pixels alone.", kind=int, part_of="size")
+    width: int | None = option("Width in pixels alone.", kind=int, part_of="size")
+    rewrite: bool | None = option(
+        "Draw what the model's language model makes of a prompt when asked to say more.", kind=bool
+    )
+    batch_size: Any = option("Images drawn together. It changes speed, not images.", kind=int)
+
+    @classmethod
+    def of(cls, base: Settings | None = None, **options: Any) -> Settings:
+        """Settings with some options changed; None leaves one as it is. Raises DisaError for unknown names."""
+        known = {each.name: each for each in fields(cls)}
+        for name in options:
+            if name not in known:
+                near = get_close_matches(name, known, 1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise DisaError(f"there is no option {name!r} of drawing.{hint} There are {', '.join(known)}.")
+        given = {name: _value(known[name], value) for name, value in options.items() if value is not None}
+        return replace(base or cls(), **given)
+
+    # -- identity ------------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict[str, Any]:
+        """Every option as a plain value; objects by their text. What is a part of another option is told there."""
+        return {name: value for each in fields(self) for name, value in self._plain(each)}
+
+    def _plain(self, each: Field[Any]) -> Iterator[tuple[str, Any]]:
+        value = getattr(self, each.name)
+        if hasattr(value, "to_json"):
+            yield from value.to_json().items()
+        elif value is not None or not each.metadata["part_of"]:
+            yield each.name, _text(value)
+
+    def num_turns(self, num_images: int) -> int:
+        """AR steps of all batches that so many images make. Of settings that are filled in."""
+        return -(-num_images // self.batch_size) * self.num_ar_steps
+
+
+def digest(about: Mapping[str, Any]) -> str:
+    """A hash of everything beside the inputs that decides an image. about: see `Run.about`."""
+    told = {name: value for name, value in about.items() if name not in NO_IDENTITY}
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _value(each: Field[Any], value: Any) -> Any:
+    """What a caller gave for an option, as an object: texts are read, numbers and lists of steps are policies."""
+    if each.name == "steps":
+        return value if isinstance(value, str) else steps.of(value)
+    read = each.metadata["read"]
+    if isinstance(value, str):
+        try:
+            return (read or each.metadata["kind"])(value)
+        except ValueError as error:
+            raise DisaError(f"{each.name} must be a number, found {value!r}.") from error
+    return tuple(value) if read and isinstance(value, list) else value
+
+
+def _text(value: Any) -> Any:
+    """A value as JSON has it; objects by their text."""
+    if isinstance(value, tuple):
+        return list(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else describe(value)

@@ -1,0 +1,57 @@
+"""What a measure of quality is, as `compare` uses it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from disa.draw.inputs import Inputs
+from disa.study.metrics import Resampled, Spread
+
+FEWEST_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of every policy its quality; yardsticks: what real data score. Both are dataclasses of numbers.
+
+    headlines: of every policy the number that it is judged by.
+    """
+
+    qualities: Sequence[Any]
+    headlines: Sequence[Resampled]
+    yardsticks: Any = None
+
+    def difference(self, policy: int, base: int = 0) -> Spread:
+        """A policy's headline minus another one's, paired by seed."""
+        return (self.headlines[policy] - self.headlines[base]).spread()
+
+    @property
+    def differences(self) -> list[Spread | None]:
+        """To the first policy; None for itself."""
+        return [None, *(self.difference(policy) for policy in range(1, len(self.headlines)))]
+
+
+class Measure(Protocol):
+    """Images are [N, channels, height, width] in [0, 1], one tensor per policy, all for the same request.
+
+    columns: titles of the cells that a policy has in a table.
+    """
+
+    @property
+    def columns(self) -> tuple[str, ...]: ...
+
+    def refusal(self, images: Tensor, inputs: Inputs) -> str:
+        """Why these images cannot be measured; empty if they can."""
+        ...
+
+    def measure(self, images: Sequence[Tensor], inputs: Inputs) -> Measured: ...
+
+    def cells(self, quality: Any, difference: Spread | None) -> list[str]: ...
+
+    def note(self, quality: Any, yardsticks: Any) -> str:
+        """What a reader of the table must know, from the first policy's quality."""
+        ...
