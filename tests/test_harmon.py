@@ -32,7 +32,8 @@ from disa.models.harmon.language import Prefix, causal
 from disa.models.harmon.model import IGNORED, Harmon
 from disa.models.harmon.names import official_names
 from disa.models.harmon.text import Text, penalised, sampled
-from disa.models.registry import PRESETS, Preset, find_preset
+from disa.models.registry import PRESETS, find_preset
+from disa.models.spec import Preset
 from disa.study.calibrate import gains
 from disa.weights.checkpoints import build_model, convert, load_model
 
@@ -45,8 +46,8 @@ CONFIG = HarmonConfig(
     decoder_depth=2, decoder_heads=2, num_classes=2, buffer_size=3, head_width=32, head_depth=1,
     vocab_size=300, llm_width=32, llm_hidden=48, llm_depth=2, llm_heads=4, llm_kv_heads=2, max_positions=400,
 )  # fmt: skip
-PRESET = replace(
-    find_preset("harmon-0.5b"), architecture=CONFIG, num_ar_steps=4, steps="linear:4-2", codec=None, token_grid=None,
+PRESET = small.changed(
+    find_preset("harmon-0.5b"), architecture=CONFIG, num_ar_steps=4, steps="linear:4-2", codec=None, size=None,
     batch_size=3,
 )  # fmt: skip
 PROMPTS = ([5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16, 17, 18, 19], [20, 21])
@@ -87,7 +88,7 @@ def draw(model: Harmon, which: Sequence[int], **options: Any) -> Tensor:
 # --- names and files --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, tied=False), PRESETS["harmon-1.5b"].architecture])
+@pytest.mark.parametrize("config", [CONFIG, replace(CONFIG, tied=False), PRESETS["harmon-1.5b"].spec.architecture])
 def test_the_names_are_those_of_the_model_and_a_bijection(config: HarmonConfig):
     with torch.device("meta"):
         ours = Harmon(config).state_dict()
@@ -349,7 +350,7 @@ def test_requests_that_cannot_be_met(model: Harmon, wrong: Callable[[], Request]
 def test_models_that_take_labels_refuse_prompts(name: str):
     preset = find_preset(name)
     with pytest.raises(DisaError, match="cannot take prompts: expected labels"):
-        preset.build().begin(Request(1, preset.num_ar_steps, prompts=Prompts.of([[1]])), SeededNoise([1]))
+        preset.build().begin(Request(1, preset.defaults.num_ar_steps, prompts=Prompts.of([[1]])), SeededNoise([1]))
 
 
 # --- image to text ----------------------------------------------------------------------------------------------------

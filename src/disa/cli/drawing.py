@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from disa.draw.sampler import Sampler, Settings
-    from disa.models.registry import Preset
+    from disa.models.spec import Preset
 
 
 MOST_TOLD = 8
@@ -86,7 +86,7 @@ def describe(
         raise DisaError("a prompt is empty: expected words.")
     pictures = [open_picture(path) for path in images]
     sampler = source.load(_check_words)
-    size, found = batch_size or sampler.preset.batch_size, []
+    size, found = batch_size or sampler.preset.defaults.batch_size, []
     for batch in (range(i, min(i + size, len(images))) for i in range(0, len(images), size)):
         turns = sampler.describe_steps(
             torch.cat([fitted(squared(pictures[i]), sampler.image_shape) for i in batch]), prompt,

@@ -29,7 +29,7 @@ def compare(
     --seeds does not say others. A model of scenes draws captions that its training held out if no prompt is given.
     """
     sampler, wanted = asked.load(source, COMPARED)
-    policies = steps or [sampler.preset.original, sampler.preset.steps]
+    policies = steps or [sampler.preset.defaults.original, sampler.preset.defaults.steps]
     _compare(sampler, policies, wanted, drawing.settings(sampler), out, as_json)
 
 
@@ -40,7 +40,7 @@ def demo(
 ) -> None:  # fmt: skip
     """Digits with the original 100 denoising steps, with DiSA, with a fifth of that, and with few steps first."""
     sampler = Source(device="cpu").load()
-    policies = [sampler.preset.original, sampler.preset.steps, "linear:10-1", "linear:1-6"]
+    policies = [sampler.preset.defaults.original, sampler.preset.defaults.steps, "linear:10-1", "linear:1-6"]
     wanted = Asked().read().repeated(images)
     _compare(sampler, policies, wanted, sampler.settings(num_ar_steps=num_ar_steps), out, as_json)
 
@@ -62,7 +62,8 @@ def bench(
     from disa.study.compare import bench as run_bench
 
     sampler = _to_bench(source, untrained, prompt_tokens)
-    policies, sizes = steps or [sampler.preset.original, sampler.preset.steps], batch_size or [1, 8]
+    defaults = sampler.preset.defaults
+    policies, sizes = steps or [defaults.original, defaults.steps], batch_size or [1, 8]
     settings = replace(solving.settings(sampler), rewrite=False)  # prompts of a fixed length have no words
     with progress("measuring", len(policies) * len(sizes) * (repeats + 1), as_json) as advance:
         timings = run_bench(sampler, policies, sizes, settings, repeats, advance)
@@ -89,7 +90,7 @@ def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None) -> Sam
     """The sampler, whose prompts are of a fixed length, so that no tokenizer is needed."""
     from disa.draw.sampler import Sampler
     from disa.models.harmon.text import FixedLength
-    from disa.models.registry import Preset
+    from disa.models.spec import Preset
 
     def check(preset: Preset) -> None:
         if prompt_tokens is not None and not preset.prompts:

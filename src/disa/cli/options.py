@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from disa.draw.sampler import Sampler, Settings
     from disa.draw.samples import Wanted
     from disa.models.harmon.text import Text
-    from disa.models.registry import Preset
+    from disa.models.spec import Preset
 
 MOST_NUMBERS = 1_000_000
 PROMPT_TOKENS = 24
@@ -168,7 +168,7 @@ class Request:
         """With seeds from `first_seed` on, `count` or one per prompt if these are more; and where a model of scenes is
         given no prompt, with captions that its training held out, others for another first seed."""
         entries = self.entries
-        if preset.quality == "shapes" and not entries and not self.labelled:
+        if preset.defaults.quality == "shapes" and not entries and not self.labelled:
             from disa.tiny.scenes import held_out_captions
 
             number = count if self.seeds is None else len(self.seeds)

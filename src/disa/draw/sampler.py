@@ -84,7 +84,7 @@ class Sampler:
         device: str | torch.device | None = None, dtype: str = "fp32", tokenizer: Text | Path | str | None = None,
     ) -> None:  # fmt: skip
         self.preset, self.dtype, self.device = preset, dtype, pick_device(device)
-        if preset.codec is None and isinstance(codec, Path):
+        if preset.spec.codec is None and isinstance(codec, Path):
             raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
         self._codec, self._text = codec, tokenizer
         model = model.to(self.device, pick_dtype(dtype)).requires_grad_(False).eval()
@@ -152,7 +152,7 @@ class Sampler:
     @property
     def codec(self) -> Codec:
         """The autoencoder, read at first use: drawing latents does not need it."""
-        if self.preset.codec is None:
+        if self.preset.spec.codec is None:
             self._codec = self._codec or PixelCodec()
         elif self._codec is None or isinstance(self._codec, Path):
             codec = checkpoints.load_codec(self.preset, self._codec)
@@ -179,21 +179,21 @@ class Sampler:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an image, if not asked otherwise."""
-        return self._image_shape(self.preset.token_grid)
+        return self._image_shape(self._default_grid)
 
     def shape_of(self, settings: Settings) -> tuple[int, int, int]:
         """The same of an image that is drawn with these settings."""
         return self._image_shape(settings.token_grid)
 
     def _image_shape(self, token_grid: tuple[int, int] | None) -> tuple[int, int, int]:
-        codec, (height, width) = self.preset.codec, self._latent_size(token_grid)
+        codec, (height, width) = self.preset.spec.codec, self._latent_size(token_grid)
         channels = self.model.config.latent_channels if codec is None else codec.in_channels
         return channels, height * self._stride, width * self._stride
 
     @property
     def _stride(self) -> int:
         """Pixels of an image along one side of a latent."""
-        return 1 if self.preset.codec is None else self.preset.codec.stride
+        return 1 if self.preset.spec.codec is None else self.preset.spec.codec.stride
 
     @property
     def _patch(self) -> int:
@@ -204,10 +204,16 @@ class Sampler:
             return self.model.config.latent_size
         return token_grid[0] * self._patch, token_grid[1] * self._patch
 
+    @property
+    def _default_grid(self) -> tuple[int, int] | None:
+        """Rows and columns of tokens, if not asked otherwise; None for the architecture's own."""
+        side, size = self._stride * self._patch, self.preset.defaults.size
+        return None if size is None else (size[0] // side, size[1] // side)
+
     def _token_grid(self, height: int | None, width: int | None) -> tuple[int, int] | None:
         """Rows and columns of tokens of an image of so many pixels; None for the architecture's own."""
         if height is None and width is None:
-            return self.preset.token_grid
+            return self._default_grid
         _, own_height, own_width = self.image_shape
         size = own_height if height is None else height, own_width if width is None else width
         side = self._stride * self._patch
@@ -221,9 +227,9 @@ class Sampler:
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
-        height, width = self._latent_size(self.preset.token_grid)
+        height, width = self._latent_size(self._default_grid)
         num_tokens = self.model.config.num_tokens
-        self.model.check(min(self.preset.num_ar_steps, num_tokens), num_tokens)
+        self.model.check(min(self.preset.defaults.num_ar_steps, num_tokens), num_tokens)
         return height // self._patch, width // self._patch
 
     def settings(
@@ -234,30 +240,31 @@ class Sampler:
         rewrite: bool | None = None, eta: float | None = None,
     ) -> Settings:  # fmt: skip
         """The preset's choices, except for those that are given; everything that can be wrong is found here."""
-        preset = self.preset
-        policy = preset.steps if policy is None else policy
+        preset, defaults = self.preset, self.preset.defaults
+        policy = defaults.steps if policy is None else policy
         policy = self._policy(policy)
-        name = preset.solver if solver is None else solver
+        name = defaults.solver if solver is None else solver
         chosen = make_solver(
             name,
-            preset.grid if grid is None and name == preset.solver else grid,
-            temperature if temperature is not None else preset.temperature if name in WITH_TEMPERATURE else 1.0,
+            defaults.grid if grid is None and name == defaults.solver else grid,
+            temperature if temperature is not None else defaults.temperature if name in WITH_TEMPERATURE else 1.0,
             eta,
         )
-        size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
+        size = num_ar_steps if num_ar_steps is not None else defaults.num_ar_steps
         token_grid = self._token_grid(height, width)
         self.model.check(size, None if token_grid is None else math.prod(token_grid))
         if batch_size is not None and batch_size < 1:
             raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
         given = {"scale": guidance, "ramp": ramp, "interval": interval}
         chosen_guidance = replace(
-            preset.guidance, **{name: value for name, value in given.items() if value is not None}
+            Guidance(defaults.guidance, defaults.ramp, defaults.interval),
+            **{name: value for name, value in given.items() if value is not None},
         )
         if rewrite and not preset.prompts:
             raise DisaError(f"{preset.name} draws from labels: there are no prompts to rewrite.")
         settings = Settings(
-            policy, chosen, chosen_guidance, size, batch_size or preset.batch_size, token_grid,
-            preset.rewrite if rewrite is None else rewrite,
+            policy, chosen, chosen_guidance, size, batch_size or defaults.batch_size, token_grid,
+            defaults.rewrite if rewrite is None else rewrite,
         )  # fmt: skip
         return self.with_policy(settings, policy)
 

@@ -96,7 +96,7 @@ def compare(
                 on_turn(text)
             parts[text].append(run.result())
     images = [torch.cat([part.images for part in parts[text]]) for text in step_policies]
-    measure = MEASURES.get(sampler.preset.quality)
+    measure = MEASURES.get(sampler.preset.defaults.quality)
     unmeasured = measure.refusal(images[0], wanted) if measure else ""
     measured = measure.measure(images, wanted) if measure and not unmeasured else None
     nothing = [None] * len(images)
