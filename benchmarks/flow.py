@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.request import Request
+from disa.core.request import Guidance, Request
 from disa.core.solvers import make_solver
 from disa.core.steps import parse
 from disa.draw.sampler import DTYPES
@@ -87,10 +87,10 @@ class Variant:
 
 def start(args: argparse.Namespace, name: str, kind: str, dtype: str) -> Variant:
     """disa is packed where the CPU can."""
-    batch, steps = args.batch or RUNS.get(name, {}).get("batch", 1), args.steps or PRESETS[name].steps
+    batch, steps = args.batch or RUNS.get(name, {}).get("batch", 1), args.steps or PRESETS[name].defaults.steps
     model = random_model(name, DTYPES[dtype])
     if kind == "plain":
-        model = PLAIN[PRESETS[name].family](model)
+        model = PLAIN[PRESETS[name].spec.family](model)
     elif layers.can_pack(DTYPES[dtype]):
         model = layers.pack(model)
     return Variant(name, kind, dtype, batch, steps, model)
@@ -111,10 +111,11 @@ def random_model(name: str, dtype: torch.dtype) -> Any:
 
 def draw(variant: Variant) -> tuple[float, float, Tensor]:
     """CPU seconds, seconds in the denoising loop, latents."""
-    preset = PRESETS[variant.name]
-    labels = torch.arange(variant.batch) % preset.architecture.num_classes
-    request = Request(variant.batch, preset.num_ar_steps, labels, preset.guidance)
-    solver, noise = make_solver(preset.solver, preset.grid), SeededNoise(range(variant.batch))
+    spec, defaults = PRESETS[variant.name].spec, PRESETS[variant.name].defaults
+    labels = torch.arange(variant.batch) % spec.architecture.num_classes
+    guidance = Guidance(defaults.guidance, defaults.ramp, defaults.interval)
+    request = Request(variant.batch, defaults.num_ar_steps, labels, guidance)
+    solver, noise = make_solver(defaults.solver, defaults.grid), SeededNoise(range(variant.batch))
     started = time.process_time()
     turns = list(generate_steps(variant.model, request, parse(variant.steps), solver, noise))
     latents = variant.model.finish(turns[-1].state).float()
@@ -221,7 +222,7 @@ def summarise(variant: Variant, plain: float) -> dict[str, Any]:
 
 def is_official_run(variant: Variant) -> bool:
     name = variant.name
-    return name in RUNS and (variant.batch, variant.steps) == (RUNS[name]["batch"], PRESETS[name].steps)
+    return name in RUNS and (variant.batch, variant.steps) == (RUNS[name]["batch"], PRESETS[name].defaults.steps)
 
 
 # -- the finished cell apart, or in the first evaluation -----------------------------------------------------------
@@ -292,7 +293,7 @@ def show(rows: list[dict[str, Any]], left_out: dict[str, str]) -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of FlowAR and xAR on one CPU thread, with random weights.")
-    models = [name for name, preset in PRESETS.items() if preset.family in PLAIN]
+    models = [name for name, preset in PRESETS.items() if preset.spec.family in PLAIN]
     parser.add_argument("--models", nargs="+", choices=models, default=list(RUNS))
     parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="of disa")
     parser.add_argument("--batch", type=int, help="images drawn at once; of the recorded run where there is one")
@@ -311,7 +312,7 @@ def compare(args: argparse.Namespace, dtypes: list[str]) -> list[dict[str, Any]]
 
 
 def compare_fused(args: argparse.Namespace, dtypes: list[str]) -> dict[str, dict[str, float]]:
-    pairs = [(name, dtype) for name in args.models if PRESETS[name].family == "xar" for dtype in dtypes]
+    pairs = [(name, dtype) for name in args.models if PRESETS[name].spec.family == "xar" for dtype in dtypes]
     return {f"{name} {dtype}": fused(start(args, name, "disa", dtype), args.repeats) for name, dtype in pairs}
 
 

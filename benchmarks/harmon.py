@@ -131,7 +131,7 @@ def draw(variant: Variant, steps: str, args: argparse.Namespace) -> tuple[float,
     prompts = Prompts.of([asked] * variant.batch + [empty] * variant.batch * guidance.active)
     request = Request(variant.batch, args.ar_steps, guidance=guidance, prompts=prompts, token_grid=args.tokens)
     preset, noise = PRESETS[variant.name], SeededNoise(range(variant.batch), args.device)
-    solver, clock = make_solver(preset.solver, preset.grid), Clock(args.device)
+    solver, clock = make_solver(preset.defaults.solver, preset.defaults.grid), Clock(args.device)
     with watched(variant.model, clock):
         started = clock.now()
         *_, last = generate.generate_steps(variant.model, request, parse(steps), solver, noise)
@@ -222,7 +222,7 @@ def grid(text: str) -> tuple[int, int]:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Speed of Harmon with random weights, and where the time goes.")
-    models = [name for name, preset in PRESETS.items() if preset.family == "harmon"]
+    models = [name for name, preset in PRESETS.items() if preset.spec.family == "harmon"]
     parser.add_argument("--models", nargs="+", choices=models, default=["harmon-0.5b"])
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="images drawn at once")
     parser.add_argument("--ar-steps", type=int, default=8)

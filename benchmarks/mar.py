@@ -38,7 +38,8 @@ from disa.core.solvers import DDPM
 from disa.core.steps import parse
 from disa.draw.sampler import DTYPES
 from disa.models import layers
-from disa.models.mar.model import MAR, MARConfig, masked_counts
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR, masked_counts
 from disa.models.registry import PRESETS
 
 OFFICIAL = {"cpu_seconds": 48.2, "cpu_seconds_head": 15.7, "network_calls": 427, "threads": 1, "batch": 1}
@@ -79,7 +80,7 @@ class Timing:
 def serve(work: Work, kind: str, dtype: str, pipe: Connection) -> None:
     """Draw batches of the sizes that arrive, until 0; answer each with its timing and the latents."""
     torch.set_num_threads(work.threads)
-    model = random_model(PRESETS[work.size].architecture, DTYPES[dtype], work.device)
+    model = random_model(PRESETS[work.size].spec.architecture, DTYPES[dtype], work.device)
     if kind == "disa" and work.device == "cpu" and layers.can_pack(DTYPES[dtype]):
         layers.pack(model)
     runner, solver = (model, DDPM()) if kind == "disa" else (PlainMAR(model), PlainDDPM())
@@ -100,7 +101,7 @@ def random_model(config: MARConfig, dtype: torch.dtype, device: str) -> MAR:
 
 
 def draw(work: Work, runner: Any, solver: Any, batch_size: int) -> tuple[Timing, Tensor]:
-    labels = torch.arange(batch_size) % PRESETS[work.size].architecture.num_classes
+    labels = torch.arange(batch_size) % PRESETS[work.size].spec.architecture.num_classes
     request = Request(batch_size, work.ar_steps, labels, Guidance(work.guidance))
     forget_peak(work.device)
     wall, cpu, backbone, head = time.perf_counter(), time.process_time(), 0.0, 0.0
@@ -246,7 +247,7 @@ def summarise(runner: Runner, batch: int, work: Work, speed: float, plain: dict[
     """Medians without the first round, beside the floor and the plain variant."""
     first, *rest = runner.timings[batch]
     columns = {f.name: statistics.median(getattr(timing, f.name) for timing in rest) for f in fields(Timing)}
-    floor = needed_flops(PRESETS[work.size].architecture, work, batch) / speed
+    floor = needed_flops(PRESETS[work.size].spec.architecture, work, batch) / speed
     row = {
         "variant": runner.kind, "dtype": runner.dtype, "batch": batch, **columns,
         "evaluations": first.evaluations, "memory": first.memory,

@@ -126,10 +126,10 @@ def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point
     """Every point of a model at these budgets, and those of other solvers if wanted. `linear` is as close to a budget
     as it can be, everything else as close to `linear`."""
     preset, costs = sampler.preset, Costs(sampler)
-    families, weights = _families(preset.steps), sampler.weights_hash
-    whole = costs.of(_schedule(preset.original))
+    families, weights = _families(preset.defaults.steps), sampler.weights_hash
+    whole = costs.of(_schedule(preset.defaults.original))
     fitted = adaptive.find_fit(None, preset, lambda: weights)
-    points = [Point("original", preset.original, _hash(weights))]
+    points = [Point("original", preset.defaults.original, _hash(weights))]
     linear = {share: costs.nearest(families["linear"], share * whole) for share in shares}
     for (share, text), path in zip(linear.items(), _calibrated(sampler, linear), strict=True):
         spent = costs.of(_schedule(text))
@@ -248,7 +248,7 @@ def measure(model: str, work: Path) -> None:
     count = min(_num_chunks(folder, point) for point in points)
     if not count:
         raise SystemExit(f"not every point of {model} is drawn: run draw first.")
-    wanted, by = _wanted(sampler, count * CHUNK), MEASURES[sampler.preset.quality]
+    wanted, by = _wanted(sampler, count * CHUNK), MEASURES[sampler.preset.defaults.quality]
     parts = {point: [torch.load(_part(folder, point, i * CHUNK)) for i in range(count)] for point in points}
 
     def images(point: Point) -> Tensor:

@@ -3,17 +3,19 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from disa.codecs.kl16 import VAEConfig
-from disa.core.request import Guidance
 from disa.draw.sampler import Sampler
-from disa.models.mar.model import MAR, MARConfig, official_names
-from disa.models.registry import PRESETS, Preset, find_preset
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR
+from disa.models.mar.names import official_names
+from disa.models.registry import PRESETS, find_preset
+from disa.models.spec import Assets, Defaults, Preset, Spec
 from disa.weights.checkpoints import build_model, save_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -23,13 +25,24 @@ CONFIG = MARConfig(
     decoder_width=32, decoder_depth=2, decoder_heads=4, num_classes=10, buffer_size=4, head_width=32, head_depth=2,
 )  # fmt: skip
 PRESET = Preset(
-    name="small", architecture=CONFIG, num_ar_steps=4, guidance=Guidance(2.0), about="16 tokens",
-    steps="linear:4-2", original="constant:6", grid="uniform", page="https://example.org/small", batch_size=4,
-)  # fmt: skip
+    Spec("small", "mar", CONFIG),
+    Defaults(num_ar_steps=4, steps="linear:4-2", original="constant:6", grid="uniform", guidance=2.0, batch_size=4),
+    Assets(page="https://example.org/small"),
+    "16 tokens",
+)
 
 CODEC = VAEConfig(
     latent_channels=1, block_widths=(8, 8), layers_per_block=1, norm_groups=4, encoder_attention_levels=()
 )
+
+
+def changed(preset: Preset, **values: Any) -> Preset:
+    """The preset with other values of fields, each in the part of it that has such a field."""
+    for part in ("spec", "defaults", "assets"):
+        old = getattr(preset, part)
+        own = {name: values.pop(name) for name in list(values) if hasattr(old, name)}
+        preset = replace(preset, **{part: replace(old, **own)})
+    return replace(preset, **values)
 
 
 def weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:
@@ -72,9 +85,9 @@ def sampler(dtype: str = "fp32", seed: int = 0) -> Sampler:
 
 def folder(path: Path, seed: int = 0) -> Path:
     """A folder that `disa sample --model` takes; it says that it is mar-digits, of another architecture."""
-    return save_model(path, replace(find_preset("mar-digits"), architecture=CONFIG), weights(seed=seed))
+    return save_model(path, changed(find_preset("mar-digits"), architecture=CONFIG), weights(seed=seed))
 
 
 def without_codec(monkeypatch: pytest.MonkeyPatch) -> None:
     """This model draws pixels, so the `mar-digits` that its folder names must not have an autoencoder."""
-    monkeypatch.setitem(PRESETS, "mar-digits", replace(find_preset("mar-digits"), codec=None))
+    monkeypatch.setitem(PRESETS, "mar-digits", changed(find_preset("mar-digits"), codec=None))

@@ -399,7 +399,7 @@ def test_plain_forms_take_the_defaults_of_the_embedded_models(name: str, form: s
     sampler = Sampler.load(name, device="cpu")
     policy = sampler.settings(form).policy
     assert isinstance(policy, Adaptive)
-    assert str(policy.spending) == find_preset(name).spending
+    assert str(policy.spending) == find_preset(name).defaults.spending
     assert str(policy).startswith(form)
 
 

@@ -199,7 +199,7 @@ def sampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if request.param == "mar":
         return small.sampler()
     if request.param == "mar guided in part":
-        preset = replace(small.PRESET, guidance=replace(small.PRESET.guidance, interval=(0.0, 0.6)))
+        preset = small.changed(small.PRESET, interval=(0.0, 0.6))
         return Sampler(preset, small.model(), device="cpu")
     if request.param == "harmon":
         pytest.importorskip("transformers")
@@ -469,7 +469,7 @@ def test_mistakes_are_one_line(
     disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], words: str
 ) -> None:
     small.without_codec(monkeypatch)
-    monkeypatch.setitem(PRESETS, "mar-digits", replace(PRESETS["mar-digits"], original="constant:1"))
+    monkeypatch.setitem(PRESETS, "mar-digits", small.changed(PRESETS["mar-digits"], original="constant:1"))
     model = small.folder(tmp_path / "model")
     done = disa("calibrate", "--model", model, "--num-ar-steps", 3, *arguments, "--out", tmp_path / "out")
     assert words in complaint(done)

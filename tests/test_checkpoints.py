@@ -26,7 +26,8 @@ from disa.codecs import kl16 as vae
 from disa.errors import DisaError
 from disa.files import make_folder, write_text, write_whole
 from disa.models.mar.model import MAR
-from disa.models.registry import PRESETS, HubFile
+from disa.models.registry import PRESETS
+from disa.models.spec import HubFile
 from disa.weights import checkpoints
 from disa.weights.checkpoints import check_hash, convert, hash_record, load_codec, load_folder, load_model
 
@@ -41,7 +42,7 @@ def small_presets() -> Iterator[None]:
     }
     before = dict(PRESETS)
     PRESETS.clear()
-    PRESETS.update({name: replace(small.PRESET, name=name, architecture=configs[name]) for name in configs})
+    PRESETS.update({name: small.changed(small.PRESET, name=name, architecture=configs[name]) for name in configs})
     yield
     PRESETS.clear()
     PRESETS.update(before)
@@ -214,7 +215,7 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", ["wide", "deep"])
 @pytest.mark.parametrize("make", [small.weights, small.official_weights])
 def test_another_size_of_the_family_is_named(tmp_path: Path, make: Callable[..., Any], size: str) -> None:
-    path = saved(make(PRESETS[size].architecture), tmp_path / "other.pth")
+    path = saved(make(PRESETS[size].spec.architecture), tmp_path / "other.pth")
     assert refusal(lambda: load(path)).endswith(f"It is a checkpoint of {size}: load it as that.")
 
 
@@ -252,10 +253,10 @@ def test_the_hub_failing_is_one_line_with_the_page(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
-    hub = replace(small.PRESET, weights=HubFile("some/repo", "weights.safetensors"))
+    hub = small.changed(small.PRESET, weights=HubFile("some/repo", "weights.safetensors"))
     message = refusal(lambda: load_model(hub))
     assert "could not get weights.safetensors from the hub repository some/repo (no network)" in message
-    assert small.PRESET.page in message
+    assert small.PRESET.assets.page in message
     assert "there is no folder some/repo" in refusal(lambda: small.Sampler.load("some/repo", device="cpu"))
     assert "no weights on the hub: give a checkpoint" in refusal(lambda: load_model(small.PRESET))
 
@@ -397,7 +398,7 @@ def test_what_cannot_be_converted_writes_nothing(folder: Path, tmp_path: Path) -
 def coded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """`small` with an autoencoder, whose official weights these are."""
     pytest.importorskip("diffusers")
-    monkeypatch.setitem(PRESETS, "small", replace(small.PRESET, codec=small.CODEC))
+    monkeypatch.setitem(PRESETS, "small", small.changed(small.PRESET, codec=small.CODEC))
     torch.manual_seed(0)
     return vae.to_official(vae.build(small.CODEC).state_dict(), small.CODEC)
 

@@ -23,7 +23,7 @@ from disa.draw.prompts import pair_per_prompt, read_prompts, slug
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
 from disa.errors import DisaError
-from disa.models.harmon.model import official_names
+from disa.models.harmon.names import official_names
 from disa.models.harmon.text import FixedLength, Text
 from disa.models.registry import PRESETS
 from disa.study.compare import bench, compare
@@ -283,7 +283,7 @@ def test_compare_takes_prompts_in_turn(disa: Command, model: Path, tmp_path: Pat
 def shapes(monkeypatch: pytest.MonkeyPatch, words: Path) -> Sampler:
     """It draws 48x48 pixels, as the judge of shapes reads them."""
     config = replace(CONFIG, latent_size=(48, 48), patch_size=12)
-    preset = replace(PRESET, architecture=config, quality="shapes", batch_size=24)
+    preset = small.changed(PRESET, architecture=config, quality="shapes", batch_size=24)
     return Sampler(preset, random_weights(config), device="cpu", tokenizer=words)
 
 
@@ -328,7 +328,7 @@ def test_right_pictures_score_higher_than_wrong_ones() -> None:
 
 
 def test_presets_name_measures_that_there_are() -> None:
-    assert {preset.quality for preset in PRESETS.values()} <= {"", *MEASURES}
+    assert {preset.defaults.quality for preset in PRESETS.values()} <= {"", *MEASURES}
 
 
 def test_compare_as_a_function(sampler: Sampler) -> None:
@@ -474,7 +474,7 @@ def test_a_checkpoint_of_another_size(
     Image.new("RGB", (4, 4)).save("good.png")
     wide = replace(CONFIG, encoder_width=48, decoder_width=48)
     large = replace(wide, encoder_depth=2, llm_depth=3)
-    monkeypatch.setitem(PRESETS, "harmon-1.5b", replace(PRESETS["harmon-1.5b"], architecture=large))
+    monkeypatch.setitem(PRESETS, "harmon-1.5b", small.changed(PRESETS["harmon-1.5b"], architecture=large))
     for name, config in (("large", large), ("mixed", wide)):
         torch.save(official_names(config).to_official(random_weights(config).state_dict()), f"{name}.pth")
     said = complaint(disa(*command, "--model", PRESET.name, "--checkpoint", "large.pth"))

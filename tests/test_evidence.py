@@ -248,7 +248,7 @@ def harmon_sampler(folder: Path) -> tuple[Sampler, Wanted]:
 
     words = tokenizer(folder, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
     prompts = ["a cat", "two red dogs", "a cat", "a", "a blue square left of a circle"]
-    sampler = Sampler(PRESET, random_weights(PRESET.architecture), device="cpu", tokenizer=words)
+    sampler = Sampler(PRESET, random_weights(PRESET.spec.architecture), device="cpu", tokenizer=words)
     return sampler, Wanted(None, [5, 3, 1 << 40, 7, 8], prompts, "a dog")
 
 

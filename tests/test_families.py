@@ -13,9 +13,11 @@ from torch import Tensor
 from disa import cli
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.models.registry import PRESETS, Preset, find_preset
+from disa.models.registry import PRESETS, find_preset
+from disa.models.spec import Preset
 from disa.study.compare import compare
 from disa.weights.checkpoints import convert, load_model
+from small import changed
 
 FAMILIES = ("flowar", "xar")
 SIZES = {"flowar": "flowar-small", "xar": "xar-base"}
@@ -28,7 +30,7 @@ def shrunk(name: str) -> Preset:
     small = {"width": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
     if name.startswith("flowar"):
         small |= {"head_width": 32, "head_depth": 1, "head_heads": 2}
-    return replace(preset, architecture=replace(preset.architecture, **small), page="https://example.org")
+    return changed(preset, architecture=replace(preset.spec.architecture, **small), page="https://example.org")
 
 
 def weights(preset: Preset, seed: int = 0) -> dict[str, Tensor]:
@@ -82,7 +84,7 @@ def test_a_converted_folder_draws_the_same_images(preset: Preset, official: Path
     files = convert(official, preset.name, tmp_path / "folder")
     assert set(files) == {"model.safetensors", "config.json"}
     about = json.loads((tmp_path / "folder" / "config.json").read_text())
-    assert (about["family"], about["preset"]) == (preset.family, preset.name)
+    assert (about["family"], about["preset"]) == (preset.spec.family, preset.name)
     first = sampler(preset).sample([3, 5], [0, 1], steps="linear:4-2")
     second = Sampler.load(tmp_path / "folder", device="cpu").sample([3, 5], [0, 1], steps="linear:4-2")
     assert torch.equal(first.latents, second.latents)

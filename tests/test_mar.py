@@ -22,7 +22,9 @@ from disa.core.solvers import make_solver, solve
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.layers import PackedLinear, can_pack, initialise, pack
-from disa.models.mar.model import MAR, MARConfig, masked_counts, official_names
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR, masked_counts
+from disa.models.mar.names import official_names
 from disa.models.registry import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,7 +86,7 @@ def draw(model: MAR, seeds: Sequence[int], labels: Sequence[int] | None, num_ar_
     ("preset", "millions", "num_names"), [("mar-base", 208, 364), ("mar-large", 479, 476), ("mar-huge", 943, 604)]
 )
 def test_presets_have_the_published_size_and_the_names_are_a_bijection(preset: str, millions: int, num_names: int):
-    config = PRESETS[preset].architecture
+    config = PRESETS[preset].spec.architecture
     with torch.device("meta"):
         ours = MAR(config).state_dict()
     assert abs(sum(value.numel() for value in ours.values()) / 1e6 - millions) < 1
@@ -98,7 +100,7 @@ def test_presets_have_the_published_size_and_the_names_are_a_bijection(preset: s
 
 
 def test_official_names_and_shapes_of_the_base_model():
-    config = PRESETS["mar-base"].architecture
+    config = PRESETS["mar-base"].spec.architecture
     with torch.device("meta"):
         official = official_names(config).to_official(MAR(config).state_dict())
     shapes = {

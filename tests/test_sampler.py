@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -367,7 +366,7 @@ def codec() -> vae.LatentCodec:
 def test_images_go_through_the_autoencoder(
     codec: vae.LatentCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    preset = replace(small.PRESET, name="coded", codec=small.CODEC)
+    preset = small.changed(small.PRESET, name="coded", codec=small.CODEC)
     monkeypatch.setitem(disa.PRESETS, "coded", preset)
     model = small.model()
     sampler = Sampler(preset, model, save_codec(tmp_path / "codec", codec), device="cpu")
@@ -384,7 +383,7 @@ def test_images_go_through_the_autoencoder(
 
 def test_a_missing_autoencoder_is_found_before_drawing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("diffusers")
-    preset = replace(small.PRESET, codec=small.CODEC)
+    preset = small.changed(small.PRESET, codec=small.CODEC)
     sampler = Sampler(preset, small.model(), tmp_path / "absent.ckpt", "cpu")
     assert sampler.sample(3, 0, output_type="latent").images is None
     monkeypatch.setattr(sampler.model, "begin", None)

@@ -12,7 +12,8 @@ from disa.codecs.small import SmallCodec, SmallVAE
 from disa.core.request import Prompts
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.models.harmon.model import IGNORED, HarmonConfig
+from disa.models.harmon.config import HarmonConfig
+from disa.models.harmon.model import IGNORED
 from disa.models.harmon.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.models.registry import PRESETS
 from disa.tiny import shapes, tasks
@@ -30,7 +31,7 @@ RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
 
 @pytest.fixture(scope="module")
 def text() -> Text:
-    config = PRESETS[NAME].architecture
+    config = PRESETS[NAME].spec.architecture
     return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
 
 
@@ -195,7 +196,7 @@ def test_captions_tell_everything_in_training_alone(
     text: Text, codec_folder: Path, split: Split, told: float, share: float
 ) -> None:
     task = tasks.find_task(NAME, replace(RECIPE, batch_size=16, told=told, label_dropout=0.0), codec_folder)
-    model = Listener(PRESETS[NAME].architecture, [])
+    model = Listener(PRESETS[NAME].spec.architecture, [])
     for seed in range(4):
         task.loss(model, split, torch.Generator().manual_seed(seed))
     words = [text.decode(ids[:length].tolist()) for prompts, *_ in model.asked
@@ -212,7 +213,7 @@ def test_the_condition_is_asked_for_the_tokens_and_their_shapes(codec_folder: Pa
     losses = {}
     for weights in ((0.0, 0.0), (1.0, 0.0), (3.0, 0.0), (0.0, 2.0)):
         task = tasks.find_task(NAME, replace(RECIPE, expected=weights[0], naming=weights[1]), codec_folder)
-        model = Listener(PRESETS[NAME].architecture, [])
+        model = Listener(PRESETS[NAME].spec.architecture, [])
         losses[weights] = task.loss(model, "test", torch.Generator().manual_seed(0)).item()
     assert losses[0, 0] == 0
     assert losses[1, 0] == pytest.approx(losses[3, 0] / 3)

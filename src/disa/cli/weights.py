@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,24 +11,36 @@ from disa.cli.options import AsJSON, Out, Vae
 from disa.cli.output import print_json, print_summary, progress, table
 from disa.errors import DisaError
 
+if TYPE_CHECKING:
+    from disa.models.spec import Preset
+
 
 def presets(as_json: AsJSON = False) -> None:
     """The models by name, with their official settings, the paper's numbers and where weights come from."""
     from dataclasses import asdict
 
     from disa.models.registry import PRESETS
-    from disa.weights.checkpoints import ships
 
     if as_json:
         print_json({name: asdict(preset) for name, preset in PRESETS.items()})
         return
     rows = [
-        [name, p.about, str(p.num_ar_steps), p.original, p.steps, f"{p.guidance.scale:g}",
-         "in the package" if ships(name) else p.weights.repo if p.weights else p.page or f"disa train {name}"]
-        for name, p in PRESETS.items()
-    ]  # fmt: skip
+        [name, preset.about, str(d.num_ar_steps), d.original, d.steps, f"{d.guidance:g}", _place_of_weights(preset)]
+        for name, preset in PRESETS.items()
+        for d in (preset.defaults,)
+    ]
     table("presets", ["name", "model", "K", "original", "DiSA", "guidance", "weights"], rows)
     print("K: AR steps. Upstream's download links, grids, solvers and the paper's numbers: see --json.")
+
+
+def _place_of_weights(preset: Preset) -> str:
+    """Where weights are, or how they are made."""
+    from disa.weights.checkpoints import ships
+
+    if ships(preset.name):
+        return "in the package"
+    assets = preset.assets
+    return assets.weights.repo if assets.weights else assets.page or f"disa train {preset.name}"
 
 
 def convert(

@@ -29,7 +29,7 @@ from disa.core.solvers import Solver, data_prediction, grid_for, grid_for_parts
 from disa.core.steps import StepPolicy
 from disa.errors import DisaError
 from disa.models.layers import Linear
-from disa.models.registry import Preset
+from disa.models.spec import Preset
 from disa.weights.checkpoints import in_package, read_tensors
 
 Score = Callable[[DenoisingProblem], Tensor]
@@ -390,8 +390,8 @@ def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
         raise DisaError(f"unknown adaptive policy {text!r}: expected mlp, variance (:draws, :head or :probe) or "
                         "straight, then bounds, budget and file, as in mlp:50-5@20:FILE.")  # fmt: skip
     fit = find_fit(None if found["file"] is None else Path(found["file"]), preset, weights)
-    name = f"variance:{found['by'] or preset.variance_by}" if found["form"] == "variance" else found["form"]
-    own = parse_spending(preset.spending)
+    name = f"variance:{found['by'] or preset.defaults.variance_by}" if found["form"] == "variance" else found["form"]
+    own = parse_spending(preset.defaults.spending)
     given = Spending(int(found["early"]), int(found["late"])) if found["early"] else own
     budget = float(found["budget"]) if found["budget"] else None if found["early"] else own.budget
     return policy(name, fit, Spending(given.early, given.late, budget), found["file"] or "")

@@ -120,7 +120,7 @@ def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: st
     else:
         if not 0 < number < float("inf"):
             raise DisaError(f"a budget must be above 0, found {budget}.")
-        original = number * _made(sampler, wanted, settings, sampler.preset.original)[0] if number <= 1 else 0
+        original = number * _made(sampler, wanted, settings, sampler.preset.defaults.original)[0] if number <= 1 else 0
         allowed = original or number * rows
     if allowed < fewest:
         raise DisaError(
@@ -140,7 +140,7 @@ def _made(sampler: Sampler, wanted: Wanted, settings: Settings, policy: str | Sc
 
 def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
     """The counts to be measured: up to twice what the original policy has, and to half of the reference."""
-    original = steps.parse(sampler.preset.original).counts(settings.num_ar_steps)
+    original = steps.parse(sampler.preset.defaults.original).counts(settings.num_ar_steps)
     longest = min(2 * max(original), reference // 2)
     if longest < 2:
         raise DisaError(f"a reference needs 4 denoising steps or more to measure others by, found {reference}.")

@@ -286,7 +286,7 @@ def _later(needs: Tensor, ar_step: Tensor, num_ar_steps: int) -> Tensor:
 
 def _threshold(needs: Tensor, power: float, name: str, sampler: Sampler) -> float:
     """The gain at which the rows would spend the preset's budget."""
-    spending = parse_spending(sampler.preset.spending)
+    spending = parse_spending(sampler.preset.defaults.spending)
     assert spending.budget is not None
     looks = NUM_LOOKS if name == "straight" else 0
     counts = counts_between(spending.late - looks, spending.early - looks)

@@ -23,10 +23,12 @@ from disa.core.flow import FlowLoss
 from disa.errors import DisaError
 from disa.models.flowar.model import FlowAR
 from disa.models.harmon.model import Harmon
+from disa.models.harmon.presets import SHAPES_CODEC
 from disa.models.harmon.text import Text
 from disa.models.layers import initialise, take
 from disa.models.mar.model import MAR
-from disa.models.registry import PRESETS, SHAPES_CODEC, Preset
+from disa.models.registry import PRESETS
+from disa.models.spec import Preset
 from disa.models.xar.model import XAR
 from disa.tiny import shapes
 from disa.tiny.captions import SHAPES
@@ -205,7 +207,7 @@ class MaskedTask(ImageTask):
         """Timesteps [m B N] and noise [m B N, C] for the masked tokens, m copies of each."""
         rows = self.recipe.copies * masked.numel()
         t = torch.randint(self.objective.num_timesteps, (rows,), generator=random)
-        return t, torch.randn(rows, self.preset.architecture.token_channels, generator=random)
+        return t, torch.randn(rows, self.preset.spec.architecture.token_channels, generator=random)
 
 
 class MARTask(MaskedTask):
@@ -265,7 +267,7 @@ class HarmonTask(MaskedTask):
 
     @cached_property
     def text(self) -> Text:
-        config = self.preset.architecture
+        config = self.preset.spec.architecture
         return Text(shapes.tokenizer(), config.vocab_size, config.max_positions)
 
     def loss(self, model: Harmon, split: Split, random: torch.Generator) -> Tensor:

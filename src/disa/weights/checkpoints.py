@@ -28,7 +28,8 @@ from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_text, write_whole
 from disa.models.naming import check_names
-from disa.models.registry import PRESETS, HubFile, Model, Preset, find_preset
+from disa.models.registry import PRESETS, Model, find_preset
+from disa.models.spec import HubFile, Preset
 
 WEIGHTS, CONFIG, CODEC, TOKENIZER = "model.safetensors", "config.json", "vae", "tokenizer"
 CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -275,7 +276,7 @@ def load_model(preset: Preset, checkpoint: Path | None = None, average: bool = T
     if checkpoint is None and preset.embedded:
         return build_model(preset, _embedded(preset.name), f"the embedded {preset.name}")
     missing = f"{preset.name} has no weights on the hub: give a checkpoint."
-    key, path = _locate(checkpoint, preset.weights, preset.page, missing)
+    key, path = _locate(checkpoint, preset.assets.weights, preset.assets.page, missing)
     model = build_model(preset, read_tensors(path, average), str(path))
     for file in _files(path):
         check_hash(key if file == path else f"{key}/{file.name}", file)
@@ -301,30 +302,30 @@ def _embedded(name: str) -> Mapping[str, Any]:
 
 def tokenizer_source(preset: Preset) -> Path | str:
     """The preset's tokenizer: a folder in the package, or a hub id."""
-    if preset.embedded_tokenizer:
-        return in_package(preset.embedded_tokenizer)
-    return preset.tokenizer
+    if preset.assets.embedded_tokenizer:
+        return in_package(preset.assets.embedded_tokenizer)
+    return preset.assets.tokenizer
 
 
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
     """The preset's autoencoder: KL-16 from `kl16.ckpt`, its safetensors form, a diffusers folder or the hub; the small
     one from the package or a folder that disa wrote."""
-    if preset.codec is None:
+    if preset.spec.codec is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
     path = path / CODEC_WEIGHTS if path is not None and path.is_dir() else path
-    if isinstance(preset.codec, SmallVAEConfig):
-        return _load_small(preset.codec, preset.embedded_codec, path)
+    if isinstance(preset.spec.codec, SmallVAEConfig):
+        return _load_small(preset.spec.codec, preset.assets.embedded_codec, path)
     missing = "this model needs an autoencoder: give one with vae=FILE (kl16.ckpt)."
-    key, path = _locate(path, preset.codec_weights, preset.page, missing)
+    key, path = _locate(path, preset.assets.codec_weights, preset.assets.page, missing)
     state = read_tensors(path)
     try:
         with torch.device("meta"):
-            network = vae.build(preset.codec)
+            network = vae.build(preset.spec.codec)
     except ImportError as error:
         raise DisaError('the autoencoder needs diffusers: pip install "disa[diffusers]".') from error
     if not set(state) <= set(network.state_dict()):
         try:
-            state = vae.from_official(state, preset.codec)
+            state = vae.from_official(state, preset.spec.codec)
         except DisaError as error:
             raise DisaError(f"{path}: {error}") from error
     _check_layout(state, _shapes(network.state_dict()), str(path))
@@ -352,8 +353,8 @@ def save_model(folder: Path, preset: Preset, state: Mapping[str, Tensor]) -> Pat
     make_folder(folder)
     sha256 = _write_tensors(folder / WEIGHTS, state)
     about = {
-        "library": "disa", "family": preset.family, "preset": preset.name,
-        "architecture": asdict(preset.architecture), "sha256": sha256,
+        "library": "disa", "family": preset.spec.family, "preset": preset.name,
+        "architecture": asdict(preset.spec.architecture), "sha256": sha256,
     }  # fmt: skip
     write_json(folder / CONFIG, about)
     return folder
@@ -381,7 +382,8 @@ def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
         about = json.loads((folder / CONFIG).read_text())
         name, sha256 = str(about["preset"]), about["sha256"]
         preset = find_preset(name)
-        preset = replace(preset, architecture=_read_architecture(type(preset.architecture), about["architecture"]))
+        architecture = _read_architecture(type(preset.spec.architecture), about["architecture"])
+        preset = replace(preset, spec=replace(preset.spec, architecture=architecture))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DisaError(
             f"{folder} is not a model folder of disa ({_first_line(error)}): expected {WEIGHTS} and {CONFIG}."

@@ -23,63 +23,7 @@ from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.heads import DiffusionHead, HeadField
 from disa.models.layers import Block, Linear, table, take
-from disa.models.naming import NameMap, Part
-
-
-@dataclass(frozen=True)
-class MARConfig:
-    """Architecture. latent_size: rows and columns of the latent image; a token is a patch of it."""
-
-    latent_size: tuple[int, int] = (16, 16)
-    latent_channels: int = 16
-    patch_size: int = 1
-    encoder_width: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    decoder_width: int = 768
-    decoder_depth: int = 12
-    decoder_heads: int = 12
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    num_classes: int = 1000
-    buffer_size: int = 64
-    head_width: int = 1024
-    head_depth: int = 6
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return self.latent_size[0] // self.patch_size, self.latent_size[1] // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def token_channels(self) -> int:
-        return self.latent_channels * self.patch_size**2
-
-    @classmethod
-    def from_official(cls, arguments: dict) -> MARConfig:
-        """From the constructor arguments of the official MAR class."""
-        side = arguments["img_size"] // arguments["vae_stride"]
-        return cls(
-            latent_size=(side, side),
-            latent_channels=arguments["vae_embed_dim"],
-            patch_size=arguments["patch_size"],
-            encoder_width=arguments["encoder_embed_dim"],
-            encoder_depth=arguments["encoder_depth"],
-            encoder_heads=arguments["encoder_num_heads"],
-            decoder_width=arguments["decoder_embed_dim"],
-            decoder_depth=arguments["decoder_depth"],
-            decoder_heads=arguments["decoder_num_heads"],
-            mlp_ratio=arguments["mlp_ratio"],
-            norm_eps=arguments.get("norm_eps", 1e-6),
-            num_classes=arguments["class_num"],
-            buffer_size=arguments["buffer_size"],
-            head_width=arguments["diffloss_w"],
-            head_depth=arguments["diffloss_d"],
-        )
+from disa.models.mar.config import MARConfig
 
 
 @dataclass(frozen=True)
@@ -336,49 +280,3 @@ def masked_counts(num_tokens: int, num_ar_steps: int) -> list[int]:
         share = math.cos(math.pi / 2 * (k + 1) / num_ar_steps)
         counts.append(max(1, min(counts[-1] - 1, math.floor(num_tokens * share))))
     return [*counts, 0]
-
-
-# -- official names ------------------------------------------------------------------------------------------------
-
-_TRUNK = {
-    "class_embedding": "class_emb",
-    "no_class": "fake_latent",
-    "token_in": "z_proj",
-    "token_norm": "z_proj_ln",
-    "encoder_positions": "encoder_pos_embed_learned",
-    "encoder": "encoder_blocks",
-    "decoder_in": "decoder_embed",
-    "decoder_positions": "decoder_pos_embed_learned",
-    "decoder": "decoder_blocks",
-    "head_positions": "diffusion_pos_embed_learned",
-}
-_HEAD = {
-    "time_in": "time_embed.mlp.0",
-    "time_out": "time_embed.mlp.2",
-    "condition": "cond_embed",
-    "input": "input_proj",
-    "output": "final_layer.linear",
-}
-_HEAD_BLOCK = {"norm": "in_ln", "fc1": "mlp.0", "fc2": "mlp.2"}
-
-
-def official_names(config: MARConfig) -> NameMap:
-    """Our parameter names and the official ones; the modulations of all head blocks are one tensor here."""
-    with torch.device("meta"):
-        ours = MAR(config).state_dict()
-    return NameMap({name: _official_name(name, config) for name in ours})
-
-
-def _official_name(name: str, config: MARConfig) -> list[Part]:
-    first, _, rest = name.partition(".")
-    if first != "head":
-        return [Part(".".join(filter(None, (_TRUNK.get(first, first), rest))))]
-    layer, _, leaf = rest.partition(".")
-    if layer == "modulation":
-        width, net = config.head_width, "diffloss.net"
-        blocks = [Part(f"{net}.res_blocks.{i}.adaLN_modulation.1.{leaf}", 3 * width) for i in range(config.head_depth)]
-        return [*blocks, Part(f"{net}.final_layer.adaLN_modulation.1.{leaf}", 2 * width)]
-    if layer == "blocks":
-        index, part, leaf = leaf.split(".")
-        return [Part(f"diffloss.net.res_blocks.{index}.{_HEAD_BLOCK[part]}.{leaf}")]
-    return [Part(f"diffloss.net.{_HEAD[layer]}.{leaf}")]

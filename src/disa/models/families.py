@@ -1,0 +1,41 @@
+"""The families by name: how their models are built, and what their official parameter names are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from disa.models.flowar import names as flowar
+from disa.models.flowar.model import FlowAR
+from disa.models.harmon import names as harmon
+from disa.models.harmon.model import Harmon
+from disa.models.mar import names as mar
+from disa.models.mar.model import MAR
+from disa.models.naming import NameMap
+from disa.models.xar import names as xar
+from disa.models.xar.model import XAR
+
+Model = MAR | FlowAR | XAR | Harmon
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the models of one paper share."""
+
+    model: Callable[[Any], Model]
+    """From an architecture to a model without weights."""
+    official_names: Callable[[Any], NameMap]
+    """From an architecture to our parameter names and the official ones."""
+    prompts: bool = False
+    """Whether they draw from prompts, not from labels."""
+    any_size: bool = False
+    """Whether images of any size can be drawn."""
+
+
+FAMILIES = {
+    "mar": Family(MAR, mar.official_names, any_size=True),
+    "flowar": Family(FlowAR, flowar.official_names),
+    "xar": Family(XAR, xar.official_names),
+    "harmon": Family(Harmon, harmon.official_names, prompts=True, any_size=True),
+}
