@@ -31,7 +31,7 @@ from tables import RESULTS, ROOT, spread, table
 from torch import Tensor
 
 from disa.core.steps import Annealed, Schedule, parse
-from disa.draw.pictures import plot_png
+from disa.study.plots import plot_png
 from disa.draw.prompts import slug
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted

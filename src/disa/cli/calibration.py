@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, AskedInTurn, Drawing, Out, Source
+from disa.cli.options import AsJSON, AskedInTurn, Out, Source
 from disa.cli.output import print_json, progress, table
+from disa.draw.settings import Settings
 
 if TYPE_CHECKING:
     from disa.study.calibrate import Calibration
@@ -18,31 +19,35 @@ def calibrate(
     source: Source,
     budget: Annotated[
         str,
-        typer.Option(help="Evaluations to spend: a share of the original policy's (0.3), a number for each row (20), "
-                          "or a policy that makes as many (linear:50-5)."),
+        typer.Option(
+            help="Evaluations to spend: a share of the original policy's (0.3), a number for each row (20), "
+            "or a policy that makes as many (linear:50-5)."
+        ),
     ],
-    *, asked: AskedInTurn, drawing: Drawing,
+    asked: AskedInTurn,
+    settings: Settings,
     reference: Annotated[int, typer.Option(help="Denoising steps that count as no error.")] = 200,
-    out: Out = Path("calibration"), as_json: AsJSON = False,
-) -> None:  # fmt: skip
+    out: Out = Path("calibration"),
+    as_json: AsJSON = False,
+) -> None:
     """Measure the error of every count in every AR step, and write the table of counts that spends a budget best.
 
     Seeds are 100000-100015, or more for more prompts, if --seeds does not say others. A model of scenes draws captions
     that its training held out if no prompt is given.
     """
     from disa import __version__
-    from disa.draw.pictures import calibration_plot
+    from disa.study.plots import calibration_plot
     from disa.files import make_folder, write_json, write_whole
     from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, num_turns
     from disa.study.calibrate import calibrate as run_calibration
 
-    sampler, wanted = asked.load(source, NUM_IMAGES, FIRST_SEED)
-    settings = drawing.settings(sampler)
+    sampler, inputs = asked.load(source, NUM_IMAGES, FIRST_SEED)
+    chosen = sampler.settings(settings)
     make_folder(out)
-    with progress("measuring", num_turns(wanted, settings), as_json) as advance:
-        [result] = run_calibration(sampler, wanted, settings, [budget], reference, advance)
+    with progress("measuring", num_turns(inputs, chosen), as_json) as advance:
+        [result] = run_calibration(sampler, inputs, chosen, [budget], reference, advance)
     report = result.report() | {"disa": __version__}
-    plot = calibration_plot(report, f"{sampler.preset.name}, {len(wanted.seeds)} images, budget {budget}")
+    plot = calibration_plot(report, f"{sampler.preset.name}, {len(inputs)} images, budget {budget}")
     write_whole(out / "calibration.png", lambda file: file.write(plot))
     write_json(out / "table.json", report)
     if as_json:
@@ -56,7 +61,7 @@ def _print(result: Calibration, out: Path) -> None:
         [str(k + 1), str(count), f"{gain:.2f}"]
         for k, (count, gain) in enumerate(zip(result.table.values, result.curves.gains, strict=True))
     ]
-    table(f"{result.about['model']}: {result.about['num_images']} images measured",
-          ["AR step", "denoising steps", "gain"], rows)  # fmt: skip
+    title = f"{result.about['model']}: {result.about['num_images']} images measured"
+    table(title, ["AR step", "denoising steps", "gain"], rows)
     print(f"{result.evaluations_per_row:.1f} evaluations per row; draw with --steps table:{out / 'table.json'}")
     print(f"table.json and calibration.png are in {out}")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, AskedInTurn, Drawing, Out, Source
+from disa.cli.options import AsJSON, AskedInTurn, Out, Source
 from disa.cli.output import print_json, progress, table
+from disa.draw.settings import Settings
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -18,34 +20,43 @@ if TYPE_CHECKING:
 NUM_IMAGES = 64
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """How much is spent on measuring."""
+
+    draws: Annotated[int, typer.Option(help="Draws from the same z.")] = 100
+    draw_steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 25
+    varied: Annotated[int, typer.Option(help="Images whose tokens are drawn so often: the first ones.")] = 16
+    path_steps: Annotated[int, typer.Option(help="Evaluations along each path.")] = 50
+    fit_images: Annotated[int, typer.Option(help="MAR, Harmon: other images that the predictor learns from.")] = 256
+
+
 def evidence(
-    source: Source, steps: Annotated[str | None, typer.Option(help="The step policy that draws the images.")] = None,
-    *, asked: AskedInTurn, drawing: Drawing,
-    draws: Annotated[int, typer.Option(help="Draws from the same z.")] = 100,
-    draw_steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 25,
-    varied: Annotated[int, typer.Option(help="Images whose tokens are drawn so often: the first ones.")] = 16,
-    path_steps: Annotated[int, typer.Option(help="Evaluations along each path.")] = 50,
-    fit_images: Annotated[int, typer.Option(help="MAR, Harmon: other images that the predictor learns from.")] = 256,
-    out: Out = Path("evidence"), as_json: AsJSON = False,
-) -> None:  # fmt: skip
+    source: Source,
+    asked: AskedInTurn,
+    settings: Settings,
+    measuring: Measuring,
+    out: Out = Path("evidence"),
+    as_json: AsJSON = False,
+) -> None:
     """Per AR step: how predictable tokens are, how much they vary between draws, how straight their paths are.
 
     Seeds are 0-63, or more for more prompts, if --seeds does not say others. A model of scenes draws captions that its
     training held out if no prompt is given.
     """
-    from disa.draw.pictures import evidence_plot, png
+    from disa.draw.pictures import png
     from disa.files import make_folder, write_json, write_whole
     from disa.study.evidence import Effort, check, measure, num_turns
+    from disa.study.plots import evidence_plot
 
-    sampler, wanted = asked.load(source, NUM_IMAGES)
-    settings = drawing.settings(sampler, steps)
-    effort = Effort(draws, draw_steps, varied, path_steps, fit_images)
-    check(sampler, wanted, settings, effort)
+    sampler, inputs = asked.load(source, NUM_IMAGES)
+    chosen, effort = sampler.settings(settings), Effort(**vars(measuring))
+    check(sampler, inputs, chosen, effort)
     make_folder(out)
-    with progress("measuring", num_turns(sampler, wanted, settings, effort), as_json) as advance:
-        result = measure(sampler, wanted, settings, effort, advance)
+    with progress("measuring", num_turns(sampler, inputs, chosen, effort), as_json) as advance:
+        result = measure(sampler, inputs, chosen, effort, advance)
     report = result.report()
-    plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(wanted.seeds)} images")
+    plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(inputs)} images")
     write_whole(out / "evidence.png", lambda file: file.write(plot))
     write_whole(out / "foresight.png", lambda file: file.write(png(_sheet(result))))
     write_json(out / "evidence.json", report)
@@ -70,15 +81,22 @@ def _print(result: Evidence, out: Path) -> None:
 
     last = len(result.token_variance) - 1
     rows = [
-        [name.replace("_", " "), *(f"{curve.mean[k]:.4f}" for k in (0, last // 2, last)),
-         "up" if EXPECTED[name] > 0 else "down", f"{curve.correlation:+.2f}"]
+        [
+            name.replace("_", " "),
+            *(f"{curve.mean[k]:.4f}" for k in (0, last // 2, last)),
+            "up" if EXPECTED[name] > 0 else "down",
+            f"{curve.correlation:+.2f}",
+        ]
         for name, curve in result.curves.items()
-    ]  # fmt: skip
+    ]
     about = result.samples.settings
     table(
         f"{about['model']}: {len(result.samples.seeds)} images, {about['num_ar_steps']} AR steps",
-        ["", "first AR step", f"AR step {last // 2 + 1}", "last", "in the paper", "Spearman"], rows,
-    )  # fmt: skip
-    print(f"error, r2: tokens predicted by {result.predictor}; straightness: S; what is relative is divided by the "
-          "variance of the tokens of an AR step.")  # fmt: skip
+        ["", "first AR step", f"AR step {last // 2 + 1}", "last", "in the paper", "Spearman"],
+        rows,
+    )
+    print(
+        f"error, r2: tokens predicted by {result.predictor}; straightness: S; what is relative is divided by the "
+        "variance of the tokens of an AR step."
+    )
     print(f"evidence.png, foresight.png and evidence.json are in {out}")

@@ -7,19 +7,22 @@ from typing import Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, AskedInTurn, Drawing, Source
+from disa.cli.options import AsJSON, AskedInTurn, Source
 from disa.cli.output import print_json, progress, table
+from disa.draw.settings import Settings
 from disa.errors import DisaError
 
 FIRST_SEED, IMAGES = 100_000, 64
 
 
 def fit_probe(
-    source: Source, *, asked: AskedInTurn, drawing: Drawing,
+    source: Source,
+    asked: AskedInTurn,
+    settings: Settings,
     seed: Annotated[int, typer.Option(min=0, help="Of the probe's training.")] = 0,
     out: Annotated[Path, typer.Option(help="The file that is written.")] = Path("probe.safetensors"),
     as_json: AsJSON = False,
-) -> None:  # fmt: skip
+) -> None:
     """Fit what adaptive policies need: a probe on z, and how every score goes with the error of few denoising steps.
 
     It solves every AR step of the images that it draws several times. Seeds are 100000-100063, or more for more
@@ -30,13 +33,13 @@ def fit_probe(
     from disa.study.calibrate import num_turns
     from disa.study.fit import fit, save
 
-    sampler, wanted = asked.load(source, IMAGES, FIRST_SEED)
-    settings = drawing.settings(sampler)
+    sampler, inputs = asked.load(source, IMAGES, FIRST_SEED)
+    chosen = sampler.settings(settings)
     if out.is_dir():
         raise DisaError(f"{out} is a folder: expected a file to write, such as {out / 'probe.safetensors'}.")
     make_folder(out.parent)
-    with progress("fitting", num_turns(wanted, settings), as_json) as advance:
-        fitted = fit(sampler, wanted, settings, seed, advance)
+    with progress("fitting", num_turns(inputs, chosen), as_json) as advance:
+        fitted = fit(sampler, inputs, chosen, seed, advance)
     save(out, fitted.fit)
     report = fitted.report()
     if as_json:
@@ -46,10 +49,14 @@ def fit_probe(
         f"{sampler.preset.name}: {report['rows']} rows of {report['images']} images; the error falls as "
         f"n^-{report['power']:.2f}",
         ["score", "slope", "rank correlation", "within an AR step"],
-        [[name, f"{line['slope']:.2f}", f"{line['rank_correlation']:.2f}", f"{line['rank_correlation_within']:.2f}"]
-         for name, line in report["scores"].items()],
-    )  # fmt: skip
+        [
+            [name, f"{line['slope']:.2f}", f"{line['rank_correlation']:.2f}", f"{line['rank_correlation_within']:.2f}"]
+            for name, line in report["scores"].items()
+        ],
+    )
     r2 = report["held_out_r2"]
-    print(f"R2 of the probe on images it did not see: {r2['few_steps']:.2f} for the log of the error of few steps, "
-          f"{r2['prediction']:.2f} for that of the prediction from z")  # fmt: skip
+    print(
+        f"R2 of the probe on images it did not see: {r2['few_steps']:.2f} for the log of the error of few steps, "
+        f"{r2['prediction']:.2f} for that of the prediction from z"
+    )
     print(f"the probe is in {out}; draw with --steps mlp:{out}")

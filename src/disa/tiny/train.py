@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from disa.draw.pictures import plot_png
+from disa.study.plots import plot_png
 from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_whole
 from disa.models.layers import has_fast_bf16
