@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from disa.cli.reference import flag_of
 from disa.cli.texts import parse_labels, parse_numbers
 from disa.draw.prompts import read_prompts
 from disa.draw.settings import Settings
@@ -67,9 +68,7 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 
 
 def _drawing(name: str, about: Any) -> Any:
-    flag = about["flag"] or f"--{name.replace('_', '-')}"
-    flag = f"{flag}/--no-{flag[2:]}" if about["kind"] is bool else flag
-    return Annotated[about["kind"] | None, typer.Option(flag, help=about["help"], show_default=False)]
+    return Annotated[about["kind"] | None, typer.Option(flag_of(name), help=about["help"], show_default=False)]
 
 
 def _made(group: type, given: dict[str, Any]) -> Any:

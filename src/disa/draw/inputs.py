@@ -112,7 +112,8 @@ class Inputs:
         chosen = whole_numbers(seeds, "seeds")
         if len(chosen) not in (count, total):
             also = f" or {total}, one per image" if total != count else ""
-            raise DisaError(f"{counted(count, 'image')} per {what} need {count} seeds{also}, found {len(chosen)}.")
+            images, wanted = counted(count, "image"), counted(count, "seed")
+            raise DisaError(f"{images} per {what} need {wanted}{also}, found {len(chosen)}.")
         values = [value for value in given for _ in range(count)]
         return cls(chosen * (total // len(chosen)), **{f"{what}s": values}, **more)
 

@@ -1,0 +1,191 @@
+"""A folder of samples: written as drawn, resumed by what an image is, never mixed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+import small
+from command import Command, complaint, files
+from disa.draw.folder import MOST_SHOWN, Layout, SampleFolder
+from disa.draw.inputs import Inputs
+from disa.draw.pictures import text_of
+from disa.draw.sampler import Sampler
+from disa.errors import DisaError
+
+QUICK: dict[str, Any] = {"steps": "constant:2", "num_ar_steps": 2, "batch_size": 2}
+
+
+@pytest.fixture(autouse=True)
+def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    small.without_codec(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Iterator[Sampler]:
+    yield small.sampler()
+
+
+def opened(sampler: Sampler, folder: Path, inputs: Inputs, if_used: str = "refuse", **options: Any):
+    """A folder for these inputs, and the places that are to be drawn."""
+    run = sampler.start(inputs, **(QUICK | options))
+    target = SampleFolder(folder, inputs, run.about(), Layout.flat(inputs))
+    return target, target.open(if_used)
+
+
+def drawn(sampler: Sampler, folder: Path, inputs: Inputs, if_used: str = "refuse", **options: Any) -> dict[str, Any]:
+    """Draw what is missing in a folder; its trace."""
+    target, missing = opened(sampler, folder, inputs, if_used, **options)
+    if missing:
+        for samples in sampler.start(inputs.part(missing), **(QUICK | options)).batches():
+            target.write(samples, [missing[place] for place in samples.places])
+    return target.finish()
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "samples").glob("*.png"))}
+
+
+def test_images_overview_and_trace_stand_apart(sampler: Sampler, tmp_path: Path) -> None:
+    trace = drawn(sampler, tmp_path, Inputs.paired([7, 8], [3, 5]))
+    names = ["samples/seed000007_label0003.png", "samples/seed000008_label0005.png"]
+    assert files(tmp_path) == ["grid.png", *names, "trace.json"]
+    assert trace == json.loads((tmp_path / "trace.json").read_text())
+    assert (trace["files"], trace["images_counted"]) == (names, 2)
+    assert trace["evaluations"] == sum(step["evaluations"] for step in trace["trace"]) > 0
+    about = json.loads(text_of(tmp_path / names[0], "disa"))
+    assert (about["seed"], about["label"]) == (7, 3)
+    assert about["settings"] == trace["settings"]
+
+
+def test_batches_are_on_the_disk_before_the_next_is_drawn(sampler: Sampler, tmp_path: Path) -> None:
+    inputs = Inputs.each(5, labels=[3])
+    target, missing = opened(sampler, tmp_path, inputs)
+    assert missing == [0, 1, 2, 3, 4]
+    seen = []
+    for samples in sampler.start(inputs, **QUICK).batches():
+        target.write(samples, samples.places)
+        seen.append(len(bytes_of(tmp_path)))
+    assert seen == [2, 4, 5]
+
+
+def test_what_is_missing_is_drawn_and_equals_a_run_without_interruption(sampler: Sampler, tmp_path: Path) -> None:
+    inputs = Inputs.each(3, labels=[3, 4])
+    whole = drawn(sampler, tmp_path / "whole", inputs)
+    drawn(sampler, tmp_path / "parts", inputs.part(slice(0, 4)))
+    names = [Path(name).name for name in whole["files"]]
+    folder = tmp_path / "parts" / "samples"
+    (folder / names[1]).unlink()
+    (folder / names[2]).write_bytes((folder / names[2]).read_bytes()[:-9])
+    (folder / f".{names[3]}.0123abcd").write_bytes(b"half")
+    kept = (folder / names[0]).stat().st_mtime_ns
+    _, missing = opened(sampler, tmp_path / "parts", inputs, "resume")
+    assert missing == [1, 2, 4, 5]
+    again = drawn(sampler, tmp_path / "parts", inputs, "resume")
+    assert (folder / names[0]).stat().st_mtime_ns == kept
+    assert bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "whole")
+    assert files(tmp_path / "parts") == files(tmp_path / "whole")
+    assert again["files"] == whole["files"]
+    assert opened(sampler, tmp_path / "parts", inputs, "resume")[1] == []
+
+
+def test_a_name_is_not_an_identity(sampler: Sampler, tmp_path: Path) -> None:
+    """The same seed and label, drawn otherwise, is another image under the same name."""
+    inputs = Inputs.paired([7], [3])
+    drawn(sampler, tmp_path, inputs)
+    for options in ({"guidance": 3.0}, {"interval": (0.0, 0.5)}, {"steps": "constant:3"}):
+        with pytest.raises(DisaError, match=r"holds 1 image of another run .*--replace"):
+            opened(sampler, tmp_path, inputs, "resume", **options)
+    before = bytes_of(tmp_path)
+    assert opened(sampler, tmp_path, inputs, "refuse", batch_size=1)[1] == [0]
+    drawn(sampler, tmp_path, inputs, "replace", guidance=3.0)
+    assert bytes_of(tmp_path) != before
+    with pytest.raises(DisaError, match="unknown choice 'mix'"):
+        opened(sampler, tmp_path, inputs, "mix")
+
+
+def test_images_of_another_run_are_replaced_and_nothing_else(sampler: Sampler, tmp_path: Path) -> None:
+    drawn(sampler, tmp_path, Inputs.paired([1, 2], [3, 3]))
+    own = tmp_path / "samples" / "mine.png"
+    Image.new("L", (4, 4)).save(own)
+    drawn(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
+    assert sorted(bytes_of(tmp_path)) == ["mine.png", "seed000005_label0003.png"]
+
+
+def test_every_image_has_a_file_of_its_own() -> None:
+    names = Layout.flat(Inputs.paired([7, 7, 7, 8], [3, 3, 4, 3])).names
+    assert names == [
+        "samples/seed000007_label0003.png",
+        "samples/seed000007_label0003_2.png",
+        "samples/seed000007_label0004.png",
+        "samples/seed000008_label0003.png",
+    ]
+    prompts = Layout.flat(Inputs.paired([1] * 3, prompts=["a cat", "a cat!", "a cat"])).names
+    assert len(set(prompts)) == 3
+
+
+def test_the_overview_has_a_bound(sampler: Sampler, tmp_path: Path) -> None:
+    drawn(sampler, tmp_path, Inputs.each(MOST_SHOWN + 30, labels=[3]), num_ar_steps=1, steps="constant:1")
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width * grid.height < 1.5 * MOST_SHOWN * 66**2
+
+
+def test_samples_save_themselves(sampler: Sampler, tmp_path: Path) -> None:
+    for kind in ("pt", "np", "pil"):
+        samples = sampler.sample([3, 4], [5, 6], output_type=kind, **QUICK)
+        trace = samples.save(str(tmp_path / kind))
+        assert trace["files"] == Layout.flat(samples.inputs).names
+    assert bytes_of(tmp_path / "pt") == bytes_of(tmp_path / "np") == bytes_of(tmp_path / "pil")
+    assert len(bytes_of(tmp_path / "pt")) == 2
+    with pytest.raises(DisaError, match="these are latents"):
+        sampler.sample(3, 5, output_type="latent", **QUICK).save(tmp_path / "latents")
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_sample_refuses_resumes_and_replaces(disa: Command, tmp_path: Path) -> None:
+    model = small.folder(tmp_path / "model")
+    base = ("sample", "--model", model, "--steps", "constant:2", "--num-ar-steps", 2, "--out", tmp_path / "out")
+    assert disa(*base, "--labels", "3-4", "--per-label", 2, "--json").json()["drawn"] == 4
+    assert disa(*base, "--labels", "3-4", "--per-label", 2, "--resume", "--json").json()["drawn"] == 0
+    assert "holds 3 images of another run" in complaint(disa(*base, "--labels", 3, "--seeds", 0))
+    assert "give one of the two" in complaint(disa(*base, "--labels", 3, "--resume", "--replace"))
+    report = disa(*base, "--labels", "3-5", "--per-label", 2, "--seeds", "0-5", "--resume", "--json").json()
+    assert (report["drawn"], report["seeds"]) == (2, [0, 1, 2, 3, 4, 5])
+    assert report["images_counted"] == 6
+    assert disa(*base, "--labels", 9, "--seeds", 1, "--replace", "--json").json()["drawn"] == 1
+    assert files(tmp_path / "out") == ["grid.png", "samples/seed000001_label0009.png", "trace.json"]
+
+
+@pytest.mark.slow
+def test_kill_9_keeps_what_is_drawn(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, "-m", "disa", "sample", "--labels", "0-9", "--per-label", "40", "--steps", "constant:3"),
+        *("--num-ar-steps", "8", "--batch-size", "10", "--device", "cpu", "--out", str(tmp_path / "out"), "--json"),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
+    folder, deadline = tmp_path / "out" / "samples", time.monotonic() + 120
+    while time.monotonic() < deadline and len(list(folder.glob("seed*.png"))) < 30:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = {path.name: path.read_bytes() for path in folder.glob("seed*.png")}
+    assert 30 <= len(kept) < 400
+    done = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert 0 < report["drawn"] <= 400 - len(kept) + 1
+    assert len(list(folder.iterdir())) == 400
+    assert all((folder / name).read_bytes() == content for name, content in kept.items())

@@ -1,0 +1,121 @@
+"""`Inputs`: every way in which labels or prompts go with seeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from disa.draw.inputs import Inputs
+from disa.errors import DisaError
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "expected"),
+    [
+        (3, 7, ([3], [7])),
+        ([3, 4], [7, 8], ([3, 4], [7, 8])),
+        (3, [7, 8, 9], ([3, 3, 3], [7, 8, 9])),
+        ([3, 4], 7, ([3, 4], [7, 7])),
+        ([3], [7, 8], ([3, 3], [7, 8])),
+        (range(2), [7], ([0, 1], [7, 7])),
+        (None, [7, 8], (None, [7, 8])),
+        (None, 7, (None, [7])),
+        (np.array([3, 4]), torch.tensor([7, 8]), ([3, 4], [7, 8])),
+        (np.int64(3), torch.tensor(7), ([3], [7])),
+    ],
+)
+def test_one_to_one_and_a_single_one_is_repeated(labels: Any, seeds: Any, expected: Any) -> None:
+    inputs = Inputs.paired(seeds, labels)
+    assert (inputs.labels, inputs.seeds) == expected
+
+
+@pytest.mark.parametrize(
+    ("labels", "seeds", "message"),
+    [
+        ([1, 2], [1, 2, 3], "labels and seeds are paired one to one, but there are 2 and 3"),
+        ([], [1], "nothing to draw: give at least one label"),
+        (1, [], "nothing to draw: give at least one label and one seed"),
+        (None, [], "nothing to draw: give at least one seed"),
+        (1.5, 1, "labels must be whole numbers, found 1.5"),
+        ("3", 1, "labels must be whole numbers, found '3'"),
+        (1, [0.5], "seeds must be whole numbers"),
+    ],
+)
+def test_what_cannot_be_paired_is_refused(labels: Any, seeds: Any, message: str) -> None:
+    with pytest.raises(DisaError, match=message):
+        Inputs.paired(seeds, labels)
+
+
+def test_prompts_pair_as_labels_do() -> None:
+    inputs = Inputs.paired([1, 2], prompts="a cat", negative_prompt="a dog")
+    assert (inputs.prompts, inputs.seeds, inputs.negative_prompt) == (["a cat", "a cat"], [1, 2], "a dog")
+    with pytest.raises(DisaError, match="prompts must be texts, found 3"):
+        Inputs.paired(1, prompts=["a", 3])
+    with pytest.raises(DisaError, match="labels or from prompts: found both"):
+        Inputs.paired(1, 2, "a cat")
+
+
+def test_in_turn_there_are_as_many_as_seeds() -> None:
+    assert Inputs.in_turn(range(5), [1, 2]).labels == [1, 2, 1, 2, 1]
+    assert Inputs.in_turn([4], [1, 2]).labels == [1]
+    assert Inputs.in_turn(range(2)).labels is None
+    with pytest.raises(DisaError, match="3 prompts need as many seeds or more, found 2"):
+        Inputs.in_turn(range(2), prompts=["a", "b", "c"])
+
+
+def test_fifty_of_each_of_a_thousand_classes_have_a_seed_each() -> None:
+    inputs = Inputs.each(50, labels=range(1000))
+    assert len(inputs) == 50_000
+    assert inputs.labels is not None
+    assert inputs.labels[49:51] == [0, 1]
+    assert inputs.seeds == list(range(50_000))
+
+
+def test_each_prompt_has_the_same_seeds() -> None:
+    inputs = Inputs.each(2, prompts=["a", "b"])
+    assert (inputs.prompts, inputs.seeds) == (["a", "a", "b", "b"], [0, 1, 0, 1])
+    assert Inputs.each(2, prompts=["a", "b"], seeds=[5, 6]).seeds == [5, 6, 5, 6]
+    assert Inputs.each(2, labels=[3, 4], seeds=range(4)).seeds == [0, 1, 2, 3]
+    with pytest.raises(DisaError, match="2 images per prompt need 2 seeds or 4, one per image, found 3"):
+        Inputs.each(2, prompts=["a", "b"], seeds=range(3))
+    with pytest.raises(DisaError, match="1 image per label need 1 seed, found 2"):
+        Inputs.each(1, labels=[3], seeds=range(2))
+    with pytest.raises(DisaError, match="must be 1 or more, found 0"):
+        Inputs.each(0, labels=[3])
+    with pytest.raises(DisaError, match="needs labels or prompts"):
+        Inputs.each(2)
+    with pytest.raises(DisaError, match="at most 10000000 images at a time"):
+        Inputs.each(10**9, labels=[3])
+
+
+def test_a_part_has_what_belongs_to_its_images() -> None:
+    masks = torch.tensor([[[True]], [[False]], [[True]]])
+    inputs = Inputs([7, 8, 9], [1, 2, 3], known=torch.zeros(1, 1, 2, 2), mask=masks)
+    part = inputs.part([2, 0])
+    assert (part.seeds, part.labels) == ([9, 7], [3, 1])
+    assert part.mask is not None
+    assert part.mask.flatten().tolist() == [True, True]
+    assert part.known is inputs.known
+    assert inputs.part(slice(1, None)).seeds == [8, 9]
+    assert inputs.with_seeds([20, 21, 22, 23]).labels == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"labels": [1, 2, 3]}, "expected a label per seed, found 3 and 2"),
+        ({"known": torch.zeros(2, 1, 1, 1)}, "known latents and a mask of tokens to draw go together"),
+        ({"known": torch.zeros(3, 1, 1, 1), "mask": torch.ones(1, 1, 1)}, "expected known for 1 image or 2, found 3"),
+    ],
+)
+def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(DisaError, match=message):
+        Inputs([0, 1], **fields)
+
+
+def test_its_repr_is_a_line() -> None:
+    assert repr(Inputs.each(50, labels=range(1000))) == "Inputs(50000 images from labels, first seed 0)"
+    assert repr(Inputs.paired(3)) == "Inputs(1 image from no labels, first seed 3)"

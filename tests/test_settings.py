@@ -1,0 +1,164 @@
+"""`Settings`: the one list of options, its texts and objects, and what it says of a drawing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import small
+from command import Command
+from disa.cli.reference import flag_of, page
+from disa.core.problem import DenoisingProblem
+from disa.core.request import Guidance
+from disa.core.solvers import DDIM, DDPM, Euler
+from disa.core.steps import Constant, Linear, Table
+from disa.draw.sampler import Sampler
+from disa.draw.settings import NO_CHANGE, Settings, digest
+from disa.errors import DisaError
+
+ROOT = Path(__file__).resolve().parents[1]
+CHANGED: dict[str, Any] = {
+    "steps": "linear:5-2",
+    "solver": "ddim",
+    "grid": "logsnr",
+    "temperature": 0.5,
+    "eta": 0.5,
+    "guidance": 3.0,
+    "ramp": "constant",
+    "interval": (0.0, 0.9),
+    "progress": (0.5, 1.0),
+    "num_ar_steps": 3,
+    "size": (12, 8),
+    "height": 12,
+    "width": 12,
+    "rewrite": True,
+    "batch_size": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Iterator[Sampler]:
+    yield small.sampler()
+
+
+def one(problem: DenoisingProblem) -> int:
+    return 1 + problem.ar_step
+
+
+# -- one list ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_options_is_made_from_the_fields() -> None:
+    assert (ROOT / "docs/options.md").read_text() == page()
+
+
+@pytest.mark.parametrize("command", ["sample", "compare", "evidence", "calibrate", "fit-probe", "bench"])
+def test_every_command_that_draws_has_every_option(disa: Command, command: str) -> None:
+    text = disa(command, "--help").out
+    words = set(text.replace("│", " ").replace("/", " ").replace(",", " ").split())
+    missing = [each.name for each in fields(Settings) if flag_of(each.name).split("/")[0] not in words]
+    assert not missing
+
+
+def test_every_option_is_tried_below() -> None:
+    assert set(CHANGED) == {each.name for each in fields(Settings)}
+
+
+@pytest.mark.parametrize("name", sorted(set(CHANGED) - {"rewrite"}))
+def test_different_settings_are_told_apart(sampler: Sampler, name: str) -> None:
+    """In JSON, and by the digest if images change."""
+    base = {"solver": "ddim", "grid": "uniform"} if name == "eta" else {}
+    before, after = sampler.settings(**base), sampler.settings(**(base | {name: CHANGED[name]}))
+    one, other = (sampler.about() | settings.to_json() for settings in (before, after))
+    assert json.loads(json.dumps(one)) == one
+    assert one != other
+    assert (digest(one) != digest(other)) is (name not in NO_CHANGE)
+
+
+def test_other_weights_are_other_drawings(sampler: Sampler) -> None:
+    other = small.sampler(seed=1)
+    one, two = (each.about() | each.settings().to_json() for each in (sampler, other))
+    assert one != two
+    assert digest(one) != digest(two)
+    assert digest(one) == digest(one | {"device": "elsewhere", "threads": 99})
+
+
+# -- objects and texts ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "same"),
+    [
+        ({"solver": DDIM("uniform", eta=0.5)}, {"solver": "ddim@uniform:eta=0.5"}),
+        ({"solver": "ddim@uniform:eta=0.5"}, {"solver": "ddim", "grid": "uniform", "eta": 0.5}),
+        ({"solver": DDIM("logsnr"), "grid": "uniform"}, {"solver": "ddim@uniform"}),
+        ({"solver": "ddpm"}, {"solver": "ddpm@uniform"}),
+        ({"solver": DDPM("uniform", 0.5)}, {"temperature": 0.5}),
+        ({"steps": Linear(5, 2)}, {"steps": "linear:5-2"}),
+        ({"steps": 5}, {"steps": "constant:5"}),
+        ({"guidance": Guidance(3.0, "constant")}, {"guidance": 3.0, "ramp": "constant"}),
+        ({"guidance": "3"}, {"guidance": 3.0}),
+        ({"interval": "0-0.9"}, {"interval": [0.0, 0.9]}),
+        ({"size": "12x8"}, {"height": 12, "width": 8}),
+    ],
+)
+def test_an_object_is_as_good_as_its_text(sampler: Sampler, options: dict[str, Any], same: dict[str, Any]) -> None:
+    one, other = sampler.settings(**options), sampler.settings(**same)
+    assert one == other
+    assert sampler.settings(steps=str(one.steps), solver=str(one.solver), guidance=one.guidance, size=one.size) == one
+
+
+def test_a_list_of_steps_is_a_table(sampler: Sampler) -> None:
+    settings = sampler.settings(steps=[5, 4, 2, 2])
+    assert isinstance(settings.steps, Table)
+    assert [settings.steps.at(k, 4) for k in range(4)] == [5, 4, 2, 2]
+    assert isinstance(sampler.settings(steps=torch.tensor(5)).steps, Constant)
+
+
+def test_settings_can_be_changed_in_part(sampler: Sampler) -> None:
+    settings = sampler.settings(solver="ddim@uniform:eta=0.5", guidance=3.0, ramp="constant")
+    cooler = sampler.settings(settings, eta=0.2)
+    assert str(cooler.solver) == "ddim@uniform:eta=0.2"
+    assert cooler.guidance == settings.guidance
+    assert sampler.settings(settings) == settings
+
+
+def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
+    with pytest.warns(UserWarning, match="test_settings:one is known to this program alone"):
+        samples = sampler.sample(3, 0, steps=one, num_ar_steps=2)
+    assert samples.settings["steps"] == f"{__name__}:one"
+    assert [step.steps for step in samples.trace] == [1, 2]
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"guidence": 2.0}, "there is no option 'guidence' of drawing. Did you mean guidance"),
+        ({"solver": Euler()}, "needs a model that predicts velocity"),
+        ({"solver": "ddim", "temperature": 0.5}, "temperature scales the noise"),
+        ({"solver": "ddpm", "eta": 0.5}, "eta belongs to ddim, not to ddpm"),
+        ({"solver": "ddim@uniform:beta=3"}, "beta"),
+        ({"steps": 0}, "at least 1 denoising step, found 0"),
+        ({"steps": 2.5}, "steps"),
+        ({"guidance": "much"}, "guidance must be a number, found 'much'"),
+        ({"guidance": float("nan")}, "guidance must be a finite number"),
+        ({"progress": (0.9, 0.1)}, "the guidance progress must be"),
+        ({"interval": "1"}, "an interval must be two numbers like 0-0.9, found '1'"),
+        ({"size": "12"}, "the size must be height and width like 512x768, found '12'"),
+        ({"size": (12, 9)}, "height and width must be multiples of 2"),
+        ({"batch_size": 0}, "the batch size must be 1 or more, found 0"),
+        ({"rewrite": True}, "draws from labels: there are no prompts to rewrite"),
+    ],
+)
+def test_mistakes_are_one_clear_error(sampler: Sampler, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(DisaError, match=message):
+        sampler.settings(**options)
