@@ -13,7 +13,7 @@ images first; P such halves of the rows in the head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
@@ -21,29 +21,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import Counter, DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
-from disa.models.flowar.field import FlowHeadField
+from disa.models.flowar.field import FlowHeadNetwork
 from disa.models.flowar.head import FlowHead
+from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
 from disa.models.layers import Linear, swish, table
 from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
 
 
 @dataclass
 class FlowARState:
-    """One generation under way. sample: [B, L, C] tokens of the scale drawn last; embedding: [B', D] of the classes;
-    modulations: [B', 1, 6, D] of each block; rotations: of all tokens, in the transformer and in the head."""
+    """One generation under way.
+
+    sample: [B, L, C] tokens of the scale drawn last; embedding: [B', D] of the classes; scales: [K] guidance of each AR
+    step; modulations: [B', 1, 6, D] of each block; rotations: of all tokens, in the transformer and in the head.
+    """
 
     request: Request
     embedding: Tensor
+    scales: list[float]
     modulations: Sequence[Tensor]
     rotations: tuple[Rotation, Rotation]
     cache: KVCache
     sample: Tensor | None = None
     ar_step: int = 0
-    counter: Counter = field(default_factory=Counter)
 
 
 class FlowAR(nn.Module):
@@ -75,9 +79,12 @@ class FlowAR(nn.Module):
         c = self.config
         request.check_fits("FlowAR", "labels")
         self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
-        embedding = self._embedding(request)
+        # Guidance grows with the scales, not with the tokens.
+        scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
+        embedding = self._embedding(request, any(scale != 1 for scale in scales))
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
-        return FlowARState(request, embedding, self.modulations(embedding), self.rotations(embedding.device), cache)
+        modulations, rotations = self.modulations(embedding), self.rotations(embedding.device)
+        return FlowARState(request, embedding, scales, modulations, rotations, cache)
 
     def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
         """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
@@ -89,17 +96,20 @@ class FlowAR(nn.Module):
             raise DisaError("FlowAR draws whole images scale by scale and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: FlowARState) -> DenoisingProblem:
-        """The backbone pass: condition vectors of all tokens of the next scale."""
-        scale, batch = self._scale(state.request, state.ar_step), state.request.batch_size
-        z = self.condition(self._tokens_in(state), state.modulations, state.rotations[0],
-                           self.span(state.ar_step), state.cache)  # fmt: skip
-        halves = z.unflatten(0, (-1, batch))[: 2 if scale > 1 else 1]
-        rotation = state.rotations[1].select(self.span(state.ar_step))
+        """The backbone pass: condition vectors of all tokens of the next scale.
+
+        The unconditional half goes through the transformer as long as this scale or a later one is guided, since those
+        attend to its keys and values; through the head only where this scale is guided.
+        """
+        scale, batch, span = state.scales[state.ar_step], state.request.batch_size, self.span(state.ar_step)
+        rows = slice(batch * halves_to_come(state.scales, state.ar_step, len(state.embedding) // batch))
+        modulations, cache = [modulation[rows] for modulation in state.modulations], state.cache.select(rows)
+        z = self.condition(self._tokens_in(state)[rows], modulations, state.rotations[0], span, cache)
+        halves = z.unflatten(0, (-1, batch))[: 2 if scale != 1 else 1]
+        rotation = state.rotations[1].select(span)
+        network = FlowHeadNetwork(self.head, self.head.remember(halves, rotation), rotation)
         return DenoisingProblem(
-            field=FlowHeadField(
-                self.head, self.head.remember(halves, rotation), rotation, scale, state.request.guidance.interval,
-                state.counter,
-            ),
+            field=Guided(network, scale, state.request.guidance.interval),
             process=self.process,
             shape=(z.shape[1], self.config.latent_channels),
             image=torch.arange(batch, device=z.device),
@@ -109,7 +119,7 @@ class FlowAR(nn.Module):
             condition=halves[0],
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - state.ar_step,
-        )  # fmt: skip
+        )
 
     def accept(self, state: FlowARState, tokens: Tensor) -> None:
         """tokens: [B, L, C] of the problem posed last."""
@@ -130,13 +140,8 @@ class FlowAR(nn.Module):
         x = self.token_in(tokens.to(self.encoder_positions.dtype))
         return x.repeat(len(state.embedding) // len(x), 1, 1)
 
-    def _scale(self, request: Request, ar_step: int) -> float:
-        """Of guidance, which grows with the scales, not with the tokens."""
-        last = self.config.num_ar_steps - 1
-        return request.guidance.at(ar_step / last if last else 1.0)
-
-    def _embedding(self, request: Request) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where guidance will act in some AR step."""
+    def _embedding(self, request: Request, guided: bool) -> Tensor:
+        """[B', D] class embeddings; the second half is there only where some AR step is guided."""
         empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
         if request.labels is None:
             return empty
@@ -144,7 +149,6 @@ class FlowAR(nn.Module):
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
             raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
         embedding = self.class_embedding(labels)
-        guided = any(self._scale(request, ar_step) > 1 for ar_step in range(self.config.num_ar_steps))
         return torch.cat([embedding, empty]) if guided else embedding
 
     # -- the backbone --------------------------------------------------------------------------------------------

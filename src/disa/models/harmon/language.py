@@ -5,6 +5,7 @@ Shapes: R rows, T tokens, F tokens that may follow, E width of the language mode
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,20 @@ class Prefix:
     width: int
     mask: Tensor
     cache: Any
+
+    def first(self, count: int) -> Prefix:
+        """The first prompts alone; the keys and values are views, and what is added to them is not added here."""
+        cache = copy(self.cache)
+        cache.layers = [copy(layer) for layer in cache.layers]
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:count], layer.values[:count]
+        return Prefix(self.rows[:count], self.lengths[:count], self.width, self.mask[:count], cache)
+
+
+def conditional(prefixes: list[Prefix], num_images: int) -> list[Prefix]:
+    """The same prefixes without the unconditional prompts, which are the last rows of each."""
+    counts = [int((prefix.rows < num_images).sum()) for prefix in prefixes]
+    return [prefix.first(count) for prefix, count in zip(prefixes, counts, strict=True) if count]
 
 
 class Rotary(nn.Module):

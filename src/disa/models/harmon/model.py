@@ -25,7 +25,7 @@ from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Prompts, Request
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
-from disa.models.harmon.language import Prefix, causal, empty_cache, language_model
+from disa.models.harmon.language import Prefix, causal, conditional, empty_cache, language_model
 from disa.models.layers import Linear, linear
 from disa.models.mar.model import MAR, MARState, Positions
 
@@ -88,7 +88,9 @@ class Harmon(nn.Module):
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
         visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
         # Nothing before the language model depends on the prompt, so the encoder sees each image once.
-        x = self.continued(self.mar.encode(state.tokens, state.embedding, visible, state.positions), state.prefixes)
+        x = self.mar.encode(state.tokens, state.embedding, visible, state.positions)
+        prefixes = state.prefixes if state.guided else conditional(state.prefixes, len(drawn))
+        x = self.continued(x, prefixes)
         return self.mar.problem(state, self.mar.decode(x, visible, drawn, state.positions))
 
     def accept(self, state: HarmonState, tokens: Tensor) -> None:

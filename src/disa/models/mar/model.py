@@ -11,17 +11,18 @@ D width, K AR steps; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
-from disa.core.problem import Counter, DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Request
 from disa.errors import DisaError
-from disa.models.heads import DiffusionHead, HeadField
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import Block, Linear, table, take
 from disa.models.mar.config import MARConfig
 
@@ -37,7 +38,8 @@ class Positions:
 
 @dataclass
 class MARState:
-    """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step."""
+    """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step, and
+    scales [K] its guidance."""
 
     request: Request
     tokens: Tensor
@@ -47,8 +49,13 @@ class MARState:
     drawn: list[Tensor]
     embedding: Tensor
     positions: Positions
+    scales: list[float]
     ar_step: int = 0
-    counter: Counter = field(default_factory=Counter)
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance acts in this AR step; where it does not, nothing unconditional is computed."""
+        return self.scales[self.ar_step] != 1
 
 
 class MAR(nn.Module):
@@ -95,28 +102,34 @@ class MAR(nn.Module):
         self.check(request.num_ar_steps, num_unknown)
         num_masked = masked_counts(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
+        # The official formula leaves one token masked at the last AR step.
+        shares = [(num_tokens - max(1, masked)) / num_tokens for masked in num_masked[1:]]
         return MARState(
-            request, known, orders, num_masked,
+            request,
+            known,
+            orders,
+            num_masked,
             visible=[orders[:, masked:].sort(1).values for _, masked in spans],
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
             embedding=embedding,
             positions=self.positions(request.token_grid),
-        )  # fmt: skip
+            scales=request.guidance.scales(shares),
+        )
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
         visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
-        return self.problem(state, self.condition(state.tokens, state.embedding, visible, drawn, state.positions))
+        embedding = state.embedding if state.guided else state.embedding[: len(drawn)]
+        return self.problem(state, self.condition(state.tokens, embedding, visible, drawn, state.positions))
 
     def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
         """The problem of this AR step, given the condition vectors [B', N, D] of its tokens."""
         step, request = state.ar_step, state.request
         drawn = state.drawn[step]
         batch, count = drawn.shape
-        halves = [*z.flatten(0, 1).split(batch * count), None]
-        scale = request.guidance.at(self._progress(state))
+        halves, scale = z.flatten(0, 1).split(batch * count), state.scales[step]
         return DenoisingProblem(
-            field=HeadField.of(self.head, halves[0], halves[1], scale, state.counter, request.guidance.interval),
+            field=Guided(HeadNetwork.of(self.head, *halves), scale, request.guidance.interval),
             process=self.process,
             shape=(self.config.token_channels,),
             image=torch.arange(batch, device=drawn.device).repeat_interleave(count),
@@ -138,11 +151,6 @@ class MAR(nn.Module):
     def finish(self, state: MARState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.unpatchify(state.tokens, state.request.token_grid)
-
-    def _progress(self, state: MARState) -> float:
-        """Share of the image known after this AR step; the official formula leaves one token masked at the last."""
-        num_tokens, remaining = state.tokens.shape[1], max(1, state.num_masked[state.ar_step + 1])
-        return (num_tokens - remaining) / num_tokens
 
     def _embedding(self, request: Request) -> Tensor:
         """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""

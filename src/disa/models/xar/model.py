@@ -12,33 +12,35 @@ K cells; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import Counter, DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Request
 from disa.errors import DisaError
+from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
 from disa.models.heads import TIME_FEATURES
 from disa.models.layers import Linear, sinusoids, swish, table
 from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
 from disa.models.xar.config import XARConfig
-from disa.models.xar.field import CellField
+from disa.models.xar.field import CellNetwork
 
 
 @dataclass
 class XARState:
-    """One generation under way. tokens: [B, L, C] those of finished cells; embedding: [B', D] of the classes."""
+    """One generation under way. tokens: [B, L, C] those of finished cells; embedding: [B', D] of the classes;
+    scales: [K] guidance of each AR step."""
 
     request: Request
     tokens: Tensor
     embedding: Tensor
+    scales: list[float]
     rotation: Rotation
     cache: KVCache
     ar_step: int = 0
-    counter: Counter = field(default_factory=Counter)
 
 
 class XAR(nn.Module):
@@ -71,10 +73,11 @@ class XAR(nn.Module):
         c = self.config
         request.check_fits("xAR", "labels")
         self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
-        embedding = self._embedding(request)
+        scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
+        embedding = self._embedding(request, any(scale != 1 for scale in scales))
         tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
-        return XARState(request, tokens, embedding, self.rotation(embedding.device), cache)
+        return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
 
     def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
         """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
@@ -85,25 +88,27 @@ class XAR(nn.Module):
             raise DisaError("xAR draws whole cells in a fixed order and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: XARState) -> DenoisingProblem:
-        """The backbone pass: keys and values of the cell that was drawn last."""
-        cell, guidance, batch = state.ar_step, state.request.guidance, state.request.batch_size
+        """The backbone pass: keys and values of the cell that was drawn last.
+
+        Those of the unconditional half are computed as long as this cell or a later one is guided, since those attend
+        to them.
+        """
+        cell, scale, batch = state.ar_step, state.scales[state.ar_step], state.request.batch_size
+        embedding = state.embedding.unflatten(0, (-1, batch))
         if cell:
-            self._keep(state, cell - 1)
-        last = self.config.num_ar_steps - 1
-        scale = guidance.at(cell / last if last else 1.0)
-        num_halves = len(state.embedding) // batch if scale > 1 else 1
-        embedding = state.embedding[: num_halves * batch]
+            self._keep(state, cell - 1, halves_to_come(state.scales, cell, len(embedding)))
+        network = CellNetwork(self, cell, state.cache, embedding[: 2 if scale != 1 else 1])
         return DenoisingProblem(
-            field=CellField(self, cell, state.cache, embedding, num_halves, scale, guidance.interval, state.counter),
+            field=Guided(network, scale, state.request.guidance.interval),
             process=self.process,
             shape=(math.prod(self.config.cell_size), self.config.latent_channels),
             image=torch.arange(batch, device=embedding.device),
             position=torch.zeros(batch, dtype=torch.int64, device=embedding.device),
             ar_step=cell,
             num_ar_steps=self.config.num_ar_steps,
-            condition=embedding[:batch],
+            condition=embedding[0],
             guidance=scale,
-            rows_to_come=last - cell,
+            rows_to_come=self.config.num_ar_steps - 1 - cell,
         )
 
     def accept(self, state: XARState, tokens: Tensor) -> None:
@@ -115,16 +120,16 @@ class XAR(nn.Module):
         """Latents [B, C, H, W]."""
         return self.to_latents(state.tokens)
 
-    def _keep(self, state: XARState, cell: int) -> None:
+    def _keep(self, state: XARState, cell: int, num_halves: int) -> None:
         """Pass a finished cell, at time 0, and keep its keys and values: it does not see the next one."""
-        span = self.span(cell)
+        span, rows = self.span(cell), slice(num_halves * len(state.tokens))
         times = self.time_table(torch.zeros(1, device=state.embedding.device))
-        modulation = self.modulations(state.embedding + times)[:, None]
-        self.transform(state.tokens[:, span], modulation, span, state.rotation, state.cache)
+        modulation = self.modulations(state.embedding[rows] + times)[:, None]
+        self.transform(state.tokens[:, span], modulation, span, state.rotation, state.cache.select(rows))
         state.cache.advance(span.stop - span.start)
 
-    def _embedding(self, request: Request) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where guidance will act in some AR step."""
+    def _embedding(self, request: Request, guided: bool) -> Tensor:
+        """[B', D] class embeddings; the second half is there only where some AR step is guided."""
         empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
         if request.labels is None:
             return empty
@@ -132,7 +137,7 @@ class XAR(nn.Module):
         if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
             raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
         embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if request.guidance.scale > 1 else embedding
+        return torch.cat([embedding, empty]) if guided else embedding
 
     # -- the network ---------------------------------------------------------------------------------------------
 
