@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class Guidance:
     @property
     def active(self) -> bool:
         return self.scale != 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """By the names of the options of drawing."""
+        ends = {"interval": list(self.interval), "progress": list(self.progress)}
+        return {"guidance": self.scale, "ramp": self.ramp} | ends
 
     def at(self, known: float) -> float:
         """What the ramp makes of the scale when the share `known` of the image will be known after this AR step."""

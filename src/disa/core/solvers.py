@@ -6,8 +6,10 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -229,8 +231,8 @@ WITH_TEMPERATURE = _with("temperature")
 def make_solver(name: str, grid: str | None = None, temperature: float = 1.0, eta: float | None = None) -> Solver:
     """The solver that `name` names, with its own grid unless one is given. Raises DisaError."""
     check_temperature(temperature)
-    options = {"temperature": None if temperature == 1.0 else temperature, "eta": eta}
-    return _make(name, grid, {option: value for option, value in options.items() if value is not None})
+    options = {"grid": grid, "temperature": None if temperature == 1.0 else temperature, "eta": eta}
+    return build_solver(name, {option: value for option, value in options.items() if value is not None})
 
 
 def parse_solver(text: str | Solver) -> Solver:
@@ -238,11 +240,14 @@ def parse_solver(text: str | Solver) -> Solver:
 
     Raises DisaError.
     """
-    if not isinstance(text, str):
-        return text
+    return build_solver(*solver_parts(text)) if isinstance(text, str) else text
+
+
+def solver_parts(text: str) -> tuple[str, dict[str, Any]]:
+    """The name in a solver's text, and the options in it, the grid among them. Raises DisaError."""
     place, _, rest = text.partition(":")
-    name, _, grid = place.partition("@")
-    options: dict[str, float] = {}
+    name, _, grid = (part.strip() for part in place.partition("@"))
+    options: dict[str, Any] = {"grid": grid} if grid else {}
     for item in rest.split(",") if rest else ():
         option, _, number = item.partition("=")
         try:
@@ -250,16 +255,20 @@ def parse_solver(text: str | Solver) -> Solver:
         except ValueError as error:
             wanted = f"expected an option such as eta=0.5 in the solver {text!r}"
             raise DisaError(f"{wanted}, found {item!r}.") from error
-    return _make(name.strip(), grid.strip() or None, options)
+    return name, options
 
 
-def _make(name: str, grid: str | None, options: dict[str, float]) -> Solver:
+def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, Any] | None = None) -> Solver:
+    """A solver by its name and options; preferred: options that are taken where the solver has them and they are not
+    given. Raises DisaError."""
     if name not in SOLVERS:
         raise DisaError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}.")
+    known = {"grid", *_options(name)}
     for option in options:
-        if option not in _options(name):
+        if option not in known:
             raise DisaError(_refusal(name, option))
-    return replace(SOLVERS[name], **options, **({} if grid is None else {"grid": grid}))  # pyright: ignore[reportReturnType]
+    taken = {option: value for option, value in (preferred or {}).items() if option in known}
+    return replace(SOLVERS[name], **(taken | dict(options)))  # pyright: ignore[reportReturnType]
 
 
 def _refusal(name: str, option: str) -> str:

@@ -6,8 +6,10 @@ k and K, so it also works in a loop of your own: `disa.linear(50, 5).at(k, K)`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import operator
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -39,6 +41,23 @@ class Remembering:
     def begin(self) -> StepPolicy:
         """The policy for one generation."""
         raise NotImplementedError
+
+
+def of(steps: Any) -> StepPolicy:
+    """A policy from what a caller gave: one, a whole number of denoising steps, or a list of them, one per AR step.
+
+    Raises DisaError.
+    """
+    if callable(steps):
+        return steps
+    with contextlib.suppress(TypeError):
+        return Constant(operator.index(steps))
+    try:
+        return Table(tuple(operator.index(count) for count in steps))
+    except TypeError as error:
+        raise DisaError(
+            f"steps must be a policy, its text, a whole number or a list of them, found {steps!r:.80}."
+        ) from error
 
 
 def fresh(policy: StepPolicy) -> StepPolicy:

@@ -60,7 +60,7 @@ class Loaded:
             raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
         self._codec = codec
         kind = devices.pick_dtype(dtype)
-        self.model = packing.prepared(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
+        self.model = packing.prepare(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
         self.conditioner: Conditioner = (
             Words(preset, self.model, tokenizer) if self.model.capabilities.condition == "prompts" else Labels(preset)
         )

@@ -9,8 +9,9 @@ from typing import Any
 
 from disa.core import steps
 from disa.core.request import Guidance
-from disa.core.solvers import Solver, grid_for, make_solver, solver_options
-from disa.core.steps import Schedule, StepPolicy
+from disa.core.solver import NamedSolver, Solver
+from disa.core.solvers import build_solver, grid_for, solver_parts
+from disa.core.steps import Schedule, StepPolicy, describe
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError
@@ -45,12 +46,17 @@ def _parts(settings: Settings, whole: str) -> dict[str, Any]:
 
 def _solver(settings: Settings, loaded: Loaded) -> Solver:
     """The solver with its grid and its other options: those given, else the model's where it is the model's own."""
-    defaults, given = loaded.defaults, _parts(settings, "solver")
-    if settings.solver is not None and not isinstance(settings.solver, str):
-        return replace_options(settings.solver, given)
-    name, told = solver_options(settings.solver or defaults.solver)
-    preferred = {"temperature": defaults.temperature} | ({"grid": defaults.grid} if name == defaults.solver else {})
-    return make_solver(name, preferred, told | given)
+    defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
+    if chosen is None or isinstance(chosen, str):
+        name, told = solver_parts(chosen or defaults.solver)
+        cooled = {"temperature": defaults.temperature}
+        return build_solver(name, told | given, cooled | ({"grid": defaults.grid} if name == defaults.solver else {}))
+    if not given:
+        return chosen
+    if not isinstance(chosen, NamedSolver):
+        raise DisaError(f"{describe(chosen)} has its own options: leave {', '.join(given)} out.")
+    name, told = solver_parts(str(chosen))
+    return build_solver(name, told | given)
 
 
 def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
@@ -58,7 +64,7 @@ def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
     if isinstance(settings.guidance, Guidance):
         return replace(settings.guidance, **given)
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
-    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
+    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress), **given)
 
 
 def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:

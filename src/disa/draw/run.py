@@ -23,7 +23,7 @@ from disa.draw.loaded import Loaded
 from disa.draw.samples import Samples, TraceStep, check_output_type, convert
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.runtime.clock import wall_clock
+from disa.runtime import clock
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Run:
         condition = loaded.conditioner.condition(inputs, settings, self.token_grid)
         noise, trace = SeededNoise(inputs.seeds, loaded.device), list[TraceStep]()
         request = self._request(inputs, condition)
-        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, wall_clock):
+        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, clock.now):
             trace.append(TraceStep.of(step))
             samples = None
             if step.ar_step == settings.num_ar_steps - 1:
