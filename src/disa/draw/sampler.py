@@ -29,15 +29,16 @@ from disa.core.solvers import WITH_TEMPERATURE, Solver, grid_for, make_solver
 from disa.core.steps import StepPolicy
 from disa.draw.samples import Samples, TraceStep, check_output_type, convert
 from disa.errors import DisaError
-from disa.models import layers
 from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import DESCRIBE, Text, penalised, sampled
+from disa.models.layers import initialise
 from disa.models.registry import PRESETS, Model, Preset, find_preset
 from disa.policies import adaptive
+from disa.runtime import packing
+from disa.runtime.devices import pick_device, pick_dtype
 from disa.weights import checkpoints
 
 T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Codec(Protocol):
@@ -88,10 +89,7 @@ class Sampler:
             raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
         self._codec, self._text = codec, tokenizer
         model = model.to(self.device, pick_dtype(dtype)).requires_grad_(False).eval()
-        if self.device.type == "cpu" and layers.can_pack(pick_dtype(dtype)):
-            layers.pack(model)
-        elif self.device.type == "cpu" and dtype == "bf16":
-            warnings.warn("this processor has no bfloat16 instructions: fp32 is faster here", stacklevel=2)
+        packing.prepare(model, self.device, pick_dtype(dtype))
         self.model = model
 
     @classmethod
@@ -136,7 +134,7 @@ class Sampler:
         pick_device(device)
         pick_dtype(dtype)
         model = preset.build()
-        layers.initialise(model, seed)
+        initialise(model, seed)
         return cls(preset, model, PixelCodec(), device, dtype, tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -610,24 +608,6 @@ def _whole_numbers(values: Any, what: str) -> list[int]:
 def _choice(temperature: float | None, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """How the next token of each text is chosen; None for the likeliest."""
     return (lambda logits: logits.argmax(-1)) if temperature is None else sampled(seeds, temperature)
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device that is asked for, if it is there; else CUDA, MPS or the CPU."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise DisaError(f"the device {device!r} cannot be used here. Leave it out to take the best one.") from error
-    return torch.device(device)
-
-
-def pick_dtype(name: str) -> torch.dtype:
-    """The type of weights and activations by its name."""
-    if name not in DTYPES:
-        raise DisaError(f"unknown dtype {name!r}: expected {' or '.join(DTYPES)}.")
-    return DTYPES[name]
 
 
 def _check_labels(labels: list[int] | None, num_classes: int) -> None:

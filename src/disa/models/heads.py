@@ -6,14 +6,16 @@ Shapes: R rows, C token channels, W head width, D condition width, n denoising s
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import count
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.core.problem import Counter, Evaluate, Field, Prediction, TimeGrid
-from disa.models.layers import Linear, sinusoids, swish, tiles
+from disa.models.layers import sinusoids
+from disa.runtime.kernels import swish
+from disa.runtime.packing import Linear
+from disa.runtime.tiles import padding
 
 TIME_FEATURES = 256
 LOOKAHEAD_VALUES = 1 << 21
@@ -116,7 +118,7 @@ class _BoundHead:
         halves = [half for half in (field.conditional, field.unconditional) if half is not None]
         inside = grid.within(field.interval)
         self.num_halves = [len(halves) if acts else 1 for acts in inside]
-        self.padding = _padding(self.num_rows, set(self.num_halves)) if field.conditional.device.type == "cpu" else 0
+        self.padding = padding(self.num_rows, set(self.num_halves), field.conditional.device)
         self.condition = torch.cat([F.pad(half, (0, 0, 0, self.padding)) for half in halves])
         times = torch.tensor(grid.network_times, dtype=torch.float32, device=self.condition.device)
         self.times = self.head.time_table(times)
@@ -149,12 +151,3 @@ class _BoundHead:
             mixed = swish(times[:, None] + condition)
             self.modulations = self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
         return self.modulations[denoise_step - self.first]
-
-
-def _padding(num_rows: int, num_halves: set[int]) -> int:
-    """How many rows each half lacks for so many halves to be one tile."""
-
-    def is_one_tile(rows: int) -> bool:
-        return tiles(rows) == (rows,)
-
-    return next(lack for lack in count() if all(is_one_tile(halves * (num_rows + lack)) for halves in num_halves))

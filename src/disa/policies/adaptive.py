@@ -28,8 +28,8 @@ from disa.core.problem import DenoisingProblem, Prediction, Process, Watch
 from disa.core.solvers import Solver, data_prediction, grid_for, grid_for_parts
 from disa.core.steps import StepPolicy
 from disa.errors import DisaError
-from disa.models.layers import Linear
 from disa.models.registry import Preset
+from disa.runtime.packing import Linear
 from disa.weights.checkpoints import in_package, read_tensors
 
 Score = Callable[[DenoisingProblem], Tensor]

@@ -29,9 +29,10 @@ from disa.core.solvers import Euler, Solver, grid_for, precise, solve
 from disa.draw.sampler import Sampler, Settings
 from disa.draw.samples import Samples, Wanted
 from disa.errors import DisaError
-from disa.models.layers import Linear, Swish
+from disa.models.layers import Swish
 from disa.models.mar.model import MARState
 from disa.models.xar.model import XARState
+from disa.runtime.packing import Linear
 
 EXPECTED = {
     "error": -1, "r2": 1, "variance": -1, "relative_variance": -1,

@@ -27,8 +27,10 @@ from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadField
 from disa.models.flowar.head import FlowHead
-from disa.models.layers import Linear, swish, table
+from disa.models.layers import table
 from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
+from disa.runtime.kernels import swish
+from disa.runtime.packing import Linear
 
 
 @dataclass
