@@ -31,7 +31,6 @@ from tables import RESULTS, ROOT, spread, table
 from torch import Tensor
 
 from disa.core.steps import Annealed, Schedule, parse
-from disa.study.plots import plot_png
 from disa.draw.prompts import slug
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
@@ -39,6 +38,7 @@ from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_text, write_whole
 from disa.policies import adaptive
 from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
+from disa.study.plots import plot_png
 from disa.tiny.measures import MEASURES
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")

@@ -24,7 +24,8 @@ from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR, to_latents, to_tokens
 from disa.models.flowar.names import official_names
-from disa.models.layers import can_pack, initialise, pack
+from disa.models.layers import initialise
+from disa.runtime.packing import can_pack, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,11 +21,12 @@ from disa.core.request import Guidance, Request
 from disa.core.solvers import make_solver, solve
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
-from disa.models.layers import PackedLinear, can_pack, initialise, pack
+from disa.models.layers import initialise
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR, masked_counts
 from disa.models.mar.names import official_names
 from disa.models.registry import PRESETS
+from disa.runtime.packing import PackedLinear, can_pack, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -21,10 +21,11 @@ from disa.core.request import Guidance, Request
 from disa.core.solvers import make_solver, solve
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
-from disa.models.layers import can_pack, initialise, pack
+from disa.models.layers import initialise
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 from disa.models.xar.names import official_names
+from disa.runtime.packing import can_pack, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

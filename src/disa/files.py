@@ -11,7 +11,6 @@ from typing import IO, Any
 
 from disa.errors import DisaError
 
-
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}")
 
 

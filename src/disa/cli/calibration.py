@@ -36,10 +36,10 @@ def calibrate(
     that its training held out if no prompt is given.
     """
     from disa import __version__
-    from disa.study.plots import calibration_plot
     from disa.files import make_folder, write_json, write_whole
     from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, num_turns
     from disa.study.calibrate import calibrate as run_calibration
+    from disa.study.plots import calibration_plot
 
     sampler, inputs = asked.load(source, NUM_IMAGES, FIRST_SEED)
     chosen = sampler.settings(settings)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from disa.draw.inputs import Inputs
-    from disa.draw.run import Run
     from disa.draw.sampler import Sampler
     from disa.models.spec import Preset
 

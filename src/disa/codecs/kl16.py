@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.runtime.tiles import one_by_one
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -339,10 +340,7 @@ class LatentCodec:
         """`network` on float32 `rows` in the model's precision and on its device, back in float32."""
         parameter = next(self.model.parameters())
         rows = rows.to(parameter.device).to(parameter.dtype).contiguous()
-        if rows.device.type != "cpu":
-            return network(rows).float()
-        # Convolutions on a CPU round differently for other batch sizes; alone, an image is always bit-equal.
-        return torch.cat([network(row) for row in rows.split(1)]).float()
+        return one_by_one(network, rows).float()
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_channels:

@@ -123,7 +123,9 @@ class SampleFolder:
         for i, image in zip(places, samples.images, strict=True):
             content = png(as_image(image), {"disa": json.dumps(self._about(i))})
             # What a power failure leaves half written has no end, and is drawn again.
-            write_whole(self.folder / self.layout.names[i], lambda file, content=content: file.write(content), synced=False)
+            write_whole(
+                self.folder / self.layout.names[i], lambda file, content=content: file.write(content), synced=False
+            )
         steps = zip(self.trace, samples.trace, strict=True)
         self.trace = [TraceStep.sum(pair) for pair in steps] if self.trace else list(samples.trace)
         self.numbers["images_counted"] += len(samples)
@@ -156,9 +158,11 @@ class SampleFolder:
 
     def _about(self, i: int) -> dict[str, Any]:
         """What an image's file says of it."""
-        asked = {"prompt": self.inputs.prompts[i]} if self.inputs.prompts is not None else {
-            "label": None if self.inputs.labels is None else self.inputs.labels[i]
-        }
+        asked = (
+            {"prompt": self.inputs.prompts[i]}
+            if self.inputs.prompts is not None
+            else {"label": None if self.inputs.labels is None else self.inputs.labels[i]}
+        )
         return {"identity": self.identities[i], "seed": self.inputs.seeds[i], **asked, "settings": self.settings}
 
     # -- the trace -----------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ Shapes: N images, C latent channels, H x W latents.
 from __future__ import annotations
 
 import hashlib
-
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -209,5 +208,3 @@ def _own(module: nn.Module, prefix: str) -> dict[str, Any]:
     own: dict[str, Any] = {}
     module._save_to_state_dict(own, prefix, keep_vars=False)
     return own
-
-

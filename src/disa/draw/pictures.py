@@ -122,5 +122,3 @@ def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
 
 def _grey(mode: str, value: int) -> int | tuple[int, int, int]:
     return value if mode == "L" else (value, value, value)
-
-

@@ -117,9 +117,7 @@ class Sampler(Loaded):
         run = self.start(inputs, settings, output_type, **options)
         return run.result()
 
-    def start(
-        self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any
-    ) -> Run:
+    def start(self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any) -> Run:
         """The same as an iterator over AR steps, and over finished batches: see `Run`."""
         run = Run(self, inputs, self.settings(settings, **options), output_type)
         if output_type != "latent":
@@ -160,9 +158,7 @@ class Sampler(Loaded):
         many = Inputs.paired(seeds, [0] * len(images)).seeds
         return words.describe(self.encode(images), grid, many, prompt, how)
 
-    def rewrite(
-        self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, **writing: Any
-    ) -> list[str]:
+    def rewrite(self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, **writing: Any) -> list[str]:
         """What the language model makes of prompts when it is asked to say more: prompt upsampling, as Betker et al.
         2023 have it done by another model. What a prompt leaves open is decided before the first token is drawn.
 

@@ -177,9 +177,7 @@ def _joined(parts: Sequence[Inputs], order: Sequence[int]) -> Inputs:
         return _in_order([getattr(part, name) for part in parts], order)
 
     known, mask = (_per_image(parts, name, order) for name in ("known", "mask"))
-    return replace(
-        parts[0], seeds=of("seeds"), labels=of("labels"), prompts=of("prompts"), known=known, mask=mask
-    )
+    return replace(parts[0], seeds=of("seeds"), labels=of("labels"), prompts=of("prompts"), known=known, mask=mask)
 
 
 def _per_image(parts: Sequence[Inputs], name: str, order: Sequence[int]) -> Tensor | None:

@@ -95,9 +95,7 @@ class Settings:
         part_of="guidance",
         flag="--guidance-progress",
     )
-    num_ar_steps: Any = option(
-        "AR steps: MAR, Harmon at most one per token; FlowAR, xAR as the model has.", kind=int
-    )
+    num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; FlowAR, xAR as the model has.", kind=int)
     size: Any = option("HEIGHTxWIDTH in pixels, such as 512x768, for models that draw other sizes.", read=read_size)
     height: int | None = option("Height in pixels alone.", kind=int, part_of="size")
     width: int | None = option("Width in pixels alone.", kind=int, part_of="size")

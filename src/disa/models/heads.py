@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,10 @@ from torch.nn import functional as F
 
 from disa.core.problem import Prediction, TimeGrid
 from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
-from disa.models.layers import Linear, sinusoids, swish, tiles
+from disa.models.layers import sinusoids
+from disa.runtime.kernels import swish
+from disa.runtime.packing import Linear
+from disa.runtime.tiles import padding
 
 TIME_FEATURES = 256
 
@@ -104,8 +106,7 @@ class _BoundHead:
 
     def __init__(self, network: HeadNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
         self.head, self.num_halves, condition = network.head, num_halves, network.condition
-        on_cpu = condition.device.type == "cpu"
-        self.padding = _padding(condition.shape[1], set(num_halves)) if on_cpu else 0
+        self.padding = padding(condition.shape[1], set(num_halves), condition.device)
         self.condition = F.pad(condition, (0, 0, 0, self.padding))
         self.times = self.head.time_table(network_times(grid, condition.device))
         values = self.condition.shape[:2].numel() * self.head.modulation.out_features
@@ -124,12 +125,3 @@ class _BoundHead:
         """[stretch, num_halves R', ...] modulations of all blocks."""
         mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
         return self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
-
-
-def _padding(num_rows: int, num_halves: set[int]) -> int:
-    """How many rows each half lacks for so many halves to be one tile."""
-
-    def is_one_tile(rows: int) -> bool:
-        return tiles(rows) == (rows,)
-
-    return next(lack for lack in count() if all(is_one_tile(halves * (num_rows + lack)) for halves in num_halves))

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.models.layers import Linear, attend
+from disa.runtime.kernels import attend
+from disa.runtime.packing import Linear
 
 NORM_EPS = 1e-6
 PARTS = 6

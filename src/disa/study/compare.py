@@ -117,9 +117,7 @@ def compare(
     )
 
 
-def check(
-    sampler: Sampler, step_policies: Sequence[str], inputs: Inputs, settings: Settings
-) -> dict[str, Settings]:
+def check(sampler: Sampler, step_policies: Sequence[str], inputs: Inputs, settings: Settings) -> dict[str, Settings]:
     """Find what is wrong before any work is done; the settings of every policy."""
     if len(step_policies) < 2:
         raise DisaError("a comparison needs at least two step policies: give --steps more than once.")
@@ -138,9 +136,7 @@ def _warm_up(sampler: Sampler, settings: Settings, inputs: Inputs) -> None:
     sampler.decode(torch.zeros(1, config.latent_channels, *config.latent_size))
 
 
-def _results(
-    step_policies: Sequence[str], samples: Sequence[Samples], measured: Measured | None
-) -> list[PolicyResult]:
+def _results(step_policies: Sequence[str], samples: Sequence[Samples], measured: Measured | None) -> list[PolicyResult]:
     nothing = [None] * len(samples)
     qualities, differences = (measured.qualities, measured.differences) if measured else (nothing, nothing)
     found = zip(step_policies, samples, qualities, differences, strict=True)

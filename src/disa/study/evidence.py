@@ -30,9 +30,10 @@ from disa.core.solvers import grid_for, ode_solver
 from disa.draw.sampler import Sampler, Settings
 from disa.draw.samples import Samples, Wanted
 from disa.errors import DisaError
-from disa.models.layers import Linear, Swish
+from disa.models.layers import Swish
 from disa.models.mar.model import MARState
 from disa.models.xar.model import XARState
+from disa.runtime.packing import Linear
 
 EXPECTED = {
     "error": -1,

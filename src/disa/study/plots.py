@@ -71,6 +71,8 @@ def calibration_plot(report: Mapping[str, Any], title: str) -> bytes:
         axes.set_axisbelow(True)
     figure.suptitle(title)
     return plot_png(figure, 100)
+
+
 def _lines(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> bytes:
     from matplotlib.figure import Figure  # heavy
 
@@ -82,5 +84,3 @@ def _lines(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> 
     axes.grid(alpha=0.3)
     axes.legend()
     return plot_png(figure, 120)
-
-

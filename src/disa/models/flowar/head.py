@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from disa.models.heads import TIME_FEATURES
-from disa.models.layers import Linear, attend, sinusoids, swish
+from disa.models.layers import sinusoids
 from disa.models.transformer import NORM_EPS, PARTS, GatedMLP, ModulatedBlock, RotaryAttention, Rotation, modulated
+from disa.runtime.kernels import attend, swish
+from disa.runtime.packing import Linear
 
 HEAD_MLP_RATIO = 4.0
 

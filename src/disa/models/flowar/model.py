@@ -28,8 +28,10 @@ from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadNetwork
 from disa.models.flowar.head import FlowHead
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.layers import Linear, swish, table
+from disa.models.layers import table
 from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
+from disa.runtime.kernels import swish
+from disa.runtime.packing import Linear
 
 
 @dataclass

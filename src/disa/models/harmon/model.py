@@ -26,8 +26,10 @@ from disa.core.request import Prompts, Request
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, causal, conditional, empty_cache, language_model
-from disa.models.layers import Linear, linear
 from disa.models.mar.model import MAR, MARState, Positions
+from disa.runtime.kernels import linear
+from disa.runtime.packing import Linear
+from disa.runtime.tiles import sums_vary
 
 IGNORED = -100
 """The target of a token that is not learned."""
@@ -116,16 +118,15 @@ class Harmon(nn.Module):
     def read(self, prompts: Prompts, longest: int) -> list[Prefix]:
         """Keys and values of prompts, padding included: nothing real attends to it. At most `longest` tokens follow.
 
-        On a CPU prompts of equal length go together, so that no key is padding and an image does not depend on its
-        batch: masked keys would change the order in which a kernel sums. Elsewhere, and in training, one call reads
-        them all.
+        Where masked keys would change the order in which a kernel sums, prompts of equal length go together, so that
+        no key is padding and an image does not depend on its batch. Elsewhere, and in training, one call reads all.
         """
         device = self.mar.no_class.device
         ids, lengths = prompts.ids.to(device), prompts.lengths.to(device)
         everything = torch.arange(len(ids), device=device)
         apart = [everything[lengths == length] for length in lengths.unique()]
-        together = device.type != "cpu" or torch.is_grad_enabled()
-        return [self._read(ids, lengths, rows, longest) for rows in ([everything] if together else apart)]
+        groups = apart if sums_vary(device) else [everything]
+        return [self._read(ids, lengths, rows, longest) for rows in groups]
 
     def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, longest: int) -> Prefix:
         lengths = lengths[rows]

@@ -23,8 +23,9 @@ from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.layers import Block, Linear, table, take
+from disa.models.layers import Block, table, take
 from disa.models.mar.config import MARConfig
+from disa.runtime.packing import Linear
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
 from disa.models.heads import TIME_FEATURES
-from disa.models.layers import Linear, sinusoids, swish, table
+from disa.models.layers import sinusoids, table
 from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
 from disa.models.xar.config import XARConfig
 from disa.models.xar.field import CellNetwork
+from disa.runtime.kernels import swish
+from disa.runtime.packing import Linear
 
 
 @dataclass
