@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,8 @@ def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def sampler() -> Iterator[Sampler]:
-    yield small.sampler()
+def sampler() -> Sampler:
+    return small.sampler()
 
 
 def opened(sampler: Sampler, folder: Path, inputs: Inputs, if_used: str = "refuse", **options: Any):
@@ -177,7 +176,9 @@ def test_kill_9_keeps_what_is_drawn(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment)
     folder, deadline = tmp_path / "out" / "samples", time.monotonic() + 120
-    while time.monotonic() < deadline and len(list(folder.glob("seed*.png"))) < 30:
+    while len(list(folder.glob("seed*.png"))) < 30:
+        assert process.poll() is None, process.communicate()[1].decode()
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()

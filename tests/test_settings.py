@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -43,8 +42,8 @@ CHANGED: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def sampler() -> Iterator[Sampler]:
-    yield small.sampler()
+def sampler() -> Sampler:
+    return small.sampler()
 
 
 def one(problem: DenoisingProblem) -> int:
@@ -59,7 +58,10 @@ def test_the_page_of_options_is_made_from_the_fields() -> None:
 
 
 @pytest.mark.parametrize("command", ["sample", "compare", "evidence", "calibrate", "fit-probe", "bench"])
-def test_every_command_that_draws_has_every_option(disa: Command, command: str) -> None:
+def test_every_command_that_draws_has_every_option(
+    disa: Command, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     text = disa(command, "--help").out
     words = set(text.replace("│", " ").replace("/", " ").replace(",", " ").split())
     missing = [each.name for each in fields(Settings) if flag_of(each.name).split("/")[0] not in words]

@@ -68,7 +68,8 @@ def _options(group: type) -> Iterator[inspect.Parameter]:
 
 
 def _drawing(name: str, about: Any) -> Any:
-    return Annotated[about["kind"] | None, typer.Option(flag_of(name), help=about["help"], show_default=False)]
+    kind = about["kind"] | None
+    return Annotated[kind, typer.Option(flag_of(name), help=about["help"], show_default=False)]
 
 
 def _made(group: type, given: dict[str, Any]) -> Any:

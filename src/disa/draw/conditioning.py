@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from disa import weights
 from disa.core.noise import SeededNoise
 from disa.core.request import Prompts
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
+from disa.weights import checkpoints as weights
 
 if TYPE_CHECKING:
     from disa.draw.settings import Settings

@@ -35,6 +35,7 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
     _check(filled, loaded)
     filled = replace(filled, steps=_policy(filled, loaded))
     _warn_of_others(filled, loaded)
+    _warn_of_own(filled)
     return filled
 
 
@@ -76,7 +77,7 @@ def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:
 
 
 def _check(settings: Settings, loaded: Loaded) -> None:
-    grid, capabilities = loaded.token_grid_of(settings.size), loaded.model.capabilities
+    grid, capabilities = loaded.token_grid_of(settings.size), loaded.capabilities
     capabilities.check(settings.num_ar_steps, None if grid is None else math.prod(grid))
     if settings.batch_size < 1:
         raise DisaError(f"the batch size must be 1 or more, found {settings.batch_size}.")
@@ -108,7 +109,7 @@ def facts(settings: Settings, loaded: Loaded) -> dict[str, Any]:
 
 def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
     """Warn where the step policy was measured for something else."""
-    measured_for = getattr(settings.steps, "measured_for", None)
+    measured_for = getattr(settings.steps, "measured_for", None) or {}
     others = [
         f"{name} {str(measured_for[name])[:48]} (here {str(here)[:48]})"
         for name, here in (facts(settings, loaded).items() if measured_for else ())
@@ -116,3 +117,11 @@ def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
     ]
     if others:
         warnings.warn(f"{settings.steps} was measured for {', '.join(others)}: its counts may not fit", stacklevel=4)
+
+
+def _warn_of_own(settings: Settings) -> None:
+    """Warn of a policy or solver that a file can name, but not bring back."""
+    for part in (settings.steps, settings.solver):
+        module = part.__module__ if hasattr(part, "__qualname__") else type(part).__module__
+        if module.partition(".")[0] != "disa":
+            warnings.warn(f"{describe(part)} is known to this program alone: its name repeats no drawing", stacklevel=4)

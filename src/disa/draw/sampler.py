@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disa import weights
 from disa.draw.conditioning import REWRITING, Words, Writing
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded, PixelCodec
+from disa.draw.resolve import for_model
 from disa.draw.run import Run
 from disa.draw.samples import Samples, check_output_type
 from disa.draw.settings import Settings
@@ -24,6 +24,7 @@ from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS, find_preset
 from disa.runtime import devices
+from disa.weights import checkpoints as weights
 
 
 class Sampler(Loaded):
@@ -90,7 +91,7 @@ class Sampler(Loaded):
     def settings(self, base: Settings | None = None, **options: Any) -> Settings:
         """The model's own settings, or `base`, with some options changed: the fields of `Settings`. Everything that
         can be wrong is found here. Raises DisaError."""
-        return Settings.of(base, **options).for_model(self)
+        return for_model(Settings.of(base, **options), self)
 
     def sample(
         self,

@@ -27,8 +27,10 @@ from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for
 from disa.core.steps import Constant, Schedule, StepPolicy, Table, fresh
+from disa.draw.inputs import Inputs
+from disa.draw.resolve import facts
+from disa.draw.run import Run
 from disa.draw.sampler import Sampler, Settings
-from disa.draw.samples import Wanted
 from disa.errors import DisaError
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
@@ -81,28 +83,28 @@ class Calibration:
 
 def calibrate(
     sampler: Sampler,
-    wanted: Wanted,
+    inputs: Inputs,
     settings: Settings,
     budgets: Sequence[str],
     reference: int = 200,
     on_turn: Callable[[], None] = lambda: None,
 ) -> list[Calibration]:
-    """Measure on the images `wanted`, drawn with these settings, and spend each of the budgets.
+    """Measure on the images of the inputs, drawn with these settings, and spend each of the budgets.
 
     budgets: shares of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or policies
     that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
     `num_turns` times. Raises DisaError.
     """
     sampler.prepare()
-    affordable = [read_budget(sampler, wanted, settings, budget) for budget in budgets]
+    affordable = [read_budget(sampler, inputs, settings, budget) for budget in budgets]
     counts = ladder(sampler, settings, reference)
-    curves = measure(sampler, wanted, settings, counts, reference, on_turn)
+    curves = measure(sampler, inputs, settings, counts, reference, on_turn)
     about = {
         "model": sampler.preset.name,
         "num_ar_steps": settings.num_ar_steps,
         "reference": reference,
-        "num_images": len(wanted.seeds),
-        **vars(wanted),
+        "num_images": len(inputs),
+        **inputs.numbers(),
     }
     every = np.arange(1, counts[-1] + 1)
     made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
@@ -113,8 +115,8 @@ def calibrate(
     found = []
     for budget, (allowed, num_rows) in zip(budgets, affordable, strict=True):
         chosen = allocate(errors, costs, allowed)
-        table = Table(tuple(int(every[i]) for i in chosen), "", sampler.facts(settings))
-        evaluations, _ = _made(sampler, wanted, settings, table)
+        table = Table(tuple(int(every[i]) for i in chosen), "", facts(settings, sampler))
+        evaluations, _ = _made(sampler, inputs, settings, table)
         error = float(errors[range(len(chosen)), chosen].sum())
         own = about | {"asked_budget": budget}
         found.append(Calibration(table, curves, allowed, evaluations, evaluations / num_rows, error, own))
@@ -124,17 +126,17 @@ def calibrate(
 # -- the budget ----------------------------------------------------------------------------------------------------
 
 
-def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: str) -> tuple[float, float]:
+def read_budget(sampler: Sampler, inputs: Inputs, settings: Settings, budget: str) -> tuple[float, float]:
     """Evaluations of an image that a budget allows, and rows of an image; counted on one image, nothing is derived."""
-    fewest, rows = _made(sampler, wanted, settings, Constant(1))
+    fewest, rows = _made(sampler, inputs, settings, Constant(1))
     try:
         number = float(budget)
     except ValueError:
-        allowed, _ = _made(sampler, wanted, settings, budget)
+        allowed, _ = _made(sampler, inputs, settings, budget)
     else:
         if not 0 < number < float("inf"):
             raise DisaError(f"a budget must be above 0, found {budget}.")
-        original = number * _made(sampler, wanted, settings, sampler.preset.defaults.original)[0] if number <= 1 else 0
+        original = number * _made(sampler, inputs, settings, sampler.preset.defaults.original)[0] if number <= 1 else 0
         allowed = original or number * rows
     if allowed < fewest:
         raise DisaError(
@@ -144,12 +146,10 @@ def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: st
     return allowed, rows
 
 
-def _made(sampler: Sampler, wanted: Wanted, settings: Settings, policy: str | Schedule) -> tuple[int, int]:
+def _made(sampler: Sampler, inputs: Inputs, settings: Settings, policy: str | Schedule) -> tuple[int, int]:
     """Evaluations and rows of the first image under a policy, counted while it is drawn."""
-    run = sampler.start(**vars(wanted.part(slice(1))), settings=sampler.with_policy(settings, policy))
-    for _ in run:
-        pass
-    return sum(step.evaluations for step in run.trace), sum(step.rows for step in run.trace)
+    samples = sampler.start(inputs.part(slice(1)), settings, "latent", steps=policy).result()
+    return samples.evaluations, samples.rows
 
 
 def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
@@ -167,15 +167,15 @@ def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
-def num_turns(wanted: Wanted, settings: Settings) -> int:
-    """How often `calibrate` calls `on_turn`, and `fit_probe`: both draw what is wanted, then measure its gains."""
+def num_turns(inputs: Inputs, settings: Settings) -> int:
+    """How often `calibrate` calls `on_turn`, and `fit_probe`: both draw the inputs, then measure their gains."""
     num_ar_steps = settings.num_ar_steps
-    return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
+    return settings.num_turns(len(inputs)) + (num_ar_steps + 1) * num_ar_steps
 
 
 def measure(
     sampler: Sampler,
-    wanted: Wanted,
+    inputs: Inputs,
     settings: Settings,
     counts: list[int],
     reference: int,
@@ -184,18 +184,18 @@ def measure(
     """Errors, evaluations and gains of every AR step. The paths are drawn by the policy of the settings."""
     shape, size = (settings.num_ar_steps, len(counts)), settings.batch_size
     errors, evaluations = np.zeros(shape), np.zeros(shape)
-    for start in range(0, len(wanted.seeds), size):
-        part = wanted.part(slice(start, start + size))
+    for start in range(0, len(inputs), size):
+        part = inputs.part(slice(start, start + size))
         noise = SeededNoise(part.seeds, sampler.device)
-        ruler = Ruler(fresh(settings.policy), settings.solver, counts, reference, noise, errors, evaluations)
-        for _ in sampler.start(**vars(part), settings=replace(settings, policy=ruler)):
+        ruler = Ruler(fresh(settings.steps), settings.solver, counts, reference, noise, errors, evaluations)
+        for _ in Run(sampler, part, replace(settings, steps=ruler), "latent"):
             on_turn()
-    number = len(wanted.seeds)
+    number = len(inputs)
     return Curves(
         counts,
         (errors / number).tolist(),
         (evaluations / number).tolist(),
-        gains(sampler, wanted.part(slice(size)), settings, on_turn),
+        gains(sampler, inputs.part(slice(size)), settings, on_turn),
     )
 
 
@@ -269,27 +269,24 @@ def _roots(grid: TimeGrid, lengths: np.ndarray, middles: np.ndarray) -> np.ndarr
     return np.sqrt(inside / inside.sum(axis=1, keepdims=True))
 
 
-def gains(sampler: Sampler, wanted: Wanted, settings: Settings, on_turn: Callable[[], None]) -> list[float]:
+def gains(sampler: Sampler, inputs: Inputs, settings: Settings, on_turn: Callable[[], None]) -> list[float]:
     """[K] what a small disturbance of the tokens of an AR step does to the picture, everything else the same.
 
     Squared change of the picture, whose values are from 0 to 1, for a unit of squared disturbance: more where what is
     drawn later follows it, less where it is drawn over or hardly seen. The geometric mean over images, so that a few
     that become another image do not decide. Raises DisaError.
     """
-    if settings.rewrite and wanted.prompts is not None:
-        wanted = replace(wanted, prompts=sampler.rewrite(wanted.prompts, wanted.seeds))
+    if settings.rewrite and inputs.prompts is not None:
+        inputs = replace(inputs, prompts=sampler.rewrite(inputs.prompts, inputs.seeds))
         settings = replace(settings, rewrite=False)
 
     def pictures(solver: Solver) -> Tensor:
-        together = replace(settings, policy=Constant(GAIN_STEPS), solver=solver, batch_size=len(wanted.seeds))
-        run = sampler.start(**vars(wanted), settings=together)
-        for _ in run:
-            on_turn()
-        images = run.result().images
+        together = replace(settings, steps=Constant(GAIN_STEPS), solver=solver, batch_size=len(inputs))
+        images = Run(sampler, inputs, together).result(on_turn).images
         assert isinstance(images, Tensor)
         return images.double()
 
-    others = SeededNoise(wanted.seeds, sampler.device).branch(0)
+    others = SeededNoise(inputs.seeds, sampler.device).branch(0)
     undisturbed, found = pictures(settings.solver), []
     for ar_step in range(settings.num_ar_steps):
         nudged = Nudged(settings.solver, ar_step, others)

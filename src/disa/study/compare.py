@@ -34,7 +34,7 @@ class PolicyResult:
     speedup: float
     """Seconds of the first policy divided by its own."""
     counts: list[float]
-    """[K] denoising steps of a row: with a policy that looks they differ from batch to batch, and this is their mean."""
+    """[K] denoising steps of a row; the mean, where a policy that looks gives each row its own."""
     quality: Any = None
     difference: Any = None
 

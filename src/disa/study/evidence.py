@@ -27,8 +27,9 @@ from disa.core.request import Guidance
 from disa.core.solve import Meter, solve
 from disa.core.solver import Solver, precise
 from disa.core.solvers import grid_for, ode_solver
+from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler, Settings
-from disa.draw.samples import Samples, Wanted
+from disa.draw.samples import Samples
 from disa.errors import DisaError
 from disa.models.layers import Swish
 from disa.models.mar.model import MARState
@@ -141,49 +142,48 @@ class Evidence:
         }
 
 
-def num_turns(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) -> int:
+def num_turns(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> int:
     """How often `measure` calls `on_turn`: once per AR step of a batch, and once per draw from the same z."""
-    drawn, varied = len(wanted.seeds), min(len(wanted.seeds), effort.varied)
+    drawn, varied = len(inputs), min(len(inputs), effort.varied)
     learned = effort.fit_images if _learns(sampler) else 0
     return settings.num_turns(drawn) + settings.num_turns(varied) * effort.draws + settings.num_turns(learned)
 
 
-def check(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) -> None:
+def check(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> None:
     """Find what is wrong before any work is done."""
-    sampler.start(**vars(wanted), settings=settings)
+    sampler.start(inputs, settings)
     grid_for(settings.solver, sampler.model.process, effort.draw_steps)
-    if len(wanted.seeds) < 2:
+    if len(inputs) < 2:
         raise DisaError("what is measured is compared between images: expected 2 or more, found 1.")
-    sampler.prepare()
 
 
 @torch.no_grad()
 def measure(
     sampler: Sampler,
-    wanted: Wanted,
+    inputs: Inputs,
     settings: Settings,
     effort: Effort | None = None,
     on_turn: Callable[[], None] = lambda: None,
 ) -> Evidence:
-    """Draw what is wanted as `sample` does, and measure every AR step of it. Raises DisaError.
+    """Draw the inputs as `sample` does, and measure every AR step of it. Raises DisaError.
 
     Predictability, as in the paper: for MAR and Harmon by an MLP from z to the token, learned from other images; for
     FlowAR and xAR by the field itself, in one evaluation at t = 1. Variance: between draws with the solver of the
     settings. Straightness: see `straightness`.
     """
     effort = effort or Effort()
-    check(sampler, wanted, settings, effort)
-    run = sampler.start(**vars(wanted), settings=settings)
+    check(sampler, inputs, settings, effort)
     predict, evaluations = at_the_start, 0
     if _learns(sampler):
-        predict, evaluations = learn(sampler, wanted, settings, effort.fit_images, on_turn)
+        predict, evaluations = learn(sampler, inputs, settings, effort.fit_images, on_turn)
     method = _Method(predict, settings.solver, effort, on_turn)
     meter, measured = Meter(), [_Measured() for _ in range(settings.num_ar_steps)]
     shown: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k in _shown(settings.num_ar_steps)}
-    for step in run:
+    finished = list[Samples]()
+    for turn in sampler.start(inputs, settings):
         on_turn()
-        batch = run.batches[(run.turns_made - 1) // settings.num_ar_steps]
-        noise = SeededNoise([wanted.seeds[i] for i in batch], sampler.device)
+        batch, step, noise = turn.batch, turn.step, turn.noise
+        finished += [] if turn.samples is None else [turn.samples]
         varied = min(len(batch), max(0, effort.varied - batch[0]))
         problem = meter.on(step.problem)
         measured[step.ar_step].take(problem, step.tokens, noise, method, len(batch), varied)
@@ -196,7 +196,7 @@ def measure(
     about = "an MLP on z, learned from other images" if _learns(sampler) else "the field in one evaluation at t = 1"
     token_variance = [one.token_variance for one in measured]
     evaluations += meter.evaluations
-    return Evidence(_curves(measured), token_variance, foresight, run.result(), effort, about, evaluations)
+    return Evidence(_curves(measured), token_variance, foresight, Samples.join(finished), effort, about, evaluations)
 
 
 @dataclass(frozen=True)
@@ -335,25 +335,22 @@ class TokenMLP:
 
 
 def learn(
-    sampler: Sampler, wanted: Wanted, settings: Settings, num_images: int, on_turn: Callable[[], None] = lambda: None
+    sampler: Sampler, inputs: Inputs, settings: Settings, num_images: int, on_turn: Callable[[], None] = lambda: None
 ) -> tuple[TokenMLP, int]:
     """A `TokenMLP` from images of other seeds, whose labels or prompts are those wanted, in turn; and the evaluations
     that drew them."""
-    measured = set(wanted.seeds)
-    seeds = list(islice((seed for seed in count(FIRST_FIT_SEED) if seed not in measured), num_images))
-    turns = [i % len(wanted.seeds) for i in range(num_images)]
-    labels, prompts = (values and [values[i] for i in turns] for values in (wanted.labels, wanted.prompts))
-    others = replace(wanted, labels=labels, prompts=prompts, seeds=seeds)
-    run = sampler.start(**vars(others), settings=settings)
-    pairs: list[list[tuple[Tensor, Tensor]]] = [[] for _ in run.batches]
-    for step in run:
+    measured = set(inputs.seeds)
+    seeds = islice((seed for seed in count(FIRST_FIT_SEED) if seed not in measured), num_images)
+    pairs: dict[int, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    evaluations = 0
+    for turn in sampler.start(inputs.with_seeds(seeds), settings, "latent"):
         on_turn()
-        batch = (run.turns_made - 1) // settings.num_ar_steps
-        z, tokens = (_per_image(values, len(run.batches[batch])) for values in (step.problem.condition, step.tokens))
-        pairs[batch].append((z, tokens))
-    whole = [[torch.cat(values, dim=1) for values in zip(*batch, strict=True)] for batch in pairs]
+        evaluations += turn.step.evaluations
+        z, tokens = (_per_image(values, len(turn.batch)) for values in (turn.step.problem.condition, turn.step.tokens))
+        pairs[turn.batch[0]].append((z, tokens))
+    whole = [[torch.cat(values, dim=1) for values in zip(*batch, strict=True)] for batch in pairs.values()]
     z, tokens = (torch.cat(values) for values in zip(*whole, strict=True))
-    return TokenMLP(z, tokens), sum(step.evaluations for step in run.trace)
+    return TokenMLP(z, tokens), evaluations
 
 
 def _per_image(values: Tensor | None, num_images: int) -> Tensor:

@@ -25,8 +25,9 @@ from disa.core.problem import ARStep, DenoisingProblem, Look
 from disa.core.solve import look_along, looking
 from disa.core.solver import GridSolver, Solver
 from disa.core.solvers import ode_solver
+from disa.draw.inputs import Inputs
+from disa.draw.resolve import facts
 from disa.draw.sampler import Run, Sampler, Settings
-from disa.draw.samples import Wanted
 from disa.errors import DisaError
 from disa.files import write_whole
 from disa.policies.adaptive import (
@@ -108,24 +109,24 @@ class Rows:
 
 def fit_probe(
     sampler: Sampler,
-    wanted: Wanted,
+    inputs: Inputs,
     settings: Settings,
     seed: int = 0,
     on_turn: Callable[[], None] = lambda: None,
     own: Mapping[str, Score] | None = None,
 ) -> ProbeReport:
-    """Draw what is wanted and fit. own: further scores, such as a researcher's, by name. on_turn is called
+    """Draw the inputs and fit. own: further scores, such as a researcher's, by name. on_turn is called
     `calibration.num_turns` times. Raises DisaError."""
-    if len(wanted.seeds) < FEWEST_IMAGES:
-        raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(wanted.seeds)}.")
+    if len(inputs) < FEWEST_IMAGES:
+        raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(inputs)}.")
     sampler.prepare()
-    rows = measure(sampler.start(**vars(wanted), settings=settings), on_turn, own or {})
-    weights = importance(sampler, wanted, settings, rows, on_turn)
-    return fit_rows(rows, weights, sampler, wanted, settings, seed)
+    rows = measure(Run(sampler, inputs, settings, "latent"), on_turn, own or {})
+    weights = importance(sampler, inputs, settings, rows, on_turn)
+    return fit_rows(rows, weights, sampler, inputs, settings, seed)
 
 
 def fit_rows(
-    rows: Rows, weights: Tensor, sampler: Sampler, wanted: Wanted, settings: Settings, seed: int
+    rows: Rows, weights: Tensor, sampler: Sampler, inputs: Inputs, settings: Settings, seed: int
 ) -> ProbeReport:
     """The same from what was measured; weights: [J] see `importance`.
 
@@ -157,11 +158,11 @@ def fit_rows(
     about = {
         "model": sampler.preset.name,
         "seed": seed,
-        "images": len(wanted.seeds),
-        "first_seed": wanted.seeds[0],
+        "images": len(inputs),
+        "first_seed": inputs.seeds[0],
         "rows": len(rows.few),
         "num_ar_steps": settings.num_ar_steps,
-        "measured_for": sampler.facts(settings),
+        "measured_for": facts(settings, sampler),
     }
     return ProbeReport(FittedProbe(probe, error_models, about), r2, agreement)
 
@@ -172,11 +173,9 @@ def fit_rows(
 def measure(run: Run, on_turn: Callable[[], None], own: Mapping[str, Score]) -> Rows:
     """Every row of a run, image by image, whatever the batches are."""
     parts, num_ar_steps, images = [], run.settings.num_ar_steps, 0
-    for turn, step in enumerate(run):
-        batch = run.batches[turn // num_ar_steps]
-        noise = SeededNoise([run.seeds[i] for i in batch], step.problem.device)
-        parts.append(_measure_turn(step, run.settings.solver, noise, images, own))
-        images += len(batch) if step.ar_step == num_ar_steps - 1 else 0
+    for turn in run:
+        parts.append(_measure_turn(turn.step, run.settings.solver, turn.noise, images, own))
+        images += 0 if turn.samples is None else len(turn.batch)
         on_turn()
     scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
     columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0]) if name != "scores"}
@@ -214,9 +213,9 @@ def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int,
     )
 
 
-def importance(sampler: Sampler, wanted: Wanted, settings: Settings, rows: Rows, on_turn: Callable[[], None]) -> Tensor:
+def importance(sampler: Sampler, inputs: Inputs, settings: Settings, rows: Rows, on_turn: Callable[[], None]) -> Tensor:
     """[J] the log of what an error of one row in each J-th of the AR steps adds to that of the picture, from 0 on."""
-    found = torch.tensor(gains(sampler, wanted.part(slice(NUDGED)), settings, on_turn), dtype=torch.float64)
+    found = torch.tensor(gains(sampler, inputs.part(slice(NUDGED)), settings, on_turn), dtype=torch.float64)
     place = torch.arange(SHARES) * settings.num_ar_steps / SHARES
     first, last = place.floor().long(), ((place + settings.num_ar_steps / SHARES).ceil().long())
     sizes = torch.stack([rows.size[rows.ar_step == k].double().mean() for k in range(settings.num_ar_steps)])
