@@ -219,9 +219,8 @@ class Sampler:
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
+        self.model.capabilities.check_keeps_tokens()
         height, width = self._latent_size(self.preset.token_grid)
-        num_tokens = self.model.config.num_tokens
-        self.model.check(min(self.preset.num_ar_steps, num_tokens), num_tokens)
         return height // self._patch, width // self._patch
 
     def settings(
@@ -244,7 +243,7 @@ class Sampler:
         )
         size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
         token_grid = self._token_grid(height, width)
-        self.model.check(size, None if token_grid is None else math.prod(token_grid))
+        self.model.capabilities.check_ar_steps(size, None if token_grid is None else math.prod(token_grid))
         if batch_size is not None and batch_size < 1:
             raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
         given = {"scale": guidance, "ramp": ramp, "interval": interval}
@@ -427,7 +426,7 @@ class Run:
         known: Tensor | None, mask: Tensor | None,
         prompts: list[str] | None = None, negative_prompt: str | None = None,
     ) -> None:  # fmt: skip
-        _check_labels(labels, sampler.model.config.num_classes)
+        sampler.model.capabilities.check_labels(labels or ())
         SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
         self.prompts, self.negative_prompt = prompts, negative_prompt
@@ -488,7 +487,9 @@ class Run:
                 raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
             grid = self.settings.token_grid
             everything = None if grid is None else math.prod(grid)
-            self.sampler.model.check(self.settings.num_ar_steps, everything if count < 0 else count)
+            self.sampler.model.capabilities.check_ar_steps(
+                self.settings.num_ar_steps, everything if count < 0 else count
+            )
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
@@ -608,12 +609,6 @@ def _whole_numbers(values: Any, what: str) -> list[int]:
 def _choice(temperature: float | None, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """How the next token of each text is chosen; None for the likeliest."""
     return (lambda logits: logits.argmax(-1)) if temperature is None else sampled(seeds, temperature)
-
-
-def _check_labels(labels: list[int] | None, num_classes: int) -> None:
-    wrong = [label for label in labels or () if not 0 <= label < num_classes]
-    if wrong:
-        raise DisaError(f"labels must be 0 to {num_classes - 1}, found {wrong[0]}.")
 
 
 def _per_image(

@@ -13,15 +13,17 @@ images first; P such halves of the rows in the head.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import Counter, DenoisingProblem, Noise
+from disa.core.problem import Counter, DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
@@ -72,23 +74,17 @@ class FlowAR(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
     def begin(self, request: Request, noise: Noise) -> FlowARState:
         """Check the request, and compute what does not change from scale to scale."""
         c = self.config
-        request.check_fits("FlowAR", "labels")
-        self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
+        self.capabilities.check(request)
         embedding = self._embedding(request)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return FlowARState(request, embedding, self.modulations(embedding), self.rotations(embedding.device), cache)
-
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
-        count = self.config.num_ar_steps
-        if num_ar_steps != count:
-            raise DisaError(f"this FlowAR draws its {count} scales one after the other: the number of AR steps must be "
-                            f"{count}, found {num_ar_steps}.")  # fmt: skip
-        if num_unknown is not None:
-            raise DisaError("FlowAR draws whole images scale by scale and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: FlowARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of all tokens of the next scale."""
@@ -119,6 +115,14 @@ class FlowAR(nn.Module):
         state.cache.advance(tokens.shape[1])
         state.ar_step += 1
 
+    def preview(self, state: FlowARState) -> Preview:
+        """The scale drawn last, as it is: coarse, but whole."""
+        return Preview(self.finish(state))
+
+    def ahead(self, state: FlowARState, noise: Noise) -> FlowARState:
+        """A copy that goes on scale by scale."""
+        return replace(deepcopy(state), counter=state.counter)
+
     def finish(self, state: FlowARState) -> Tensor:
         """Latents [B, C, H, W]."""
         assert state.sample is not None
@@ -143,8 +147,6 @@ class FlowAR(nn.Module):
         if request.labels is None:
             return empty
         labels = request.labels.to(empty.device)
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
-            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
         embedding = self.class_embedding(labels)
         guided = any(self._scale(request, ar_step) > 1 for ar_step in range(self.config.num_ar_steps))
         return torch.cat([embedding, empty]) if guided else embedding
