@@ -493,7 +493,7 @@ def test_more_ar_steps_than_unknown_tokens_are_refused(plain: MAR):
 
 @pytest.mark.parametrize("labels", [[10], [3, -1], [1000]])
 def test_labels_out_of_range_are_refused(plain: MAR, labels: list[int]):
-    with pytest.raises(DisaError, match=r"labels must be 0 to 9, found \["):
+    with pytest.raises(DisaError, match=f"labels must be 0 to 9, found {labels[-1]}"):
         plain.begin(Request(len(labels), 4, torch.tensor(labels)), SeededNoise(range(len(labels))))
 
 

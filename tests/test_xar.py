@@ -392,14 +392,11 @@ def test_known_tokens_are_refused(plain: XAR):
     known, mask = torch.zeros(1, 4, 8, 8), torch.ones(1, 8, 8, dtype=torch.bool)
     with pytest.raises(DisaError, match="cannot keep known tokens"):
         plain.begin(Request(1, 4, torch.tensor([1]), known=known, mask=mask), SeededNoise([1]))
-    with pytest.raises(DisaError, match="cannot keep known tokens"):
-        plain.check(4, 12)
-    plain.check(4, None)
 
 
 @pytest.mark.parametrize("labels", [[10], [3, -1], [1000]])
 def test_labels_out_of_range_are_refused(plain: XAR, labels: list[int]):
-    with pytest.raises(DisaError, match=r"labels must be 0 to 9, found \["):
+    with pytest.raises(DisaError, match=f"labels must be 0 to 9, found {labels[-1]}"):
         plain.begin(Request(len(labels), 4, torch.tensor(labels)), SeededNoise(range(len(labels))))
 
 

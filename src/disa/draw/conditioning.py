@@ -20,6 +20,7 @@ from disa.core.noise import SeededNoise
 from disa.core.request import Prompts
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
+from disa.models.capabilities import Capabilities
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
 from disa.weights import checkpoints as weights
@@ -52,8 +53,8 @@ class Conditioner(Protocol):
 class Labels:
     """Class indices."""
 
-    def __init__(self, preset: Preset) -> None:
-        self.name, self.num_classes = preset.name, preset.spec.architecture.num_classes
+    def __init__(self, name: str, capabilities: Capabilities) -> None:
+        self.name, self.capabilities = name, capabilities
 
     def check(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> None:
         if inputs.prompts is not None:
@@ -62,9 +63,7 @@ class Labels:
             raise DisaError(f"{self.name} draws from labels: leave the negative prompt out.")
         if settings.rewrite:
             raise DisaError(f"{self.name} draws from labels: there are no prompts to rewrite.")
-        wrong = [label for label in inputs.labels or () if not 0 <= label < self.num_classes]
-        if wrong:
-            raise DisaError(f"labels must be 0 to {self.num_classes - 1}, found {wrong[0]}.")
+        self.capabilities.check_labels(inputs.labels or ())
 
     def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
         return Condition(labels=None if inputs.labels is None else torch.tensor(inputs.labels))

@@ -41,20 +41,6 @@ class PixelCodec:
         return latents
 
 
-class _Shim:
-    def __init__(self, model, preset):
-        self.model = model
-        self.condition = "prompts" if preset.prompts else "labels"
-        self.any_size = preset.any_size
-
-    def check(self, num_ar_steps, num_unknown=None):
-        self.model.check(num_ar_steps, num_unknown)
-
-    def check_keeps_tokens(self):
-        c = self.model.config
-        self.model.check(getattr(c, "num_ar_steps", 1), c.num_tokens)
-
-
 class Loaded:
     """A model ready to draw. It holds nothing of any one drawing."""
 
@@ -74,9 +60,10 @@ class Loaded:
         self._codec = codec
         kind = devices.pick_dtype(dtype)
         self.model: Any = packing.prepare(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
-        self.capabilities = _Shim(self.model, preset)
-        takes_prompts = self.capabilities.condition == "prompts"
-        self.conditioner: Conditioner = Words(preset, self.model, tokenizer) if takes_prompts else Labels(preset)
+        takes_prompts = self.model.capabilities.condition == "prompts"
+        self.conditioner: Conditioner = (
+            Words(preset, self.model, tokenizer) if takes_prompts else Labels(preset.name, self.model.capabilities)
+        )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.preset.name}, {self.device}, {self.dtype})"
@@ -155,7 +142,7 @@ class Loaded:
         DisaError where such an image cannot be drawn."""
         if size is None:
             return None
-        if not self.capabilities.any_size:
+        if not self.model.capabilities.any_size:
             if tuple(size) == self.own_size:
                 return None
             only, found = (f"{height}x{width}" for height, width in (self.own_size, size))
@@ -167,7 +154,7 @@ class Loaded:
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
-        self.capabilities.check_keeps_tokens()
+        self.model.capabilities.check_keeps_tokens()
         height, width = self.defaults.size or self.own_size
         return height // self.stride, width // self.stride
 

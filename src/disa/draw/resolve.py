@@ -77,8 +77,8 @@ def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:
 
 
 def _check(settings: Settings, loaded: Loaded) -> None:
-    grid, capabilities = loaded.token_grid_of(settings.size), loaded.capabilities
-    capabilities.check(settings.num_ar_steps, None if grid is None else math.prod(grid))
+    grid, capabilities = loaded.token_grid_of(settings.size), loaded.model.capabilities
+    capabilities.check_ar_steps(settings.num_ar_steps, None if grid is None else math.prod(grid))
     if settings.batch_size < 1:
         raise DisaError(f"the batch size must be 1 or more, found {settings.batch_size}.")
     if settings.rewrite and capabilities.condition != "prompts":

@@ -85,7 +85,7 @@ class Run:
         inputs, loaded = self.inputs, self.loaded
         if inputs.known is None or inputs.mask is None:
             return
-        loaded.capabilities.check_keeps_tokens()
+        loaded.model.capabilities.check_keeps_tokens()
         grid = self.token_grid or loaded.token_grid
         patch = loaded.patch
         wanted = {
@@ -100,7 +100,7 @@ class Run:
 
     def _plan(self) -> list[list[int]]:
         """Places of the images of each batch: those of one batch have equally many tokens to draw."""
-        mask, capabilities = self.inputs.mask, self.loaded.capabilities
+        mask, capabilities = self.inputs.mask, self.loaded.model.capabilities
         grid, groups = self.token_grid, dict[int, list[int]]()
         counts = None if mask is None else mask.flatten(1).bool().sum(1).expand(len(self.inputs)).tolist()
         for i in range(len(self.inputs)):
@@ -109,7 +109,7 @@ class Run:
             if count == 0:
                 raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
             everything = None if grid is None else math.prod(grid)
-            capabilities.check(self.settings.num_ar_steps, everything if count < 0 else count)
+            capabilities.check_ar_steps(self.settings.num_ar_steps, everything if count < 0 else count)
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 

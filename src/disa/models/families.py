@@ -27,15 +27,11 @@ class Family:
     """From an architecture to a model without weights."""
     official_names: Callable[[Any], NameMap]
     """From an architecture to our parameter names and the official ones."""
-    prompts: bool = False
-    """Whether they draw from prompts, not from labels."""
-    any_size: bool = False
-    """Whether images of any size can be drawn."""
 
 
 FAMILIES = {
-    "mar": Family(MAR, mar.official_names, any_size=True),
+    "mar": Family(MAR, mar.official_names),
     "flowar": Family(FlowAR, flowar.official_names),
     "xar": Family(XAR, xar.official_names),
-    "harmon": Family(Harmon, harmon.official_names, prompts=True, any_size=True),
+    "harmon": Family(Harmon, harmon.official_names),
 }

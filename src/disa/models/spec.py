@@ -130,12 +130,12 @@ class Preset:
     @property
     def prompts(self) -> bool:
         """Whether it draws from prompts, not from labels."""
-        return FAMILIES[self.spec.family].prompts
+        return self.spec.architecture.capabilities.condition == "prompts"
 
     @property
     def any_size(self) -> bool:
         """Whether it can draw images of other sizes than its own."""
-        return FAMILIES[self.spec.family].any_size
+        return self.spec.architecture.capabilities.any_size
 
     @property
     def embedded(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
 
 OFFICIAL_CLASSES = 1000
@@ -59,6 +60,12 @@ class FlowARConfig:
     @property
     def depth(self) -> int:
         return self.encoder_depth + self.decoder_depth
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            "FlowAR", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group="scale"
+        )
 
     @classmethod
     def from_official(cls, arguments: dict) -> FlowARConfig:

@@ -13,6 +13,7 @@ images first; P such halves of the rows in the head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -20,8 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
@@ -76,26 +78,20 @@ class FlowAR(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
     def begin(self, request: Request, noise: Noise) -> FlowARState:
         """Check the request, and compute what does not change from scale to scale."""
         c = self.config
-        request.check_fits("FlowAR", "labels")
-        self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
+        self.capabilities.check(request)
         # Guidance grows with the scales, not with the tokens.
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
         embedding = self._embedding(request, any(scale != 1 for scale in scales))
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         modulations, rotations = self.modulations(embedding), self.rotations(embedding.device)
         return FlowARState(request, embedding, scales, modulations, rotations, cache)
-
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
-        count = self.config.num_ar_steps
-        if num_ar_steps != count:
-            raise DisaError(f"this FlowAR draws its {count} scales one after the other: the number of AR steps must be "
-                            f"{count}, found {num_ar_steps}.")  # fmt: skip
-        if num_unknown is not None:
-            raise DisaError("FlowAR draws whole images scale by scale and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: FlowARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of all tokens of the next scale.
@@ -129,6 +125,14 @@ class FlowAR(nn.Module):
         state.cache.advance(tokens.shape[1])
         state.ar_step += 1
 
+    def preview(self, state: FlowARState) -> Preview:
+        """The scale drawn last, as it is: coarse, but whole."""
+        return Preview(self.finish(state))
+
+    def ahead(self, state: FlowARState, noise: Noise) -> FlowARState:
+        """A copy that goes on scale by scale."""
+        return deepcopy(state)
+
     def finish(self, state: FlowARState) -> Tensor:
         """Latents [B, C, H, W]."""
         assert state.sample is not None
@@ -148,8 +152,6 @@ class FlowAR(nn.Module):
         if request.labels is None:
             return empty
         labels = request.labels.to(empty.device)
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
-            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
         embedding = self.class_embedding(labels)
         return torch.cat([embedding, empty]) if guided else embedding
 

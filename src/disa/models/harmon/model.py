@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from disa.core.capabilities import Capabilities
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
-from disa.core.problem import DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
@@ -70,13 +71,13 @@ class Harmon(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """Every AR step draws at least one of the unknown tokens; None if all are. Raises DisaError."""
-        self.mar.check(num_ar_steps, num_unknown)
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
 
     def begin(self, request: Request, noise: Noise) -> HarmonState:
         """Check the request, plan every AR step, and run the prompts through the language model."""
-        request.check_fits("Harmon", "prompts", "token_grid")
+        self.capabilities.check(request)
         if request.prompts is None:
             raise DisaError("Harmon draws from prompts: found none. Give one prompt per image.")
         planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1))
@@ -98,6 +99,14 @@ class Harmon(nn.Module):
     def accept(self, state: HarmonState, tokens: Tensor) -> None:
         """tokens: [B N, C] of the problem posed last."""
         self.mar.accept(state, tokens)
+
+    def preview(self, state: HarmonState) -> Preview:
+        """What is drawn so far, and which tokens are not."""
+        return self.mar.preview(state)
+
+    def ahead(self, state: HarmonState, noise: Noise) -> HarmonState:
+        """A state that draws all that is left in one AR step, without guidance."""
+        return self.begin(self.mar.rest(state), noise)
 
     def finish(self, state: HarmonState) -> Tensor:
         """Latents [B, C, H, W]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
 
 OFFICIAL_CLASSES = 1000
@@ -50,6 +51,12 @@ class XARConfig:
     @property
     def depth(self) -> int:
         return self.encoder_depth + self.decoder_depth
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            "xAR", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group="cell"
+        )
 
     @classmethod
     def from_official(cls, arguments: dict) -> XARConfig:

@@ -12,13 +12,15 @@ K cells; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
@@ -70,24 +72,19 @@ class XAR(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
     def begin(self, request: Request, noise: Noise) -> XARState:
         """Check the request, and make room for the keys and values of every cell."""
         c = self.config
-        request.check_fits("xAR", "labels")
-        self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
+        self.capabilities.check(request)
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
         embedding = self._embedding(request, any(scale != 1 for scale in scales))
         tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
-
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
-        if num_ar_steps != self.config.num_ar_steps:
-            raise DisaError(f"this xAR draws one cell an AR step: the number of AR steps must be "
-                            f"{self.config.num_ar_steps}, found {num_ar_steps}.")  # fmt: skip
-        if num_unknown is not None:
-            raise DisaError("xAR draws whole cells in a fixed order and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: XARState) -> DenoisingProblem:
         """The backbone pass: keys and values of the cell that was drawn last.
@@ -118,6 +115,16 @@ class XAR(nn.Module):
         state.tokens[:, self.span(state.ar_step)] = tokens.to(state.tokens.dtype)
         state.ar_step += 1
 
+    def preview(self, state: XARState) -> Preview:
+        """The finished cells, and where the others are."""
+        undrawn = torch.zeros_like(state.tokens[..., :1])
+        undrawn[:, self.span(state.ar_step).start :] = 1
+        return Preview(self.finish(state), self.to_latents(undrawn) > 0)
+
+    def ahead(self, state: XARState, noise: Noise) -> XARState:
+        """A copy that goes on cell by cell."""
+        return deepcopy(state)
+
     def finish(self, state: XARState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.to_latents(state.tokens)
@@ -136,8 +143,6 @@ class XAR(nn.Module):
         if request.labels is None:
             return empty
         labels = request.labels.to(empty.device)
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
-            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
         embedding = self.class_embedding(labels)
         return torch.cat([embedding, empty]) if guided else embedding
 
