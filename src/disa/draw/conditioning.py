@@ -20,7 +20,7 @@ from disa.core.noise import SeededNoise
 from disa.core.request import Prompts
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
-from disa.models.capabilities import Capabilities
+from disa.core.capabilities import Capabilities
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
 from disa.weights import checkpoints as weights

@@ -57,7 +57,11 @@ class Sampler(Loaded):
             return cls(preset, model, given, device, dtype, tokenizer)
         if checkpoint is not None:
             raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
-        folder = weights.find_folder(name)
+        folder = Path(name)
+        if not folder.is_dir():
+            if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
+                find_preset(str(name))
+            folder = weights.download_folder(str(name))
         preset, model, codec = weights.load_folder(folder)
         inside = folder / weights.TOKENIZER
         return cls(preset, model, given or codec, device, dtype, tokenizer or (inside if inside.is_dir() else None))
