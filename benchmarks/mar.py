@@ -38,7 +38,8 @@ from disa.core.solvers import DDPM
 from disa.core.steps import parse
 from disa.draw.sampler import DTYPES
 from disa.models import layers
-from disa.models.mar.model import MAR, MARConfig, masked_counts
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR, masked_counts
 from disa.models.registry import PRESETS
 
 OFFICIAL = {"cpu_seconds": 48.2, "cpu_seconds_head": 15.7, "network_calls": 427, "threads": 1, "batch": 1}

@@ -22,7 +22,8 @@ from disa.core.problem import Counter, DenoisingProblem, Evaluate, Noise, Predic
 from disa.core.request import Request
 from disa.core.solvers import GridSolver
 from disa.models.layers import sinusoids
-from disa.models.mar.model import MAR, official_names
+from disa.models.mar.model import MAR
+from disa.models.mar.names import official_names
 
 
 @dataclass

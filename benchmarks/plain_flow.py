@@ -23,11 +23,12 @@ from torch.nn import functional as F
 from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, TimeGrid
 from disa.core.request import Request
 from disa.models.flowar import model as flowar
+from disa.models.flowar import names as flowar_names
 from disa.models.flowar.model import FlowAR
 from disa.models.heads import TIME_FEATURES
 from disa.models.layers import sinusoids
 from disa.models.transformer import NORM_EPS, causal_mask
-from disa.models.xar import model as xar
+from disa.models.xar import names as xar_names
 from disa.models.xar.model import XAR
 
 
@@ -153,7 +154,7 @@ class PlainFlowAR(PlainModel):
     """Both halves have a state in the sampler, also where guidance does not act, and then go apart."""
 
     def __init__(self, model: FlowAR) -> None:
-        super().__init__(model, flowar.official_names(model.config).to_official(model.state_dict()))
+        super().__init__(model, flowar_names.official_names(model.config).to_official(model.state_dict()))
 
     def begin(self, request: Request, noise: Noise) -> PlainState:
         return PlainState(request, self.classes(request, doubled=request.guidance.active))
@@ -250,7 +251,7 @@ class PlainXAR(PlainModel):
     """Only the velocities are doubled; the conditional half is alone above the interval of guidance."""
 
     def __init__(self, model: XAR) -> None:
-        super().__init__(model, xar.official_names(model.config).to_official(model.state_dict()))
+        super().__init__(model, xar_names.official_names(model.config).to_official(model.state_dict()))
         c, rotation = model.config, model.rotation(torch.device("cpu"))
         self.angles = rotation.cos.repeat_interleave(2, 1), rotation.sin.repeat_interleave(2, 1)
         self.count = c.num_tokens // c.num_ar_steps

@@ -29,10 +29,18 @@ from disa.core.problem import DenoisingProblem, Process
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import make_solver
 from disa.errors import DisaError
-from disa.models.flowar import model as flowar
-from disa.models.harmon import model as harmon
-from disa.models.mar.model import MAR, MARConfig, official_names
-from disa.models.xar import model as xar
+from disa.models.flowar import names as flowar
+from disa.models.flowar.config import FlowARConfig
+from disa.models.flowar.model import FlowAR
+from disa.models.harmon import names as harmon
+from disa.models.harmon.config import HarmonConfig
+from disa.models.harmon.model import Harmon
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR
+from disa.models.mar.names import official_names
+from disa.models.xar import names as xar
+from disa.models.xar.config import XARConfig
+from disa.models.xar.model import XAR
 
 TOLERANCE = 2e-5
 
@@ -170,11 +178,11 @@ def replay_mar_loss(case: Case) -> Found:
 # -- FlowAR --------------------------------------------------------------------------------------------------------
 
 
-def load_flowar(case: Case) -> flowar.FlowAR:
+def load_flowar(case: Case) -> FlowAR:
     weights = case.part("weights/")
-    config = flowar.FlowARConfig.from_official(case.about["config"])
+    config = FlowARConfig.from_official(case.about["config"])
     config = replace(config, num_classes=len(weights["class_emb.weight"]) - 1)
-    model = flowar.FlowAR(config)
+    model = FlowAR(config)
     model.load_state_dict(flowar.official_names(config).from_official(weights))
     return model.eval()
 
@@ -229,11 +237,11 @@ def replay_flowar_loss(case: Case) -> Found:
 # -- xAR -----------------------------------------------------------------------------------------------------------
 
 
-def load_xar(case: Case) -> xar.XAR:
+def load_xar(case: Case) -> XAR:
     weights = case.part("weights/")
-    config = xar.XARConfig.from_official(case.about["config"])
+    config = XARConfig.from_official(case.about["config"])
     config = replace(config, num_classes=len(weights["class_emb.weight"]) - 1)
-    model = xar.XAR(config)
+    model = XAR(config)
     model.load_state_dict(xar.official_names(config).from_official(weights))
     return model.eval()
 
@@ -288,9 +296,9 @@ def replay_xar_loss(case: Case) -> Found:
 # -- Harmon --------------------------------------------------------------------------------------------------------
 
 
-def load_harmon(case: Case) -> harmon.Harmon:
-    config = harmon.HarmonConfig.from_official(case.about)
-    model = harmon.Harmon(config)
+def load_harmon(case: Case) -> Harmon:
+    config = HarmonConfig.from_official(case.about)
+    model = Harmon(config)
     model.load_state_dict(harmon.official_names(config).from_official(case.part("weights/")))
     return model.eval()
 

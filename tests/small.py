@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from disa.codecs.kl16 import VAEConfig
 from disa.core.request import Guidance
 from disa.draw.sampler import Sampler
-from disa.models.mar.model import MAR, MARConfig, official_names
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR
+from disa.models.mar.names import official_names
 from disa.models.registry import PRESETS, Preset, find_preset
 from disa.weights.checkpoints import build_model, save_model
 

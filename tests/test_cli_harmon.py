@@ -23,7 +23,7 @@ from disa.draw.prompts import pair_per_prompt, read_prompts, slug
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
 from disa.errors import DisaError
-from disa.models.harmon.model import official_names
+from disa.models.harmon.names import official_names
 from disa.models.harmon.text import FixedLength, Text
 from disa.models.registry import PRESETS
 from disa.study.compare import bench, compare

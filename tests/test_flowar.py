@@ -21,7 +21,9 @@ from disa.core.request import Guidance, Request
 from disa.core.solvers import make_solver, solve
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
-from disa.models.flowar.model import FlowAR, FlowARConfig, official_names, to_latents, to_tokens
+from disa.models.flowar.config import FlowARConfig
+from disa.models.flowar.model import FlowAR, to_latents, to_tokens
+from disa.models.flowar.names import official_names
 from disa.models.layers import can_pack, initialise, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,9 +26,11 @@ from disa.core.steps import StepPolicy, linear, parse
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
 from disa.errors import DisaError
-from disa.models.harmon import model as harmon
 from disa.models.harmon import text as texts
-from disa.models.harmon.model import IGNORED, Harmon, HarmonConfig, official_names
+from disa.models.harmon.config import HarmonConfig
+from disa.models.harmon.language import Prefix, causal
+from disa.models.harmon.model import IGNORED, Harmon
+from disa.models.harmon.names import official_names
 from disa.models.harmon.text import Text, penalised, sampled
 from disa.models.registry import PRESETS, Preset, find_preset
 from disa.study.calibrate import gains
@@ -186,9 +188,9 @@ def test_prompts_are_read_once_and_the_cache_is_cropped(model: Harmon, monkeypat
 
 def test_tables_and_masks_are_made_once(model: Harmon, monkeypatch: pytest.MonkeyPatch):
     made: list[str] = []
-    resized, causal = model.mar._resized, harmon._causal
+    resized = model.mar._resized
     monkeypatch.setattr(model.mar, "_resized", lambda *given: made.append("table") or resized(*given))
-    monkeypatch.setattr(harmon, "_causal", lambda *given: made.append("mask") or causal(*given))
+    monkeypatch.setattr("disa.models.harmon.model.causal", lambda *given: made.append("mask") or causal(*given))
     draw(model, [0], token_grid=(4, 6), scale=1.0)
     # One mask is that of the prompt, the other that of what follows it.
     assert sorted(made) == ["mask", "mask", "table", "table", "table"]
@@ -199,7 +201,7 @@ def test_padding_changes_nothing_but_rounding(model: Harmon, monkeypatch: pytest
     expected = draw(model, [0, 1, 2])
     read = model._read
 
-    def together(prompts: Prompts, longest: int) -> list[harmon.Prefix]:
+    def together(prompts: Prompts, longest: int) -> list[Prefix]:
         return [read(prompts.ids, prompts.lengths, torch.arange(len(prompts)), longest)]
 
     monkeypatch.setattr(model, "read", together)
@@ -367,7 +369,7 @@ def test_a_greedy_text_is_that_of_full_passes_without_a_cache(size: tuple[int, i
     with torch.no_grad():
         x = model._filled(model.look(latents), ids, IMAGE_TOKEN)
         for _ in range(6):
-            hidden = model.llm(inputs_embeds=x, attention_mask=harmon._causal(x.shape[1], x)).last_hidden_state
+            hidden = model.llm(inputs_embeds=x, attention_mask=causal(x.shape[1], x)).last_hidden_state
             chosen = model.logits(hidden[:, -1]).argmax(-1)
             x = torch.cat([x, model.llm.embed_tokens(chosen)[:, None]], dim=1)
             assert torch.equal(found[:, 0], chosen)
@@ -445,7 +447,7 @@ def test_an_answer_to_a_text_is_that_of_full_passes_and_does_not_depend_on_its_b
     found = torch.stack(list(model.answer(ids, max_tokens=5)), dim=1)
     x = model.llm.embed_tokens(ids)
     for i in range(5):
-        hidden = model.llm(inputs_embeds=x, attention_mask=harmon._causal(x.shape[1], x)).last_hidden_state
+        hidden = model.llm(inputs_embeds=x, attention_mask=causal(x.shape[1], x)).last_hidden_state
         assert torch.equal(found[:, i], model.logits(hidden[:, -1]).argmax(-1))
         x = torch.cat([x, model.llm.embed_tokens(found[:, i])[:, None]], dim=1)
     assert torch.equal(torch.stack(list(model.answer(ids[1:2], max_tokens=5)), dim=1), found[1:2])
@@ -502,7 +504,7 @@ def test_the_describing_loss_is_the_cross_entropy_of_the_next_token():
     targets[0, -3:], targets[1, -3:-1] = ids[0, -3:], ids[1, -3:-1]
     loss = model.describing_loss(latents, ids, targets, IMAGE_TOKEN)
     x = model._filled(model.look(latents), ids, IMAGE_TOKEN)
-    hidden = model.llm(inputs_embeds=x, attention_mask=harmon._causal(x.shape[1], x)).last_hidden_state
+    hidden = model.llm(inputs_embeds=x, attention_mask=causal(x.shape[1], x)).last_hidden_state
     scores = model.logits(hidden).log_softmax(-1)
     end = ids.shape[1]
     places = [(0, end - 3), (0, end - 2), (0, end - 1), (1, end - 3), (1, end - 2)]
@@ -528,7 +530,7 @@ def test_the_answering_loss_is_the_cross_entropy_of_the_next_token():
     ids = torch.tensor([[1, 2, 7, 40, 41], [1, 2, 50, 51, 0]])
     targets = torch.tensor([[IGNORED, IGNORED, IGNORED, 40, 41], [IGNORED, IGNORED, 50, 51, IGNORED]])
     x = model.llm.embed_tokens(ids)
-    scores = model.logits(model.llm(inputs_embeds=x, attention_mask=harmon._causal(5, x)).last_hidden_state)
+    scores = model.logits(model.llm(inputs_embeds=x, attention_mask=causal(5, x)).last_hidden_state)
     places = [(0, 3), (0, 4), (1, 2), (1, 3)]
     expected = -torch.stack([scores.log_softmax(-1)[row, i - 1, ids[row, i]] for row, i in places]).mean()
     torch.testing.assert_close(model.answering_loss(ids, targets), expected)

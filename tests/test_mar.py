@@ -22,7 +22,9 @@ from disa.core.solvers import make_solver, solve
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.layers import PackedLinear, can_pack, initialise, pack
-from disa.models.mar.model import MAR, MARConfig, masked_counts, official_names
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR, masked_counts
+from disa.models.mar.names import official_names
 from disa.models.registry import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

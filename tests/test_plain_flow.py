@@ -16,8 +16,10 @@ from disa.core.noise import SeededNoise
 from disa.core.request import Guidance, Request
 from disa.core.solvers import make_solver
 from disa.core.steps import linear
-from disa.models.flowar.model import FlowAR, FlowARConfig
-from disa.models.xar.model import XAR, XARConfig
+from disa.models.flowar.config import FlowARConfig
+from disa.models.flowar.model import FlowAR
+from disa.models.xar.config import XARConfig
+from disa.models.xar.model import XAR
 
 FLOWAR: dict[str, Any] = {
     "scales": (1, 2, 4), "latent_channels": 3, "width": 32, "encoder_depth": 1, "decoder_depth": 2, "num_heads": 2,

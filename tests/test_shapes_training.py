@@ -12,7 +12,8 @@ from disa.codecs.small import SmallCodec, SmallVAE
 from disa.core.request import Prompts
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.models.harmon.model import IGNORED, HarmonConfig
+from disa.models.harmon.config import HarmonConfig
+from disa.models.harmon.model import IGNORED
 from disa.models.harmon.text import DESCRIBE, STOP, UNCONDITIONAL, Text
 from disa.models.registry import PRESETS
 from disa.tiny import shapes, tasks

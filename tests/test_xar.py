@@ -22,7 +22,9 @@ from disa.core.solvers import make_solver, solve
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.layers import can_pack, initialise, pack
-from disa.models.xar.model import XAR, XARConfig, official_names
+from disa.models.xar.config import XARConfig
+from disa.models.xar.model import XAR
+from disa.models.xar.names import official_names
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

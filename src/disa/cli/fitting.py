@@ -27,8 +27,8 @@ def fit_probe(
     given.
     """
     from disa.files import make_folder
+    from disa.study import fit
     from disa.study.calibrate import num_turns
-    from disa.study.fit import fit, save
 
     sampler, wanted = asked.load(source, IMAGES, FIRST_SEED)
     settings = drawing.settings(sampler)
@@ -36,8 +36,8 @@ def fit_probe(
         raise DisaError(f"{out} is a folder: expected a file to write, such as {out / 'probe.safetensors'}.")
     make_folder(out.parent)
     with progress("fitting", num_turns(wanted, settings), as_json) as advance:
-        fitted = fit(sampler, wanted, settings, seed, advance)
-    save(out, fitted.fit)
+        fitted = fit.fit_probe(sampler, wanted, settings, seed, advance)
+    fit.save(out, fitted.probe)
     report = fitted.report()
     if as_json:
         print_json(report | {"out": str(out)})

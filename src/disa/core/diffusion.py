@@ -29,6 +29,9 @@ class CosineDiffusion:
 
     num_timesteps: int = 1000
     predicts = "noise"
+    learns_variance = True
+    shows_data_in_noise = False
+    even_grid = "logsnr"
 
     @cached_property
     def betas(self) -> np.ndarray:
@@ -49,6 +52,34 @@ class CosineDiffusion:
         """The named grid for `num_steps` denoising steps. Official grids may hold fewer: see `GRIDS`."""
         return _grid(self, name, num_steps)
 
+    def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
+        """(x - sqrt(1 - abar) noise) / sqrt(abar)."""
+        return x.sub(value, alpha=math.sqrt(1 - level)).div_(math.sqrt(level))
+
+    def noised(self, data: Tensor, noise: Tensor, level: float) -> Tensor:
+        """sqrt(abar) data + sqrt(1 - abar) noise."""
+        return math.sqrt(level) * data + math.sqrt(1 - level) * noise
+
+    def flow_grid(self, num_steps: int) -> tuple[TimeGrid, np.ndarray]:
+        """The trained timesteps nearest to even t = sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)), and that t [n + 1].
+
+        It begins at the largest trained timestep, where t is 0.93. Two timesteps may fall together, so there may be
+        fewer than `num_steps`.
+        """
+        abar = self.alpha_bar[: LAST_TRAINED * self.num_timesteps // 1000 + 1]
+        t = np.sqrt(1 - abar) / (np.sqrt(abar) + np.sqrt(1 - abar))
+        wanted = np.linspace(t[-1], 0, num_steps + 1)[:-1]
+        timesteps = np.unique(np.interp(wanted, t, np.arange(len(t))).round().astype(int))[::-1]
+        return _on_timesteps(self, timesteps.tolist()), np.append(t[timesteps], 0.0)
+
+    def flow_scale(self, level: float) -> float:
+        """sqrt(abar) + sqrt(1 - abar)."""
+        return math.sqrt(level) + math.sqrt(1 - level)
+
+    def velocity(self, x: Tensor, value: Tensor, level: float) -> Tensor:
+        """The predicted noise less the predicted data."""
+        return value - (x - math.sqrt(1 - level) * value) / math.sqrt(level)
+
 
 @lru_cache(maxsize=4096)
 def _grid(process: CosineDiffusion, name: str, num_steps: int) -> TimeGrid:
@@ -58,8 +89,10 @@ def _grid(process: CosineDiffusion, name: str, num_steps: int) -> TimeGrid:
     if num_steps < 1:
         raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
     if plain in OF_1000 and process.num_timesteps != 1000:
-        raise DisaError(f"the official grid {plain} is for a process of 1000 timesteps, found {process.num_timesteps}: "
-                        "choose uniform or logsnr.")  # fmt: skip
+        raise DisaError(
+            f"the official grid {plain} is for a process of 1000 timesteps, found {process.num_timesteps}: "
+            "choose uniform or logsnr."
+        )
     return GRIDS[plain](process, num_steps)
 
 

@@ -27,10 +27,34 @@ class FlowMatching:
 
     embedding_scale: int = 1000
     predicts = "velocity"
+    learns_variance = False
+    shows_data_in_noise = True
+    even_grid = "uniform"
 
     def grid(self, name: str, num_steps: int) -> TimeGrid:
         """The named grid for `num_steps` denoising steps; see `GRIDS`. Raises DisaError."""
         return _grid(self, name, num_steps)
+
+    def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
+        """x - t velocity."""
+        return x.sub(value, alpha=level)
+
+    def noised(self, data: Tensor, noise: Tensor, level: float) -> Tensor:
+        """(1 - t) data + t noise."""
+        return torch.lerp(data, noise, level)
+
+    def flow_grid(self, num_steps: int) -> tuple[TimeGrid, np.ndarray]:
+        """The uniform grid and its t [n + 1]."""
+        grid = self.grid("uniform", num_steps)
+        return grid, grid.levels
+
+    def flow_scale(self, level: float) -> float:
+        """1: these are the coordinates of a flow."""
+        return 1.0
+
+    def velocity(self, x: Tensor, value: Tensor, level: float) -> Tensor:
+        """What the network says."""
+        return value
 
     def network_times(self, t: np.ndarray) -> np.ndarray:
         """What the time embedding is fed at times t: the official networks take the whole part of a float32 product."""
@@ -56,8 +80,10 @@ def _named(name: str) -> Callable[[int], np.ndarray]:
     except ValueError:
         shift = math.nan
     if not 0 < shift < math.inf:
-        raise DisaError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}, or shifted-S with a number S > 0, "
-                        "such as shifted-3.")  # fmt: skip
+        raise DisaError(
+            f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}, or shifted-S with a number S > 0, "
+            "such as shifted-3."
+        )
     return lambda num_steps: shifted(_uniform(num_steps), shift)
 
 

@@ -73,7 +73,7 @@ class SeededNoise:
         """[R, *shape] standard normal."""
         return self._normal(problem, first=0, count=1)[0]
 
-    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+    def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
         """[num_steps, R, *shape] standard normal; the first k of them do not depend on `num_steps`."""
         return self._normal(problem, first=1, count=num_steps)
 

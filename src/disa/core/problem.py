@@ -5,8 +5,9 @@ Shapes: B images, L tokens per image, R rows, C token channels, K AR steps, n de
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,13 +16,6 @@ from torch import Tensor
 
 from disa.core.request import Request
 from disa.errors import DisaError
-
-
-@dataclass
-class Counter:
-    """Evaluations made, counted where the network is called: one per row, guidance counts two."""
-
-    evaluations: int = 0
 
 
 class Prediction(NamedTuple):
@@ -34,14 +28,25 @@ class Prediction(NamedTuple):
     variance: Tensor | None = None
 
 
-Evaluate = Callable[[Tensor, int], Prediction]
+class Bound(Protocol):
+    """A field on a grid. It changes nothing outside of itself, so that it can be captured and replayed.
+
+    costs: [n] evaluations of one row in each denoising step: 2 where guidance acts, else 1.
+    """
+
+    @property
+    def costs(self) -> Sequence[int]: ...
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        """What the network says at x [R, *shape] in a denoising step of the grid."""
+        ...
 
 
 class Field(Protocol):
     """The denoising network with its condition and guidance bound to it."""
 
-    def on(self, grid: TimeGrid) -> Evaluate:
-        """Bind to the n times of a grid; the result maps (x [R, *shape], denoise_step) to a `Prediction`."""
+    def on(self, grid: TimeGrid) -> Bound:
+        """Bind to the n times of a grid."""
         ...
 
     def select(self, rows: Tensor) -> Field:
@@ -81,35 +86,49 @@ class TimeGrid:
         return [low <= t <= high for t in self.times.tolist()]
 
 
-@dataclass(frozen=True)
-class Watch:
-    """A policy's answer that it looks at the path first: each row then goes on in its own number of steps.
+class Process(Protocol):
+    """The path between data and noise: its grids, and every conversion between data, noise and what the network says.
 
-    num_steps: asked for the grid that all rows begin on. num_looks: evaluations, evenly along the share `until` of
-    those of the grid. go_on: maps what the last look changed [R], the mean squared difference of two data predictions,
-    to the evaluations of the rest [R], at least 1 each; more than the grid still has are not made.
+    predicts: what the network says, `noise` or `velocity`. learns_variance: whether it gives a variance beside it.
+    shows_data_in_noise: whether one evaluation of pure noise tells which data are to be expected. even_grid: the name
+    of the grid whose steps suit solvers of order 2 and more.
+
+    A state x, what the network says of it (`value`), data and noise are [R, *shape]. A level is an entry of
+    `TimeGrid.levels`.
     """
 
-    num_steps: int
-    num_looks: int
-    until: float
-    go_on: Callable[[Tensor], Tensor]
-
-    def stop(self, num_evaluations: int) -> int:
-        """The index of the evaluation before which a grid of so many is left."""
-        stop = int(num_evaluations * self.until)
-        if not 2 <= self.num_looks <= stop < num_evaluations:
-            raise DisaError(f"a grid of {num_evaluations} evaluations is too short to look {self.num_looks} times "
-                            "and to go on from there: ask for more early steps.")  # fmt: skip
-        return stop
-
-
-class Process(Protocol):
-    """What converts between data, noise and the network's prediction, and which grids it knows."""
-
     predicts: str
+    learns_variance: bool
+    shows_data_in_noise: bool
+    even_grid: str
 
-    def grid(self, name: str, num_steps: int) -> TimeGrid: ...
+    def grid(self, name: str, num_steps: int) -> TimeGrid:
+        """The named grid for `num_steps` denoising steps. Raises DisaError."""
+        ...
+
+    def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
+        """The data that the network expects at x."""
+        ...
+
+    def noised(self, data: Tensor, noise: Tensor, level: float) -> Tensor:
+        """The state at a level between data and noise."""
+        ...
+
+    def flow_grid(self, num_steps: int) -> tuple[TimeGrid, np.ndarray]:
+        """About `num_steps` evaluations that are even in the t of a flow, and that t [n + 1], from noise to 0.
+
+        In the coordinates of a flow the state is (1 - t) data + t noise (Liu et al. 2023); only there the path of a
+        single datum is straight and gone along evenly.
+        """
+        ...
+
+    def flow_scale(self, level: float) -> float:
+        """A state of this process divided by this is that state in the coordinates of a flow."""
+        ...
+
+    def velocity(self, x: Tensor, value: Tensor, level: float) -> Tensor:
+        """Noise - data, both as predicted at x: the velocity of the probability-flow ODE in those coordinates."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -143,10 +162,61 @@ class DenoisingProblem:
     def select(self, rows: Tensor) -> DenoisingProblem:
         """The same problem for some rows only (indices [R'])."""
         condition = None if self.condition is None else self.condition[rows]
-        return replace(
-            self, field=self.field.select(rows), image=self.image[rows], position=self.position[rows],
-            condition=condition,
-        )  # fmt: skip
+        field = self.field.select(rows)
+        return replace(self, field=field, image=self.image[rows], position=self.position[rows], condition=condition)
+
+
+@dataclass(frozen=True)
+class Look:
+    """The first part of a path, which all rows share, and how each row goes on from there.
+
+    num_steps: asked for the grid. num_looks: evaluations along the share `until` of those of the grid, evenly. go_on:
+    maps what the last of them changed [R], the mean squared difference of two predictions of the data, to the
+    evaluations of the rest [R] int64, at least 1 each; more than the grid still has are not made.
+    """
+
+    num_steps: int
+    num_looks: int
+    until: float
+    go_on: Callable[[Tensor], Tensor]
+
+    def stop(self, num_evaluations: int) -> int:
+        """The index of the evaluation that a grid of so many is left before. Raises DisaError."""
+        stop = int(num_evaluations * self.until)
+        if not 2 <= self.num_looks <= stop < num_evaluations:
+            raise DisaError(
+                f"a grid of {num_evaluations} evaluations is too short to look {self.num_looks} times "
+                "and to go on from there: ask for more early steps."
+            )
+        return stop
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step policy answers: denoising steps for all rows or for each [R] int64, or a look before they are chosen.
+
+    Exactly one of the two is given.
+    """
+
+    counts: int | Tensor | None = None
+    look: Look | None = None
+
+    @classmethod
+    def of(cls, answer: object) -> Plan:
+        """From a whole number of Python or NumPy, an int64 tensor [R], a `Look` or a `Plan`. Raises DisaError."""
+        if isinstance(answer, Plan) and (answer.counts is None) != (answer.look is None):
+            return answer if answer.look else cls.of(answer.counts)
+        if isinstance(answer, Look):
+            return cls(look=answer)
+        if isinstance(answer, Integral) and not isinstance(answer, bool):
+            return cls(int(answer))
+        if isinstance(answer, Tensor) and answer.dtype == torch.int64 and answer.dim() == 1:
+            return cls(answer)
+        found = f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else repr(answer)
+        raise DisaError(
+            "a step policy answers with a whole number, an int64 tensor with one count per row, a Look or a Plan: "
+            f"found {found}."
+        )
 
 
 class Noise(Protocol):
@@ -160,8 +230,8 @@ class Noise(Protocol):
         """[R, *shape] standard normal: where denoising starts."""
         ...
 
-    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
-        """[num_steps, R, *shape] standard normal: what a stochastic solver adds."""
+    def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        """[num_steps, R, *shape] standard normal: what a stochastic solver adds in each denoising step."""
         ...
 
 
@@ -185,12 +255,6 @@ class Architecture(Protocol):
         ...
 
 
-class ARState(Protocol):
-    """One generation under way, made by `begin`: everything that changes lives here, nothing on the model."""
-
-    counter: Counter
-
-
 class ARModel(Protocol):
     """What a model implements: it states problems and takes in solutions, it never solves them."""
 
@@ -205,7 +269,7 @@ class ARModel(Protocol):
         ...
 
     def begin(self, request: Request, noise: Noise) -> Any:
-        """Check the request and return its `ARState`."""
+        """Check the request. Returns the state of one generation, which holds all that changes."""
         ...
 
     def pose(self, state: Any) -> DenoisingProblem:
@@ -225,8 +289,9 @@ class ARModel(Protocol):
 class ARStep:
     """One turn of the AR loop, as it is yielded.
 
-    steps: denoising steps asked for, one int or [R]. tokens: [R, *shape]. evaluations: made in this AR step.
-    seconds_backbone, seconds_head: time in `pose` + `accept`, and in the denoising loop with its policy.
+    steps: denoising steps asked for, one int or [R]. tokens: [R, *shape]. evaluations: made in this AR step, by the
+    solver and by the policy. seconds_backbone, seconds_head: time in `pose` + `accept`, and in the denoising loop with
+    its policy.
     """
 
     ar_step: int

@@ -16,32 +16,40 @@ RAMPS = ("linear", "constant")
 
 @dataclass(frozen=True)
 class Guidance:
-    """Classifier-free guidance, its ramp over AR steps and its interval of denoising time.
+    """Classifier-free guidance: its scale, its ramp over AR steps, and where it acts.
 
-    scale: 1 is off. ramp: `linear` grows from 1 with the share of the image that is known (Muse, as MAR has it),
-    `constant` is `scale` everywhere. interval: guidance acts where low <= t <= high, t from 0 (data) to 1 (noise)
-    (Kynkäänniemi et al. 2024); outside of it the unconditional half is not evaluated.
+    scale: 1 is off, and any other finite number is on. ramp: `linear` grows from 1 with the share of the image that is
+    known (Muse, as MAR has it), `constant` is `scale` everywhere. interval: guidance acts where low <= t <= high, t
+    from 0 (data) to 1 (noise) (Kynkäänniemi et al. 2024). progress: the same of AR progress k / (K - 1), which is 0
+    with a single AR step. Outside of either the unconditional half is not evaluated.
     """
 
     scale: float = 1.0
     ramp: str = "linear"
     interval: tuple[float, float] = (0.0, 1.0)
+    progress: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.ramp not in RAMPS:
             raise DisaError(f"unknown guidance ramp {self.ramp!r}: expected one of {', '.join(RAMPS)}.")
         if not np.isfinite(self.scale):
             raise DisaError(f"guidance must be a finite number, found {self.scale}.")
-        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
-            raise DisaError(f"the guidance interval must be two times 0 <= low <= high <= 1, found {self.interval}.")
+        for name, ends, what in (("interval", self.interval, "times"), ("progress", self.progress, "shares")):
+            if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
+                raise DisaError(f"the guidance {name} must be two {what} 0 <= low <= high <= 1, found {ends}.")
 
     @property
     def active(self) -> bool:
         return self.scale != 1.0
 
-    def at(self, progress: float) -> float:
-        """The scale when the share `progress` of the image will be known after this AR step."""
-        return self.scale if self.ramp == "constant" else 1 + (self.scale - 1) * progress
+    def at(self, known: float) -> float:
+        """What the ramp makes of the scale when the share `known` of the image will be known after this AR step."""
+        return self.scale if self.ramp == "constant" else 1 + (self.scale - 1) * known
+
+    def scales(self, known: Sequence[float]) -> list[float]:
+        """[K] the scale of every AR step, 1 where guidance is off. known: [K] what the ramp follows, see `at`."""
+        last, (low, high) = max(1, len(known) - 1), self.progress
+        return [self.at(share) if low <= k / last <= high else 1.0 for k, share in enumerate(known)]
 
 
 @dataclass(frozen=True)

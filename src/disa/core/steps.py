@@ -1,7 +1,7 @@
 """How many denoising steps each AR step gets: the annealing schedules of DiSA (arXiv 2505.20297) and their text form.
 
-A step policy is called with a `DenoisingProblem` and returns one count, or one per row ([R]). A schedule is the policy
-that looks at k and K only, so it also works in a loop of your own: `disa.linear(50, 5).at(k, K)`.
+A step policy is called with a `DenoisingProblem` and answers with a plan. A schedule is the policy that knows only
+k and K, so it also works in a loop of your own: `disa.linear(50, 5).at(k, K)`.
 """
 
 from __future__ import annotations
@@ -11,28 +11,34 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol
 
 from disa.errors import DisaError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from disa.core.problem import DenoisingProblem, Watch
+    from disa.core.problem import DenoisingProblem, Look, Plan
 
 
 class StepPolicy(Protocol):
-    """Denoising steps for a problem: one int for all rows, an int64 tensor [R], or the wish to look on the way."""
+    """Denoising steps for a problem: one whole number for all rows, an int64 tensor [R], a `Look` or a `Plan`.
 
-    def __call__(self, problem: DenoisingProblem) -> int | Tensor | Watch: ...
+    What it evaluates with `problem.field` is counted. It may be shared by many generations: what remembers between AR
+    steps is a `Remembering`.
+    """
+
+    def __call__(self, problem: DenoisingProblem) -> int | Tensor | Look | Plan: ...
 
 
-@runtime_checkable
-class Remembering(Protocol):
-    """A policy that remembers between AR steps: each generation asks it for a fresh one."""
+class Remembering:
+    """The base of policies that remember between AR steps: each generation asks for one of its own."""
 
-    def begin(self) -> StepPolicy: ...
+    def begin(self) -> StepPolicy:
+        """The policy for one generation."""
+        raise NotImplementedError
 
 
 def fresh(policy: StepPolicy) -> StepPolicy:
@@ -40,12 +46,25 @@ def fresh(policy: StepPolicy) -> StepPolicy:
     return policy.begin() if isinstance(policy, Remembering) else policy
 
 
+def describe(policy: StepPolicy) -> str:
+    """How reports name a policy: its `str()` where its class defines that, else `module:name` of function or class.
+
+    So the text never tells where an object lies in memory.
+    """
+    if type(policy).__str__ is not object.__str__:
+        return str(policy)
+    while isinstance(policy, partial):
+        policy = policy.func
+    named = policy if hasattr(policy, "__qualname__") else type(policy)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A policy that depends on k and K alone. Subclasses define `at`; `str()` gives the text that `parse` reads."""
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
-        """Denoising steps of AR step k = 0..K-1."""
+        """Denoising steps of AR step k = 0..K-1. Raises DisaError outside of these."""
         raise NotImplementedError
 
     def counts(self, num_ar_steps: int) -> list[int]:
@@ -66,6 +85,7 @@ class Constant(Schedule):
         _check_counts([self.num_steps])
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
+        _check_place(ar_step, num_ar_steps)
         return self.num_steps
 
     def __str__(self) -> str:
@@ -77,7 +97,7 @@ class Annealed(Schedule):
     """From `early` to `late` steps; early < late is legal and is the reversed schedule.
 
     A count is late + int(share * (early - late)), in double precision and truncated, as the official code rounds. With
-    one AR step linear and cosine give `early`, two-stage gives `late`, which is what its official formula gives.
+    a single AR step linear and cosine give `early`; two-stage gives `late`, as its official formula does.
     """
 
     early: int
@@ -92,6 +112,7 @@ class Annealed(Schedule):
         raise NotImplementedError
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
+        _check_place(ar_step, num_ar_steps)
         return self.late + int(self.share(ar_step, num_ar_steps - 1) * (self.early - self.late))
 
     def __str__(self) -> str:
@@ -129,7 +150,7 @@ class TwoStage(Annealed):
 class Table(Schedule):
     """One count per AR step. With another number of AR steps the table is resampled at equal shares of the run.
 
-    measured_for: what the counts were chosen for, as `Sampler.facts` says it; empty where nobody measured.
+    measured_for: the settings that the counts were chosen for; empty where nothing was measured.
     """
 
     values: tuple[int, ...]
@@ -142,6 +163,7 @@ class Table(Schedule):
         _check_counts(list(self.values))
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
+        _check_place(ar_step, num_ar_steps)
         if num_ar_steps == len(self.values):
             return self.values[ar_step]
         if ar_step == 0:
@@ -208,6 +230,13 @@ def parse(text: str) -> Schedule:
         return _ANNEALED[name](early, late)
     except (ValueError, KeyError) as error:
         raise DisaError(f"unknown step policy {text!r}: expected {FORMS}.") from error
+
+
+def _check_place(ar_step: int, num_ar_steps: int) -> None:
+    if num_ar_steps < 1:
+        raise DisaError(f"a schedule needs at least 1 AR step, found {num_ar_steps}.")
+    if not 0 <= ar_step < num_ar_steps:
+        raise DisaError(f"AR steps count from 0: expected 0 to {num_ar_steps - 1}, found {ar_step}.")
 
 
 def _check_counts(counts: list[int]) -> None:

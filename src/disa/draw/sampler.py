@@ -25,7 +25,8 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep
 from disa.core.request import Guidance, Prompts, Request
-from disa.core.solvers import WITH_TEMPERATURE, Solver, grid_for, make_solver
+from disa.core.solver import Solver
+from disa.core.solvers import WITH_TEMPERATURE, grid_for, make_solver
 from disa.core.steps import StepPolicy
 from disa.draw.samples import Samples, TraceStep, check_output_type, convert
 from disa.errors import DisaError
@@ -268,7 +269,7 @@ class Sampler:
         for count in set(counts):
             grid_for(settings.solver, self.model.process, count)
         if isinstance(chosen, adaptive.Adaptive):
-            chosen = chosen.on(settings.solver, self.model.process)
+            chosen = chosen.fitted_to(settings.solver, self.model.process)
         if isinstance(chosen, steps.Table | adaptive.Adaptive) and chosen.measured_for:
             self._warn_of_others(chosen, settings)
         return replace(settings, policy=chosen)

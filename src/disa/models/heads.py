@@ -1,10 +1,12 @@
-"""The diffusion head of MAR and Harmon: an MLP with adaptive layer norms, and the field it makes with guidance.
+"""The diffusion head of MAR and Harmon: an MLP with adaptive layer norms.
 
-Shapes: R rows, C token channels, W head width, D condition width, n denoising steps.
+Shapes: R rows, P halves of them (conditional first), C token channels, W head width, D condition width, n denoising
+steps.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
@@ -12,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.core.problem import Counter, Evaluate, Field, Prediction, TimeGrid
+from disa.core.problem import Prediction, TimeGrid
+from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
 from disa.models.layers import Linear, sinusoids, swish, tiles
 
 TIME_FEATURES = 256
-LOOKAHEAD_VALUES = 1 << 21
-"""How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
 
 
 class ResidualBlock(nn.Module):
@@ -76,79 +77,53 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HeadField(Field):
-    """A head with its conditions and guidance: noise = unconditional + scale (conditional - unconditional).
-
-    conditional, unconditional: [R, W], already projected. The variance is the conditional one, as officially. Outside
-    of the interval of time the conditional half alone is evaluated.
-    """
+class HeadNetwork(Network):
+    """A head with its conditions [P, R, W], already projected."""
 
     head: DiffusionHead
-    conditional: Tensor
-    unconditional: Tensor | None
-    scale: float
-    counter: Counter
-    interval: tuple[float, float] = (0.0, 1.0)
+    condition: Tensor
 
     @classmethod
-    def of(
-        cls, head: DiffusionHead, condition: Tensor, unconditional: Tensor | None, scale: float, counter: Counter,
-        interval: tuple[float, float] = (0.0, 1.0),
-    ) -> HeadField:  # fmt: skip
-        """Project the conditions [R, D] once for all denoising steps."""
-        empty = None if unconditional is None else head.condition(unconditional)
-        return cls(head, head.condition(condition), empty, scale, counter, interval)
+    def of(cls, head: DiffusionHead, *conditions: Tensor) -> HeadNetwork:
+        """Project the conditions of each half [R, D] once for all denoising steps."""
+        return cls(head, torch.stack([head.condition(half) for half in conditions]))
 
-    def select(self, rows: Tensor) -> HeadField:
-        empty = None if self.unconditional is None else self.unconditional[rows]
-        return replace(self, conditional=self.conditional[rows], unconditional=empty)
+    @property
+    def num_halves(self) -> int:
+        return len(self.condition)
 
-    def on(self, grid: TimeGrid) -> Evaluate:
-        return _BoundHead(self, grid)
+    def select(self, rows: Tensor) -> HeadNetwork:
+        return replace(self, condition=self.condition[:, rows])
+
+    def on(self, grid: TimeGrid, num_halves: Sequence[int]) -> BoundNetwork:
+        return _BoundHead(self, grid, num_halves)
 
 
 class _BoundHead:
-    """A `HeadField` on one grid. Rows are padded once, here, so that no layer of a block has to do it."""
+    """A `HeadNetwork` on one grid. Rows are padded once, here, so that no layer of a block has to do it."""
 
-    def __init__(self, field: HeadField, grid: TimeGrid) -> None:
-        self.field, self.head = field, field.head
-        self.num_rows = len(field.conditional)
-        halves = [half for half in (field.conditional, field.unconditional) if half is not None]
-        inside = grid.within(field.interval)
-        self.num_halves = [len(halves) if acts else 1 for acts in inside]
-        self.padding = _padding(self.num_rows, set(self.num_halves)) if field.conditional.device.type == "cpu" else 0
-        self.condition = torch.cat([F.pad(half, (0, 0, 0, self.padding)) for half in halves])
-        times = torch.tensor(grid.network_times, dtype=torch.float32, device=self.condition.device)
-        self.times = self.head.time_table(times)
-        rows, outputs = len(self.condition), self.head.modulation.out_features
-        self.lookahead = max(1, min(len(times), LOOKAHEAD_VALUES // (rows * outputs)))
-        self.first, self.modulations = -1, self.condition
+    def __init__(self, network: HeadNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
+        self.head, self.num_halves, condition = network.head, num_halves, network.condition
+        on_cpu = condition.device.type == "cpu"
+        self.padding = _padding(condition.shape[1], set(num_halves)) if on_cpu else 0
+        self.condition = F.pad(condition, (0, 0, 0, self.padding))
+        self.times = self.head.time_table(network_times(grid, condition.device))
+        values = self.condition.shape[:2].numel() * self.head.modulation.out_features
+        self.modulation = Lookahead(num_halves, values, self._modulations)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
-        num_halves = self.num_halves[denoise_step]
-        self.field.counter.evaluations += num_halves * self.num_rows
-        modulation = self._modulation(denoise_step)
+        num_halves, modulation = self.num_halves[denoise_step], self.modulation(denoise_step)
         if self.padding:
             x = F.pad(x, (0, 0, 0, self.padding))
         h = self.head.input(x.to(self.condition.dtype))
         value, variance = self.head.denoise(h.repeat(num_halves, 1), modulation)
         assert variance is not None
-        if num_halves == 2:
-            conditional, unconditional = value.chunk(2)
-            value = torch.lerp(unconditional, conditional, self.field.scale)
-        return Prediction(value[: self.num_rows], variance[: self.num_rows])
+        return Prediction(value.unflatten(0, (num_halves, -1)), variance.unflatten(0, (num_halves, -1)))
 
-    def _modulation(self, denoise_step: int) -> Tensor:
-        """Modulations of all blocks at one denoising step, computed for a stretch of steps with as many halves."""
-        if not 0 <= denoise_step - self.first < len(self.modulations) or self.first < 0:
-            self.first, self.modulations = denoise_step, self.condition  # the old stretch makes room for the new
-            ahead = self.num_halves[denoise_step : denoise_step + self.lookahead]
-            stretch = next((i for i, halves in enumerate(ahead) if halves != ahead[0]), len(ahead))
-            times = self.times[denoise_step : denoise_step + stretch]
-            condition = self.condition[: ahead[0] * (self.num_rows + self.padding)]
-            mixed = swish(times[:, None] + condition)
-            self.modulations = self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
-        return self.modulations[denoise_step - self.first]
+    def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
+        """[stretch, num_halves R', ...] modulations of all blocks."""
+        mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
+        return self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
 
 
 def _padding(num_rows: int, num_halves: set[int]) -> int:

@@ -14,15 +14,19 @@ from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SmallVAEConfig
 from disa.core.request import Guidance
 from disa.errors import DisaError
-from disa.models.flowar import model as flowar
-from disa.models.flowar.model import FlowAR, FlowARConfig
-from disa.models.harmon import model as harmon
-from disa.models.harmon.model import Harmon, HarmonConfig
-from disa.models.mar import model as mar
-from disa.models.mar.model import MAR, MARConfig
+from disa.models.flowar import names as flowar
+from disa.models.flowar.config import FlowARConfig
+from disa.models.flowar.model import FlowAR
+from disa.models.harmon import names as harmon
+from disa.models.harmon.config import HarmonConfig
+from disa.models.harmon.model import Harmon
+from disa.models.mar import names as mar
+from disa.models.mar.config import MARConfig
+from disa.models.mar.model import MAR
 from disa.models.naming import NameMap
-from disa.models.xar import model as xar
-from disa.models.xar.model import XAR, XARConfig
+from disa.models.xar import names as xar
+from disa.models.xar.config import XARConfig
+from disa.models.xar.model import XAR
 
 Model = MAR | FlowAR | XAR | Harmon
 

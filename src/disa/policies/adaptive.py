@@ -1,9 +1,9 @@
 """Step policies that look: each row gets denoising steps by the error that is still to be expected of it.
 
-A score says of every row how much it needs; what is known of the score (`Knowledge`) turns it into the log of the error
-after one denoising step, as it reaches the whole image. The error after n is taken to be that over n^power, so steps go
-where the next one takes off most: the marginal gain is equal everywhere, between early and late, which is the least
-total error for what is spent.
+A score says of every row how much it needs, and its `ErrorModel` turns that into the log of the error after one
+denoising step, as it reaches the whole image. The error after n steps is taken to be that over n^power. Steps go where
+the next one takes off most, so that between early and late the marginal gain is equal everywhere: the least total error
+for what is spent.
 
 Shapes: B images, N rows per image, R = B N rows, D condition width, J different counts, Q quantiles.
 """
@@ -24,9 +24,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from disa.core.problem import DenoisingProblem, Prediction, Process, Watch
-from disa.core.solvers import Solver, data_prediction, grid_for, grid_for_parts
-from disa.core.steps import StepPolicy
+from disa.core.problem import DenoisingProblem, Look, Prediction, Process
+from disa.core.solver import Solver
+from disa.core.solvers import grid_for, grid_for_parts
+from disa.core.steps import Remembering
 from disa.errors import DisaError
 from disa.models.layers import Linear
 from disa.models.registry import Preset
@@ -120,16 +121,10 @@ def _two_looks(problem: DenoisingProblem, share: float, *signs: float) -> list[t
     looks = []
     for sign in signs:
         noise = (sign * common).expand(problem.num_rows, *problem.shape)
-        x = _noised(process, data_prediction(process, noise, far(noise, 0).value, far_level), noise, near_level)
+        x = process.noised(process.data(noise, far(noise, 0).value, far_level), noise, near_level)
         said = near(x, 0)
-        looks.append((data_prediction(process, x, said.value, near_level), said))
+        looks.append((process.data(x, said.value, near_level), said))
     return looks
-
-
-def _noised(process: Process, start: Tensor, noise: Tensor, level: float) -> Tensor:
-    if process.predicts == "noise":
-        return math.sqrt(level) * start + math.sqrt(1 - level) * noise
-    return torch.lerp(start, noise, level)
 
 
 def _log_mean_square(x: Tensor) -> Tensor:
@@ -185,7 +180,7 @@ def features(problem: DenoisingProblem) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class ErrorModel:
     """How a score goes with the error of a model, measured on its own drawings.
 
     The log of the error after one denoising step is intercept + slope score; it falls as n^-power. importance: [J] the
@@ -213,11 +208,11 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
-class Fit:
-    """What `disa fit-probe` writes: a probe, the knowledge of every score, and what it was measured on."""
+class FittedProbe:
+    """What `disa fit-probe` writes: a probe, the error model of every score, and what they were measured on."""
 
     probe: Probe
-    knowledge: Mapping[str, Knowledge]
+    error_models: Mapping[str, ErrorModel]
     about: Mapping[str, Any]
 
     @property
@@ -230,18 +225,18 @@ class Fit:
 
     def tensors(self) -> dict[str, Tensor]:
         state = {f"probe.{name}": value for name, value in self.probe.state_dict().items()}
-        state |= {f"later.{name}": known.later.float() for name, known in self.knowledge.items()}
-        return state | {f"importance.{name}": known.importance.float() for name, known in self.knowledge.items()}
+        state |= {f"later.{name}": known.later.float() for name, known in self.error_models.items()}
+        return state | {f"importance.{name}": known.importance.float() for name, known in self.error_models.items()}
 
     def metadata(self) -> dict[str, str]:
         lines = {
             name: {"slope": k.slope, "intercept": k.intercept, "power": k.power, "threshold": k.threshold}
-            for name, k in self.knowledge.items()
+            for name, k in self.error_models.items()
         }
         return {"disa": json.dumps({"about": dict(self.about), "knowledge": lines})}
 
     @classmethod
-    def read(cls, path: Path) -> Fit:
+    def read(cls, path: Path) -> FittedProbe:
         """Raises DisaError."""
         state = read_tensors(path)
         try:
@@ -250,17 +245,17 @@ class Fit:
             probe = Probe(len(state["probe.mean"]), len(state["probe.input.bias"]))
             probe.load_state_dict(_below(state, "probe."))
             later, importance = _below(state, "later."), _below(state, "importance.")
-            knowledge = {
-                name: Knowledge(
+            error_models = {
+                name: ErrorModel(
                     **{key: float(value) for key, value in line.items()},
                     importance=importance[name].double(),
                     later=later[name].double(),
                 )
                 for name, line in content["knowledge"].items()
             }
-            fit = cls(probe.requires_grad_(False).eval(), knowledge, dict(content["about"]))
-            dict(fit.measured_for)
-            return fit
+            found = cls(probe.requires_grad_(False).eval(), error_models, dict(content["about"]))
+            dict(found.measured_for)
+            return found
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise DisaError(f"{path} is not a probe: expected a file that `disa fit-probe` wrote.") from error
 
@@ -273,25 +268,28 @@ def _below(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class Adaptive:
-    """A policy by a score. score: None for what a look at the path shows while denoising. cost: evaluations of a row
-    that the score makes itself, or that are looked at; guidance makes them two, as any other. makes: evaluations of so
-    many denoising steps, see `on`."""
+class Adaptive(Remembering):
+    """A policy by a score.
+
+    score: None for what a look at the path shows while denoising. cost: evaluations of a row that the score makes
+    itself, or that the look takes; guidance makes each of them two. makes: evaluations of so many denoising steps, see
+    `fitted_to`.
+    """
 
     score: Score | None
     cost: int
-    knowledge: Knowledge
+    error_model: ErrorModel
     spending: Spending
     name: str = "adaptive"
     file: str = ""
     measured_for: Mapping[str, Any] = field(default_factory=dict)
     makes: Callable[[int], int] = int
 
-    def begin(self) -> StepPolicy:
+    def begin(self) -> _Spender:
         """The policy for one generation, which knows what each image has spent."""
         return _Spender(self)
 
-    def __call__(self, problem: DenoisingProblem) -> int | Tensor | Watch:
+    def __call__(self, problem: DenoisingProblem) -> Tensor | Look:
         return self.begin()(problem)
 
     def __str__(self) -> str:
@@ -303,7 +301,7 @@ class Adaptive:
         looks = self.cost if self.score is None else 0
         return without_waste(counts_between(self.spending.late - looks, self.spending.early - looks), self.makes)
 
-    def on(self, solver: Solver, process: Process) -> Adaptive:
+    def fitted_to(self, solver: Solver, process: Process) -> Adaptive:
         """The same with counts that suit the grid of a solver. Raises DisaError where they do not go together."""
         self._check(solver, process)
         if self.score is None:  # what is left of a grid is gone along in as many evaluations as are asked for
@@ -313,25 +311,31 @@ class Adaptive:
     def _check(self, solver: Solver, process: Process) -> None:
         spending, least = self.spending, self.spending.late + (0 if self.score is None else self.cost)
         if self.score is None and spending.late <= self.cost:
-            raise DisaError(f"{self} looks at {self.cost} denoising steps before it decides: "
-                            f"late must be {self.cost + 1} or more, found {spending.late}.")  # fmt: skip
+            raise DisaError(
+                f"{self} looks at {self.cost} denoising steps before it decides: "
+                f"late must be {self.cost + 1} or more, found {spending.late}."
+            )
         if spending.budget is not None and spending.budget < least:
             what = f"late and the {self.cost} evaluations of its score" if self.score and self.cost else "late"
-            raise DisaError(f"the budget of {self} is too small: expected {least} steps per row or more, which are "
-                            f"{what}, found {spending.budget:g}.")  # fmt: skip
-        if self.score is learned_variance and process.predicts != "noise":
-            raise DisaError(f"{self} needs a model that learns its variance, which one that predicts "
-                            f"{process.predicts} does not: choose variance:draws or variance:probe.")  # fmt: skip
+            raise DisaError(
+                f"the budget of {self} is too small: expected {least} steps per row or more, which are "
+                f"{what}, found {spending.budget:g}."
+            )
+        if self.score is learned_variance and not process.learns_variance:
+            raise DisaError(
+                f"{self} needs a model that learns its variance, which one that predicts "
+                f"{process.predicts} does not: choose variance:draws or variance:probe."
+            )
         if self.score is None:
-            watched = self._watch(lambda change: change)
-            watched.stop(grid_for_parts(solver, process, watched.num_steps).num_evaluations)
+            look = self._look(lambda change: change)
+            look.stop(grid_for_parts(solver, process, look.num_steps).num_evaluations)
         else:
             for count in self.counts.tolist():
                 grid_for(solver, process, count)
 
-    def _watch(self, go_on: Callable[[Tensor], Tensor]) -> Watch:
-        # Of so many steps that those after the looks, if none is left out, make `early` with them.
-        return Watch(round((self.spending.early - self.cost) / (1 - UNTIL)), self.cost, UNTIL, go_on)
+    def _look(self, go_on: Callable[[Tensor], Tensor]) -> Look:
+        # Ask for so many steps that the looks and all that is left of the grid make `early` together.
+        return Look(round((self.spending.early - self.cost) / (1 - UNTIL)), self.cost, UNTIL, go_on)
 
 
 class _Spender:
@@ -341,34 +345,36 @@ class _Spender:
         self.policy, self.spent = policy, torch.zeros(1, dtype=torch.float64)
         self.total: float | None = None
 
-    def __call__(self, problem: DenoisingProblem) -> Tensor | Watch:
+    def __call__(self, problem: DenoisingProblem) -> Tensor | Look:
         policy = self.policy
         if policy.score is None:
-            return policy._watch(lambda change: self._counts(problem, log_change(change)))
+            return policy._look(lambda change: self._counts(problem, log_change(change)))
         return self._counts(problem, policy.score(problem))
 
     def _counts(self, problem: DenoisingProblem, score: Tensor) -> Tensor:
         """[R]."""
-        policy, knowledge, budget = self.policy, self.policy.knowledge, self.policy.spending.budget
-        need = knowledge.need(score, problem.ar_step / problem.num_ar_steps)
+        policy, model, budget = self.policy, self.policy.error_model, self.policy.spending.budget
+        need = model.need(score, problem.ar_step / problem.num_ar_steps)
         if budget is None:
-            return above(need, policy.counts, knowledge.power, knowledge.threshold)
+            return above(need, policy.counts, model.power, model.threshold)
         to_come = problem.rows_to_come
         if to_come is None:
-            raise DisaError(f"{policy} spends a budget over an image, but this model does not say how many rows are "
-                            "still to come: leave @ out.")  # fmt: skip
+            raise DisaError(
+                f"{policy} spends a budget over an image, but this model does not say how many rows are "
+                "still to come: leave @ out."
+            )
         order = problem.image.cpu().argsort(stable=True)
         need = need[order].view(int(problem.image.max()) + 1, -1)
         rows = need.shape[1]
         if self.total is None:
             self.total = budget * (rows + to_come)
         room = self.total - self.spent - policy.cost * (rows + to_come)
-        counts = within(need, policy.counts, knowledge.power, room, knowledge.to_come(problem), to_come)
+        counts = within(need, policy.counts, model.power, room, model.to_come(problem), to_come)
         self.spent = self.spent + counts.sum(1) + policy.cost * rows
         return torch.empty_like(order).scatter(0, order, counts.flatten())
 
 
-FORMS = ("mlp", "variance", "straight")
+ADAPTIVE = ("mlp", "variance", "straight")
 _TEXT = re.compile(
     r"(?P<form>mlp|variance|straight)(?::(?P<by>draws|head|probe))?(?::(?P<early>\d+)-(?P<late>\d+))?"
     r"(?::?@(?P<budget>\d+(?:\.\d+)?))?(?::(?P<file>(?!\d+-\d|@).+))?"
@@ -377,7 +383,7 @@ _TEXT = re.compile(
 
 def names(text: str) -> bool:
     """Whether it is the text of an adaptive policy."""
-    return re.split("[:@]", text)[0] in FORMS
+    return re.split("[:@]", text)[0] in ADAPTIVE
 
 
 def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
@@ -387,14 +393,16 @@ def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
     """
     found = _TEXT.fullmatch(text)
     if found is None or (found["by"] and found["form"] != "variance"):
-        raise DisaError(f"unknown adaptive policy {text!r}: expected mlp, variance (:draws, :head or :probe) or "
-                        "straight, then bounds, budget and file, as in mlp:50-5@20:FILE.")  # fmt: skip
-    fit = find_fit(None if found["file"] is None else Path(found["file"]), preset, weights)
+        raise DisaError(
+            f"unknown adaptive policy {text!r}: expected mlp, variance (:draws, :head or :probe) or "
+            "straight, then bounds, budget and file, as in mlp:50-5@20:FILE."
+        )
+    probe = find_probe(None if found["file"] is None else Path(found["file"]), preset, weights)
     name = f"variance:{found['by'] or preset.variance_by}" if found["form"] == "variance" else found["form"]
     own = parse_spending(preset.spending)
     given = Spending(int(found["early"]), int(found["late"])) if found["early"] else own
     budget = float(found["budget"]) if found["budget"] else None if found["early"] else own.budget
-    return policy(name, fit, Spending(given.early, given.late, budget), found["file"] or "")
+    return policy(name, probe, Spending(given.early, given.late, budget), found["file"] or "")
 
 
 def parse_spending(text: str) -> Spending:
@@ -403,34 +411,39 @@ def parse_spending(text: str) -> Spending:
     return Spending(int(early), int(late), float(budget))
 
 
-def policy(name: str, fit: Fit, spending: Spending, file: str = "") -> Adaptive:
-    """The policy by one of the scores that disa has; file: where the fit is from. Raises DisaError."""
-    if name not in fit.knowledge:
-        raise DisaError(f"the probe knows nothing of {name}: it was fitted for {', '.join(fit.knowledge)}.")
-    return Adaptive(scores(fit)[name], COSTS.get(name, 0), fit.knowledge[name], spending, name, file, fit.measured_for)
+def policy(name: str, probe: FittedProbe, spending: Spending, file: str = "") -> Adaptive:
+    """The policy by one of the scores that disa has; file: where the probe is from. Raises DisaError."""
+    if name not in probe.error_models:
+        raise DisaError(f"the probe knows nothing of {name}: it was fitted for {', '.join(probe.error_models)}.")
+    known, cost = probe.error_models[name], COSTS.get(name, 0)
+    return Adaptive(scores(probe)[name], cost, known, spending, name, file, probe.measured_for)
 
 
-def scores(fit: Fit) -> dict[str, Score | None]:
+def scores(probe: FittedProbe) -> dict[str, Score | None]:
     """Every score by name."""
     return {
-        "mlp": fit.predicted(0),
+        "mlp": probe.predicted(0),
         "variance:draws": spread_of_draws,
         "variance:head": learned_variance,
-        "variance:probe": fit.predicted(1),
+        "variance:probe": probe.predicted(1),
         "straight": None,
     }
 
 
-def find_fit(path: Path | None, preset: Preset, weights: Callable[[], str]) -> Fit:
+def find_probe(path: Path | None, preset: Preset, weights: Callable[[], str]) -> FittedProbe:
     """The probe in a file, or that of the package, if it was fitted for weights of that hash. Raises DisaError."""
     shipped = in_package(f"{preset.name}-probe.safetensors")
     if path is None and not shipped.is_file():
-        raise DisaError(f"adaptive policies need a probe, and none ships for {preset.name}: make one with "
-                        f"`disa fit-probe --model {preset.name}`, then name it as in mlp:50-5@20:FILE.")  # fmt: skip
-    fit = Fit.read(path or shipped)
-    expected, found = weights(), fit.measured_for.get("weights")
+        raise DisaError(
+            f"adaptive policies need a probe, and none ships for {preset.name}: make one with "
+            f"`disa fit-probe --model {preset.name}`, then name it as in mlp:50-5@20:FILE."
+        )
+    probe = FittedProbe.read(path or shipped)
+    expected, found = weights(), probe.measured_for.get("weights")
     if found != expected:
-        raise DisaError(f"the probe {path or shipped.name} was fitted for other weights: expected {preset.name} with "
-                        f"hash {expected[:12]}, found {fit.measured_for.get('model')} with {str(found)[:12]}. "
-                        "Fit one with `disa fit-probe`.")  # fmt: skip
-    return fit
+        raise DisaError(
+            f"the probe {path or shipped.name} was fitted for other weights: expected {preset.name} with "
+            f"hash {expected[:12]}, found {probe.measured_for.get('model')} with {str(found)[:12]}. "
+            "Fit one with `disa fit-probe`."
+        )
+    return probe

@@ -22,8 +22,10 @@ from torch import Tensor
 
 from disa.core import steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import DenoisingProblem, Evaluate, Noise, Process, TimeGrid
-from disa.core.solvers import Solver, grid_for, solve
+from disa.core.problem import Bound, DenoisingProblem, Noise, Process, TimeGrid
+from disa.core.solve import solve
+from disa.core.solver import Solver
+from disa.core.solvers import grid_for
 from disa.core.steps import Constant, Schedule, StepPolicy, Table, fresh
 from disa.draw.sampler import Sampler, Settings
 from disa.draw.samples import Wanted
@@ -66,16 +68,25 @@ class Calibration:
     def report(self) -> dict[str, Any]:
         """The table with its provenance, as `steps.table` reads it."""
         return {
-            "counts": list(self.table.values), "measured_for": dict(self.table.measured_for),
-            "budget": self.budget, "evaluations": self.evaluations, "evaluations_per_row": self.evaluations_per_row,
-            "error": self.error, "curves": vars(self.curves), **self.about,
-        }  # fmt: skip
+            "counts": list(self.table.values),
+            "measured_for": dict(self.table.measured_for),
+            "budget": self.budget,
+            "evaluations": self.evaluations,
+            "evaluations_per_row": self.evaluations_per_row,
+            "error": self.error,
+            "curves": vars(self.curves),
+            **self.about,
+        }
 
 
 def calibrate(
-    sampler: Sampler, wanted: Wanted, settings: Settings, budgets: Sequence[str], reference: int = 200,
+    sampler: Sampler,
+    wanted: Wanted,
+    settings: Settings,
+    budgets: Sequence[str],
+    reference: int = 200,
     on_turn: Callable[[], None] = lambda: None,
-) -> list[Calibration]:  # fmt: skip
+) -> list[Calibration]:
     """Measure on the images `wanted`, drawn with these settings, and spend each of the budgets.
 
     budgets: shares of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or policies
@@ -87,9 +98,12 @@ def calibrate(
     counts = ladder(sampler, settings, reference)
     curves = measure(sampler, wanted, settings, counts, reference, on_turn)
     about = {
-        "model": sampler.preset.name, "num_ar_steps": settings.num_ar_steps, "reference": reference,
-        "num_images": len(wanted.seeds), **vars(wanted),
-    }  # fmt: skip
+        "model": sampler.preset.name,
+        "num_ar_steps": settings.num_ar_steps,
+        "reference": reference,
+        "num_images": len(wanted.seeds),
+        **vars(wanted),
+    }
     every = np.arange(1, counts[-1] + 1)
     made = [grid_for(settings.solver, sampler.model.process, int(count)).num_evaluations for count in every]
     known = [made[count - 1] for count in counts]
@@ -131,7 +145,7 @@ def read_budget(sampler: Sampler, wanted: Wanted, settings: Settings, budget: st
 
 
 def _made(sampler: Sampler, wanted: Wanted, settings: Settings, policy: str | Schedule) -> tuple[int, int]:
-    """Evaluations and rows of the first image under a policy, at the counter."""
+    """Evaluations and rows of the first image under a policy, counted while it is drawn."""
     run = sampler.start(**vars(wanted.part(slice(1))), settings=sampler.with_policy(settings, policy))
     for _ in run:
         pass
@@ -154,15 +168,19 @@ def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
 
 
 def num_turns(wanted: Wanted, settings: Settings) -> int:
-    """How often `calibrate` calls `on_turn`, and `fitting.fit`: both draw what is wanted, then measure its gains."""
+    """How often `calibrate` calls `on_turn`, and `fit_probe`: both draw what is wanted, then measure its gains."""
     num_ar_steps = settings.num_ar_steps
     return settings.num_turns(len(wanted.seeds)) + (num_ar_steps + 1) * num_ar_steps
 
 
 def measure(
-    sampler: Sampler, wanted: Wanted, settings: Settings, counts: list[int], reference: int,
+    sampler: Sampler,
+    wanted: Wanted,
+    settings: Settings,
+    counts: list[int],
+    reference: int,
     on_turn: Callable[[], None],
-) -> Curves:  # fmt: skip
+) -> Curves:
     """Errors, evaluations and gains of every AR step. The paths are drawn by the policy of the settings."""
     shape, size = (settings.num_ar_steps, len(counts)), settings.batch_size
     errors, evaluations = np.zeros(shape), np.zeros(shape)
@@ -174,9 +192,11 @@ def measure(
             on_turn()
     number = len(wanted.seeds)
     return Curves(
-        counts, (errors / number).tolist(), (evaluations / number).tolist(),
+        counts,
+        (errors / number).tolist(),
+        (evaluations / number).tolist(),
         gains(sampler, wanted.part(slice(size)), settings, on_turn),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -195,14 +215,12 @@ class Ruler:
     evaluations: np.ndarray
 
     def __call__(self, problem: DenoisingProblem) -> Any:
-        network: Any = problem.field
-        right = solve(problem, self.solver, self.reference, self.noise)
+        right = solve(problem, self.solver, self.reference, self.noise).tokens
         for i, count in enumerate(self.counts):
-            before = network.counter.evaluations
             noise = Summed.of(self.noise, problem.process, self.solver, count, self.reference)
-            tokens = solve(problem, self.solver, count, noise)
-            self.errors[problem.ar_step, i] += (tokens - right).cpu().double().square().sum().item()
-            self.evaluations[problem.ar_step, i] += network.counter.evaluations - before
+            solution = solve(problem, self.solver, count, noise)
+            self.errors[problem.ar_step, i] += (solution.tokens - right).cpu().double().square().sum().item()
+            self.evaluations[problem.ar_step, i] += solution.evaluations
         return self.policy(problem)
 
 
@@ -223,8 +241,8 @@ class Summed:
     def initial(self, problem: DenoisingProblem) -> Tensor:
         return self.noise.initial(problem)
 
-    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
-        draws = self.noise.steps(problem, self.weights.shape[1])
+    def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+        draws = self.noise.added(problem, self.weights.shape[1])
         return torch.tensordot(self.weights.to(draws), draws, dims=1)
 
 
@@ -304,8 +322,8 @@ class Nudged:
     def plan(self, process: Process, num_steps: int) -> TimeGrid:
         return self.solver.plan(process, num_steps)
 
-    def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        tokens = self.solver.run(evaluate, problem, grid, x, noise)
+    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+        tokens = self.solver.run(bound, problem, grid, x, noise)
         if problem.ar_step != self.ar_step:
             return tokens
         nudge = NUDGE * self.noise.initial(problem)

@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from disa.core.diffusion import LAST_TRAINED, CosineDiffusion
 from disa.core.noise import SeededNoise
-from disa.core.problem import ARStep, DenoisingProblem, Process, TimeGrid
+from disa.core.problem import DenoisingProblem
 from disa.core.request import Guidance
-from disa.core.solvers import Euler, Solver, grid_for, precise, solve
+from disa.core.solve import Meter, solve
+from disa.core.solver import Solver, precise
+from disa.core.solvers import grid_for, ode_solver
 from disa.draw.sampler import Sampler, Settings
 from disa.draw.samples import Samples, Wanted
 from disa.errors import DisaError
@@ -34,9 +35,14 @@ from disa.models.mar.model import MARState
 from disa.models.xar.model import XARState
 
 EXPECTED = {
-    "error": -1, "r2": 1, "variance": -1, "relative_variance": -1,
-    "straightness": -1, "relative_straightness": -1, "chord": 1,
-}  # fmt: skip
+    "error": -1,
+    "r2": 1,
+    "variance": -1,
+    "relative_variance": -1,
+    "straightness": -1,
+    "relative_straightness": -1,
+    "chord": 1,
+}
 """The measurements, and whether the paper finds that they rise or fall with the AR step."""
 
 FIRST_FIT_SEED = 1_000_000
@@ -122,14 +128,16 @@ class Evidence:
         drawn = self.samples.report()
         return {
             **{name: drawn[name] for name in ("settings", "labels", "prompts", "seeds") if name in drawn},
-            "effort": asdict(self.effort), "predictor": self.predictor,
-            "evaluations": self.samples.evaluations, "evaluations_to_measure": self.evaluations,
+            "effort": asdict(self.effort),
+            "predictor": self.predictor,
+            "evaluations": self.samples.evaluations,
+            "evaluations_to_measure": self.evaluations,
             "token_variance": self.token_variance,
             "curves": {
                 name: asdict(curve) | {"correlation": curve.correlation, "expected": EXPECTED[name]}
                 for name, curve in self.curves.items()
             },
-        }  # fmt: skip
+        }
 
 
 def num_turns(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) -> int:
@@ -150,9 +158,12 @@ def check(sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort) 
 
 @torch.no_grad()
 def measure(
-    sampler: Sampler, wanted: Wanted, settings: Settings, effort: Effort | None = None,
+    sampler: Sampler,
+    wanted: Wanted,
+    settings: Settings,
+    effort: Effort | None = None,
     on_turn: Callable[[], None] = lambda: None,
-) -> Evidence:  # fmt: skip
+) -> Evidence:
     """Draw what is wanted as `sample` does, and measure every AR step of it. Raises DisaError.
 
     Predictability, as in the paper: for MAR and Harmon by an MLP from z to the token, learned from other images; for
@@ -165,50 +176,67 @@ def measure(
     predict, evaluations = at_the_start, 0
     if _learns(sampler):
         predict, evaluations = learn(sampler, wanted, settings, effort.fit_images, on_turn)
-    looks = [_Looks() for _ in range(settings.num_ar_steps)]
+    method = _Method(predict, settings.solver, effort, on_turn)
+    meter, measured = Meter(), [_Measured() for _ in range(settings.num_ar_steps)]
     shown: dict[int, list[tuple[Tensor, Tensor]]] = {k: [] for k in _shown(settings.num_ar_steps)}
     for step in run:
         on_turn()
         batch = run.batches[(run.turns_made - 1) // settings.num_ar_steps]
         noise = SeededNoise([wanted.seeds[i] for i in batch], sampler.device)
-        before = step.state.counter.evaluations
         varied = min(len(batch), max(0, effort.varied - batch[0]))
-        looks[step.ar_step].take(step, len(batch), noise, predict, settings.solver, effort, varied, on_turn)
+        problem = meter.on(step.problem)
+        measured[step.ar_step].take(problem, step.tokens, noise, method, len(batch), varied)
         if step.ar_step + 1 in shown and batch[0] < SHOWN_IMAGES:
-            shown[step.ar_step + 1].append(foresee(sampler, step.state, predict, noise))
-        evaluations += step.state.counter.evaluations - before
+            shown[step.ar_step + 1].append(foresee(sampler, step.state, predict, noise, meter))
     foresight = [
         Foresight(k, *(torch.cat(images)[:SHOWN_IMAGES] for images in zip(*parts, strict=True)))
         for k, parts in shown.items()
     ]
     about = "an MLP on z, learned from other images" if _learns(sampler) else "the field in one evaluation at t = 1"
-    token_variance = [look.token_variance for look in looks]
-    return Evidence(_curves(looks), token_variance, foresight, run.result(), effort, about, evaluations)
+    token_variance = [one.token_variance for one in measured]
+    evaluations += meter.evaluations
+    return Evidence(_curves(measured), token_variance, foresight, run.result(), effort, about, evaluations)
+
+
+@dataclass(frozen=True)
+class _Method:
+    """How every AR step is measured. on_draw: called once per draw from the same z."""
+
+    predict: Predict
+    solver: Solver
+    effort: Effort
+    on_draw: Callable[[], None]
 
 
 @dataclass
-class _Looks:
-    """What was seen of one AR step: a tensor [B] of each measurement, and tokens [B, T, C], batch by batch."""
+class _Measured:
+    """What was measured in one AR step: a tensor [B] of each measurement, and tokens [B, T, C], batch by batch."""
 
-    seen: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
+    found: dict[str, list[Tensor]] = field(default_factory=lambda: defaultdict(list))
     tokens: list[Tensor] = field(default_factory=list)
 
     def take(
-        self, step: ARStep, num_images: int, noise: SeededNoise, predict: Predict, solver: Solver, effort: Effort,
-        varied: int, on_draw: Callable[[], None],
-    ) -> None:  # fmt: skip
-        """Measure a problem that is solved, but whose field is still valid."""
-        problem, tokens = step.problem, step.tokens.cpu().double()
-        error = (predict(problem, noise).cpu().double() - tokens).square()
-        bends, chords = straightness(problem, noise.initial(problem), effort.path_steps)
+        self,
+        problem: DenoisingProblem,
+        drawn: Tensor,
+        noise: SeededNoise,
+        method: _Method,
+        num_images: int,
+        varied: int,
+    ) -> None:
+        """Measure a problem that is solved, but whose field is still valid. drawn: its tokens [R, *shape]."""
+        tokens = drawn.cpu().double()
+        error = (method.predict(problem, noise).cpu().double() - tokens).square()
+        bends, chords = straightness(problem, noise.initial(problem), method.effort.path_steps)
         found = {"error": error, "straightness": bends, "chord": chords}
         if varied:
             rows = torch.nonzero(problem.image < varied).flatten()
             part = problem if varied == num_images else problem.select(rows)
-            found["variance"] = variance(part, solver, effort.draw_steps, noise, effort.draws, on_draw)
+            steps, draws = method.effort.draw_steps, method.effort.draws
+            found["variance"] = variance(part, method.solver, steps, noise, draws, method.on_draw)
         for name, values in found.items():
             images = varied if name == "variance" else num_images
-            self.seen[name].append(values.cpu().double().reshape(images, -1).mean(1))
+            self.found[name].append(values.cpu().double().reshape(images, -1).mean(1))
         self.tokens.append(tokens.reshape(num_images, -1, tokens.shape[-1]))
 
     @property
@@ -218,22 +246,23 @@ class _Looks:
 
     def values(self) -> dict[str, Tensor]:
         """[N] of each measurement; fewer of the variance."""
-        values = {name: torch.cat(parts) for name, parts in self.seen.items()}
+        values = {name: torch.cat(parts) for name, parts in self.found.items()}
         share = {name: values[name] / self.token_variance for name in ("error", "variance", "straightness")}
         return values | {
-            "r2": 1 - share["error"], "relative_variance": share["variance"],
+            "r2": 1 - share["error"],
+            "relative_variance": share["variance"],
             "relative_straightness": share["straightness"],
-        }  # fmt: skip
+        }
 
 
-def _curves(looks: list[_Looks]) -> dict[str, Curve]:
-    values = [look.values() for look in looks]
+def _curves(measured: list[_Measured]) -> dict[str, Curve]:
+    values = [one.values() for one in measured]
     return {name: Curve.of([of_step[name] for of_step in values]) for name in EXPECTED}
 
 
 def _learns(sampler: Sampler) -> bool:
-    """Whether predictions are made by an MLP: a noise-predicting field says little of the data where t is 1."""
-    return sampler.model.process.predicts == "noise"
+    """Whether predictions are made by an MLP, as the field itself says little of the data at its largest t."""
+    return not sampler.model.process.shows_data_in_noise
 
 
 def _shown(num_ar_steps: int) -> list[int]:
@@ -246,7 +275,7 @@ def _shown(num_ar_steps: int) -> list[int]:
 
 def at_the_start(problem: DenoisingProblem, noise: SeededNoise) -> Tensor:
     """[R, *shape] what a velocity field predicts in one evaluation at t = 1: x1 - v(x1, 1)."""
-    return solve(problem, Euler(), 1, noise)
+    return solve(problem, ode_solver(problem.process), 1, noise).tokens
 
 
 class TokenMLP:
@@ -283,9 +312,12 @@ class TokenMLP:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return nn.Sequential(
-                Linear(condition_width, self.width), Swish(),
-                Linear(self.width, self.width), Swish(), Linear(self.width, channels),
-            )  # fmt: skip
+                Linear(condition_width, self.width),
+                Swish(),
+                Linear(self.width, self.width),
+                Swish(),
+                Linear(self.width, channels),
+            )
 
     def _epochs(self, z: Tensor, tokens: Tensor, random: torch.Generator) -> Iterator[None]:
         """Learn from z [M, D] and tokens [M, C]; a turn per epoch."""
@@ -333,14 +365,18 @@ def _per_image(values: Tensor | None, num_images: int) -> Tensor:
 
 
 def variance(
-    problem: DenoisingProblem, solver: Solver, num_steps: int, noise: SeededNoise, draws: int,
+    problem: DenoisingProblem,
+    solver: Solver,
+    num_steps: int,
+    noise: SeededNoise,
+    draws: int,
     on_draw: Callable[[], None] = lambda: None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """[R, *shape] unbiased variance between `draws` draws from the same z, float64; each has a branch of the noise."""
     mean = squares = precise(torch.zeros((), device=problem.device))
     for number in range(draws):
         # Welford's recurrence: no draw is kept, and nothing cancels.
-        tokens = precise(solve(problem, solver, num_steps, noise.branch(number)))
+        tokens = precise(solve(problem, solver, num_steps, noise.branch(number)).tokens)
         off = tokens - mean
         mean = mean + off / (number + 1)
         squares = squares + off * (tokens - mean)
@@ -355,49 +391,25 @@ def straightness(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tu
     """Of the deterministic paths from the noise start [R, *shape], per token: S, and chord over path length.
 
     S = E_t ||(x1 - x0) - v(x_t, t)||^2 (Liu et al. 2023), t uniform, with the velocity v of the probability-flow ODE,
-    so that S is 0 where a path is straight and gone along evenly; the mean over channels. A model that predicts noise
-    is brought to the coordinates of a flow, x / (sqrt(abar) + sqrt(1 - abar)) = (1 - t) x0 + t noise with
-    t = sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)) and v = noise - x0, both as predicted: in any other time or scale
-    even the path of a single datum bends. Euler's steps along v, which are DDIM's, begin at the largest trained t (0.93
-    for a cosine, 1 for a flow), and x1 - x0 is the mean velocity from there on.
+    so that S is 0 where a path is straight and gone along evenly; the mean over channels. Paths are followed in the
+    coordinates of a flow (`Process.flow_grid`), since in any other time or scale even that of a single datum bends.
+    Euler's steps along v, which are DDIM's for a diffusion, begin at the largest trained t (0.93 for a cosine, 1 for a
+    flow), and x1 - x0 is the mean velocity from there on.
     """
-    grid, t = flow_grid(problem.process, num_steps)
-    evaluate = problem.field.on(grid)
-    signal, sigma = _scales(problem.process, grid)
-    x = precise(start) / (signal[0] + sigma[0])
+    process = problem.process
+    grid, t = process.flow_grid(num_steps)
+    bound, levels = problem.field.on(grid), grid.levels.tolist()
+    x = precise(start) / process.flow_scale(levels[0])
     total, squares, length = torch.zeros_like(x), torch.zeros_like(x), torch.zeros_like(x[..., 0])
     for i, step in enumerate((-np.diff(t)).tolist()):
-        state = x * (signal[i] + sigma[i])
-        value = evaluate(state.float(), i).value.to(x.dtype)
-        velocity = value if sigma[i] == 0 else value - (state - sigma[i] * value) / signal[i]
+        state = x * process.flow_scale(levels[i])
+        velocity = process.velocity(state, bound(state.float(), i).value.to(x.dtype), levels[i])
         x = x - step * velocity
         total += step * velocity
         squares += step * velocity.square()
         length += step * velocity.norm(dim=-1)
     mean = total / t[0]
     return (squares / t[0] - mean.square()).mean(-1), total.norm(dim=-1) / length
-
-
-def flow_grid(process: Process, num_steps: int) -> tuple[TimeGrid, np.ndarray]:
-    """Evaluations that are even in the t of a flow, and that t [n + 1], the end included.
-
-    Of a diffusion these are its trained timesteps nearest to that; two may fall together, so there may be fewer.
-    """
-    if not isinstance(process, CosineDiffusion):
-        grid = process.grid("uniform", num_steps)
-        return grid, grid.levels
-    abar = process.alpha_bar[: LAST_TRAINED * process.num_timesteps // 1000 + 1]
-    t = np.sqrt(1 - abar) / (np.sqrt(abar) + np.sqrt(1 - abar))
-    wanted = np.linspace(t[-1], 0, num_steps + 1)[:-1]
-    timesteps = np.unique(np.interp(wanted, t, np.arange(len(t))).round().astype(int))[::-1]
-    times = timesteps.astype(np.float64)
-    return TimeGrid(times, np.append(abar[timesteps], 1.0), times / process.num_timesteps), np.append(t[timesteps], 0.0)
-
-
-def _scales(process: Process, grid: TimeGrid) -> tuple[list[float], list[float]]:
-    """Shares of signal and of noise in a diffusion's state at each evaluation; 1 and 0 for a flow, which needs none."""
-    abar = grid.levels[:-1] if isinstance(process, CosineDiffusion) else np.ones(grid.num_evaluations)
-    return np.sqrt(abar).tolist(), np.sqrt(1 - abar).tolist()
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -417,10 +429,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 # -- the picture ---------------------------------------------------------------------------------------------------
 
 
-def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise) -> tuple[Tensor, Tensor]:
+def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise, meter: Meter) -> tuple[Tensor, Tensor]:
     """What is drawn so far, gray elsewhere, and the same with the rest predicted; the state stays as it is.
 
-    Images [up to 4, channels, height, width] in [0, 1]. FlowAR's first scales are shown as they are, coarse.
+    meter: counts what predicting evaluates. Images [up to 4, channels, height, width] in [0, 1]. FlowAR's first scales
+    are shown as they are, coarse.
     """
     latents, undrawn = _drawn(sampler, state)
     size = sampler.model.config.latent_size if undrawn is None else tuple(latents.shape[-2:])
@@ -429,7 +442,7 @@ def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise) 
     if undrawn is not None:
         gray = functional.interpolate(undrawn[:SHOWN_IMAGES].float(), tuple(drawn.shape[-2:]), mode="nearest") > 0
         drawn = drawn.masked_fill(gray, 0.5)
-    rest = _rest(sampler, state, latents, undrawn, predict, noise)
+    rest = _rest(sampler, state, latents, undrawn, lambda problem: predict(meter.on(problem), noise), noise)
     return drawn.cpu(), sampler.decode(rest[:SHOWN_IMAGES]).cpu()
 
 
@@ -449,7 +462,12 @@ def _drawn(sampler: Sampler, state: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def _rest(
-    sampler: Sampler, state: Any, latents: Tensor, undrawn: Tensor | None, predict: Predict, noise: SeededNoise
+    sampler: Sampler,
+    state: Any,
+    latents: Tensor,
+    undrawn: Tensor | None,
+    predict: Callable[[DenoisingProblem], Tensor],
+    noise: SeededNoise,
 ) -> Tensor:
     """Latents [B, C, H, W] with the rest predicted: all at once by MAR and Harmon, by the others in their own order."""
     model: Any = sampler.model
@@ -458,8 +476,7 @@ def _rest(
         everything = replace(state.request, num_ar_steps=1, guidance=Guidance(), known=latents, mask=undrawn[:, 0])
         ahead = model.begin(everything, noise)
     else:
-        ahead = replace(deepcopy(state), counter=state.counter)
+        ahead = deepcopy(state)
     while ahead.ar_step < ahead.request.num_ar_steps:
-        problem = model.pose(ahead)
-        model.accept(ahead, predict(problem, noise))
+        model.accept(ahead, predict(model.pose(ahead)))
     return model.finish(ahead)

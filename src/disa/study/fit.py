@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from disa.core.noise import SeededNoise
-from disa.core.problem import ARStep, DenoisingProblem, Watch
-from disa.core.solvers import DDIM, Euler, GridSolver, Solver, look, seeing
+from disa.core.problem import ARStep, DenoisingProblem, Look
+from disa.core.solve import look_along, looking
+from disa.core.solver import GridSolver, Solver
+from disa.core.solvers import ode_solver
 from disa.draw.sampler import Run, Sampler, Settings
 from disa.draw.samples import Wanted
 from disa.errors import DisaError
@@ -32,8 +34,8 @@ from disa.policies.adaptive import (
     NUM_LOOKS,
     SMALLEST,
     UNTIL,
-    Fit,
-    Knowledge,
+    ErrorModel,
+    FittedProbe,
     Probe,
     Score,
     above,
@@ -43,7 +45,7 @@ from disa.policies.adaptive import (
     log_change,
     parse_spending,
     spread_of_draws,
-)  # fmt: skip
+)
 from disa.study.calibrate import gains
 from disa.study.evidence import spearman
 
@@ -59,27 +61,30 @@ MOST = 50
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """fit: what was fitted. r2: of the probe's two predictions (logs of errors), on images it did not learn from.
+class ProbeReport:
+    """What `fit_probe` returns: the fitted probe, and how good it is on images that it did not learn from.
 
-    agreement: of every score with the error of few steps on those images, as rank correlations: over all rows, and
-    the mean over AR steps of that between the rows of one.
+    r2: of the probe's two predictions (logs of errors). agreement: of every score with the error of few steps, as rank
+    correlations: over all rows, and the mean over AR steps of that between the rows of one.
     """
 
-    fit: Fit
+    probe: FittedProbe
     r2: dict[str, float]
     agreement: dict[str, tuple[float, float]]
 
     def report(self) -> dict[str, Any]:
         """For JSON."""
         lines = {
-            name: {"slope": k.slope, "rank_correlation": self.agreement[name][0],
-                   "rank_correlation_within": self.agreement[name][1]}
-            for name, k in self.fit.knowledge.items()
-        }  # fmt: skip
-        known = next(iter(self.fit.knowledge.values()))
+            name: {
+                "slope": k.slope,
+                "rank_correlation": self.agreement[name][0],
+                "rank_correlation_within": self.agreement[name][1],
+            }
+            for name, k in self.probe.error_models.items()
+        }
+        known = next(iter(self.probe.error_models.values()))
         more = {"power": known.power, "importance": known.importance.tolist()}
-        return dict(self.fit.about) | {"held_out_r2": self.r2, "scores": lines} | more
+        return dict(self.probe.about) | {"held_out_r2": self.r2, "scores": lines} | more
 
 
 @dataclass(frozen=True)
@@ -101,10 +106,14 @@ class Rows:
     scores: Mapping[str, Tensor]
 
 
-def fit(
-    sampler: Sampler, wanted: Wanted, settings: Settings, seed: int = 0, on_turn: Callable[[], None] = lambda: None,
+def fit_probe(
+    sampler: Sampler,
+    wanted: Wanted,
+    settings: Settings,
+    seed: int = 0,
+    on_turn: Callable[[], None] = lambda: None,
     own: Mapping[str, Score] | None = None,
-) -> Fitted:  # fmt: skip
+) -> ProbeReport:
     """Draw what is wanted and fit. own: further scores, such as a researcher's, by name. on_turn is called
     `calibration.num_turns` times. Raises DisaError."""
     if len(wanted.seeds) < FEWEST_IMAGES:
@@ -117,7 +126,7 @@ def fit(
 
 def fit_rows(
     rows: Rows, weights: Tensor, sampler: Sampler, wanted: Wanted, settings: Settings, seed: int
-) -> Fitted:  # fmt: skip
+) -> ProbeReport:
     """The same from what was measured; weights: [J] see `importance`.
 
     Half of the images is learned from, a quarter says when to stop, and a quarter how good the probe is.
@@ -130,22 +139,31 @@ def fit_rows(
     scores = {"mlp": predicted[:, 0], "variance:probe": predicted[:, 1], **rows.scores}
     few, more = (float(errors.mean().clamp(min=SMALLEST)) for errors in (rows.few, rows.more))
     power = min(max(math.log(few / more) / math.log(MORE / FEW), 0.5), 4.0)
-    knowledge, agreement = {}, {}
+    error_models, agreement = {}, {}
     for name, score in scores.items():
         error, num_steps = (rows.left, FEW_LEFT) if name == "straight" else (rows.few, FEW)
         slope, height = _line(score[~learned], error[~learned])
         intercept = height + power * math.log(num_steps)
         needs = intercept + slope * score + weights[rows.ar_step * SHARES // settings.num_ar_steps]
-        knowledge[name] = Knowledge(
-            slope, intercept, power, _threshold(needs, power, name, sampler), weights,
+        error_models[name] = ErrorModel(
+            slope,
+            intercept,
+            power,
+            _threshold(needs, power, name, sampler),
+            weights,
             _later(needs, rows.ar_step, settings.num_ar_steps),
-        )  # fmt: skip
+        )
         agreement[name] = _agreement(score[held], error[held], rows.ar_step[held])
     about = {
-        "model": sampler.preset.name, "seed": seed, "images": len(wanted.seeds), "first_seed": wanted.seeds[0],
-        "rows": len(rows.few), "num_ar_steps": settings.num_ar_steps, "measured_for": sampler.facts(settings),
-    }  # fmt: skip
-    return Fitted(Fit(probe, knowledge, about), r2, agreement)
+        "model": sampler.preset.name,
+        "seed": seed,
+        "images": len(wanted.seeds),
+        "first_seed": wanted.seeds[0],
+        "rows": len(rows.few),
+        "num_ar_steps": settings.num_ar_steps,
+        "measured_for": sampler.facts(settings),
+    }
+    return ProbeReport(FittedProbe(probe, error_models, about), r2, agreement)
 
 
 # -- measuring -----------------------------------------------------------------------------------------------------
@@ -177,24 +195,26 @@ def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int,
     few, more = (_along(problem, start, count)[1] for count in (FEW, MORE))
     scores: dict[str, Tensor] = {"variance:draws": spread_of_draws(problem)}
     left = torch.zeros(problem.num_rows)
-    if problem.process.predicts == "noise":
+    if problem.process.learns_variance:
         scores["variance:head"] = learned_variance(problem)
     if isinstance(solver, GridSolver):
         change, left = _after_a_look(problem, solver, noise)
         scores["straight"] = log_change(change)
     scores |= {name: score(problem) for name, score in own.items()}
     return Rows(
-        features=features(problem).cpu(), few=_distance(few, end), more=_distance(more, end), left=left.cpu(),
-        prediction=_distance(first, end), image=problem.image.cpu() + images,
+        features=features(problem).cpu(),
+        few=_distance(few, end),
+        more=_distance(more, end),
+        left=left.cpu(),
+        prediction=_distance(first, end),
+        image=problem.image.cpu() + images,
         ar_step=torch.full((problem.num_rows,), step.ar_step),
         size=torch.full((problem.num_rows,), math.prod(problem.shape)),
         scores={name: score.cpu().double() for name, score in scores.items()},
-    )  # fmt: skip
+    )
 
 
-def importance(
-    sampler: Sampler, wanted: Wanted, settings: Settings, rows: Rows, on_turn: Callable[[], None]
-) -> Tensor:  # fmt: skip
+def importance(sampler: Sampler, wanted: Wanted, settings: Settings, rows: Rows, on_turn: Callable[[], None]) -> Tensor:
     """[J] the log of what an error of one row in each J-th of the AR steps adds to that of the picture, from 0 on."""
     found = torch.tensor(gains(sampler, wanted.part(slice(NUDGED)), settings, on_turn), dtype=torch.float64)
     place = torch.arange(SHARES) * settings.num_ar_steps / SHARES
@@ -207,27 +227,23 @@ def importance(
 
 def _along(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """The data predicted at the start [R, *shape], and the end of the probability-flow ODE from there."""
-    solver = _ode(problem)
+    solver = ode_solver(problem.process)
     grid = solver.plan(problem.process, num_steps)
-    evaluate, seen = seeing(problem, grid, (0,))
-    end = solver.run(evaluate, problem, grid, start.clone(), torch.empty(0))
-    return seen[0], end
+    bound, looked = looking(problem, grid, (0,))
+    end = solver.run(bound, problem, grid, start.clone(), torch.empty(0))
+    return looked[0], end
 
 
 def _after_a_look(problem: DenoisingProblem, solver: Solver, noise: SeededNoise) -> tuple[Tensor, Tensor]:
     """What the last look at a path changed [R], and the error of few steps for what is left of it [R]."""
     grid = solver.plan(problem.process, MOST)
-    stop = Watch(MOST, NUM_LOOKS, UNTIL, lambda change: change).stop(grid.num_evaluations)
-    x, change = look(problem, solver, grid.part(0, stop, NUM_LOOKS), noise)
-    ends = []
+    stop = Look(MOST, NUM_LOOKS, UNTIL, lambda change: change).stop(grid.num_evaluations)
+    x, change, _ = look_along(problem, solver, grid.part(0, stop, NUM_LOOKS), noise)
+    ode, ends = ode_solver(problem.process), []
     for count in (FEW_LEFT, MANY_LEFT):
         rest = grid.part(stop, grid.num_evaluations, count)
-        ends.append(_ode(problem).run(problem.field.on(rest), problem, rest, x.clone(), torch.empty(0)))
+        ends.append(ode.run(problem.field.on(rest), problem, rest, x.clone(), torch.empty(0)))
     return change, _distance(*ends)
-
-
-def _ode(problem: DenoisingProblem) -> Solver:
-    return DDIM("uniform") if problem.process.predicts == "noise" else Euler("uniform")
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
@@ -308,7 +324,7 @@ def _agreement(score: Tensor, error: Tensor, ar_step: Tensor) -> tuple[float, fl
     return spearman(score.tolist(), error.tolist()), sum(inside) / len(inside)
 
 
-def save(path: Path, fitted: Fit) -> Path:
+def save(path: Path, probe: FittedProbe) -> Path:
     """Write a probe, as `mlp:50-5@20:FILE` reads it."""
-    content = safetensors.save(fitted.tensors(), fitted.metadata())
+    content = safetensors.save(probe.tensors(), probe.metadata())
     return write_whole(path, lambda file: file.write(content))

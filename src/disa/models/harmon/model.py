@@ -12,7 +12,6 @@ images first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,66 +24,13 @@ from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Prompts, Request
 from disa.errors import DisaError
-from disa.models.layers import Linear, Swish, adopt, attend, linear
-from disa.models.mar import model as mar
-from disa.models.mar.model import MAR, MARConfig, MARState, Positions
-from disa.models.naming import NameMap, Part
+from disa.models.harmon.config import HarmonConfig
+from disa.models.harmon.language import Prefix, causal, conditional, empty_cache, language_model
+from disa.models.layers import Linear, linear
+from disa.models.mar.model import MAR, MARState, Positions
 
 IGNORED = -100
 """The target of a token that is not learned."""
-
-
-@dataclass(frozen=True)
-class HarmonConfig(MARConfig):
-    """Architecture: MAR's, whose classes are not used, and the language model's. tied: its two tables are one."""
-
-    vocab_size: int = 151_936
-    llm_width: int = 896
-    llm_hidden: int = 4864
-    llm_depth: int = 24
-    llm_heads: int = 14
-    llm_kv_heads: int = 2
-    rope_base: float = 1_000_000.0
-    llm_norm_eps: float = 1e-6
-    max_positions: int = 32_768
-    tied: bool = True
-
-    def num_image_tokens(self, grid: tuple[int, int] | None = None) -> int:
-        """Places that an image takes in the language model, buffer included; grid: None for the model's own."""
-        return math.prod(grid or self.grid) + self.buffer_size
-
-    @classmethod
-    def from_official(cls, arguments: dict) -> HarmonConfig:
-        """From `mar_config`, arguments of the official MAR class, and `llm_config`, those of Qwen2's configuration."""
-        llm = arguments["llm_config"]
-        return cls(
-            **vars(MARConfig.from_official(arguments["mar_config"])),
-            vocab_size=llm["vocab_size"],
-            llm_width=llm["hidden_size"],
-            llm_hidden=llm["intermediate_size"],
-            llm_depth=llm["num_hidden_layers"],
-            llm_heads=llm["num_attention_heads"],
-            llm_kv_heads=llm["num_key_value_heads"],
-            rope_base=llm["rope_theta"],
-            llm_norm_eps=llm["rms_norm_eps"],
-            max_positions=llm["max_position_embeddings"],
-            tied=llm["tie_word_embeddings"],
-        )
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """Prompts that the language model has read together.
-
-    rows: [R] which of the B' they are; lengths: [R] real tokens; width: of the longest; mask: [R or 1, 1, F, width + F]
-    of 0 and -inf, what the F tokens that may follow see; cache: keys and values, [R, heads, width, d] in every layer.
-    """
-
-    rows: Tensor
-    lengths: Tensor
-    width: int
-    mask: Tensor
-    cache: Any
 
 
 @dataclass
@@ -115,7 +61,7 @@ class Harmon(nn.Module):
         super().__init__()
         self.config = c = config
         self.mar = MAR(c)
-        self.llm = _language_model(c)
+        self.llm = language_model(c)
         self.lm_head = None if c.tied else Linear(c.llm_width, c.vocab_size, bias=False)
         self.proj_in = Projection(c.encoder_width, c.llm_width, c.llm_width)
         self.proj_out = Projection(c.llm_width, c.llm_width, c.encoder_width)
@@ -142,7 +88,9 @@ class Harmon(nn.Module):
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
         visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
         # Nothing before the language model depends on the prompt, so the encoder sees each image once.
-        x = self.continued(self.mar.encode(state.tokens, state.embedding, visible, state.positions), state.prefixes)
+        x = self.mar.encode(state.tokens, state.embedding, visible, state.positions)
+        prefixes = state.prefixes if state.guided else conditional(state.prefixes, len(drawn))
+        x = self.continued(x, prefixes)
         return self.mar.problem(state, self.mar.decode(x, visible, drawn, state.positions))
 
     def accept(self, state: HarmonState, tokens: Tensor) -> None:
@@ -182,14 +130,14 @@ class Harmon(nn.Module):
     def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, longest: int) -> Prefix:
         lengths = lengths[rows]
         shortest, width = (int(end) for end in lengths.aminmax())
-        cache = _empty_cache()
+        cache = empty_cache()
         positions = torch.arange(width, device=ids.device)[None]
         x = self.llm.embed_tokens(ids[rows, :width])
-        self._run(x, positions, _causal(width, x), cache)
+        self._run(x, positions, causal(width, x), cache)
         past = x.new_zeros(1, 1, 1, width)
         if shortest < width:
             past = past.masked_fill((positions >= lengths[:, None])[:, None, None], float("-inf"))
-        following = _causal(longest, x).expand(len(past), -1, -1, -1)
+        following = causal(longest, x).expand(len(past), -1, -1, -1)
         mask = torch.cat([past.expand(-1, -1, longest, -1), following], dim=3)
         return Prefix(rows, lengths, width, mask, cache)
 
@@ -264,9 +212,9 @@ class Harmon(nn.Module):
         self, x: Tensor, choose: Callable[[Tensor], Tensor], stop_ids: Collection[int], max_tokens: int
     ) -> Iterator[Tensor]:
         """Token ids [B] that follow embeddings [B, T, E]."""
-        length, cache = x.shape[1], _empty_cache()
+        length, cache = x.shape[1], empty_cache()
         self._check_prompts(Prompts(torch.zeros_like(x[..., 0]).long(), torch.full((len(x),), length)), 1)
-        hidden = self._run(x, torch.arange(length, device=x.device)[None], _causal(length, x), cache)
+        hidden = self._run(x, torch.arange(length, device=x.device)[None], causal(length, x), cache)
         stop = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=x.device)
         chosen, finished = stop.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.bool, device=x.device)
         for position in range(length, min(length + max_tokens, self.config.max_positions)):
@@ -337,100 +285,7 @@ class Harmon(nn.Module):
     def _writing_loss(self, x: Tensor, targets: Tensor) -> Tensor:
         length = x.shape[1]
         positions = torch.arange(length, device=x.device)[None]
-        hidden = self._run(x, positions, _causal(length, x), _empty_cache())[:, :-1]
+        hidden = self._run(x, positions, causal(length, x), empty_cache())[:, :-1]
         following = targets[:, 1:].to(x.device)
         learned = following != IGNORED
         return functional.cross_entropy(self.logits(hidden[learned]), following[learned])
-
-
-# -- Qwen2 ---------------------------------------------------------------------------------------------------------
-
-
-class Rotary(nn.Module):
-    """Cosines and sines of rotary positions [R, T] -> [R, T, head width] each; it has no buffers to be lost or rounded.
-
-    On a CPU they are taken in float64: a vector kernel may round the end of a tensor differently from its body.
-    """
-
-    def __init__(self, head_width: int, base: float) -> None:
-        super().__init__()
-        self.head_width, self.base = head_width, base
-
-    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        exponents = torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width
-        angles = positions[:, :, None].float() * (1.0 / self.base**exponents)
-        angles = torch.cat([angles, angles], dim=-1)
-        angles = angles.double() if x.device.type == "cpu" else angles
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-
-
-def _language_model(config: HarmonConfig) -> Any:
-    """Qwen2 without its output layer, on our leaves, which do not let a row depend on the number of rows."""
-    try:
-        from transformers import AttentionInterface, Qwen2Config, Qwen2Model
-    except ImportError as error:
-        raise DisaError('Harmon needs transformers: pip install "disa[harmon]".') from error
-    AttentionInterface.register("disa", _attention)
-    arguments: dict[str, Any] = {
-        "vocab_size": config.vocab_size, "hidden_size": config.llm_width, "intermediate_size": config.llm_hidden,
-        "num_hidden_layers": config.llm_depth, "num_attention_heads": config.llm_heads,
-        "num_key_value_heads": config.llm_kv_heads, "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.llm_norm_eps, "hidden_act": "silu", "attn_implementation": "disa",
-    }  # fmt: skip
-    model: Any = Qwen2Model(Qwen2Config(**arguments))
-    model.rotary_emb = Rotary(config.llm_width // config.llm_heads, config.rope_base)
-    for layer in model.layers:
-        layer.mlp.act_fn = Swish()
-    return adopt(model)
-
-
-def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
-) -> tuple[Tensor, None]:
-    """Grouped-query attention as transformers asks for it: [R, heads, T, d] -> [R, T, heads, d]."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
-
-
-def _causal(count: int, like: Tensor) -> Tensor:
-    """[1, 1, T, T] of 0 and -inf."""
-    return like.new_full((count, count), float("-inf")).triu(1)[None, None]
-
-
-def _empty_cache() -> Any:
-    from transformers import DynamicCache
-
-    return DynamicCache()
-
-
-# -- official names ------------------------------------------------------------------------------------------------
-
-_LLM_LAYER = (
-    *(f"self_attn.{name}_proj.{leaf}" for name in "qkv" for leaf in ("weight", "bias")),
-    "self_attn.o_proj.weight",
-    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-)
-_TABLE, _OUTPUT = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
-
-
-def official_names(config: HarmonConfig) -> NameMap:
-    """Our parameter names and the official ones. A tied table is twice in official files, or once; an autoencoder that
-    lies in them is not ours to read here. It does without transformers."""
-    parts = {
-        f"mar.{name}": [Part(f"mar.{part.name}", part.rows) for part in parts]
-        for name, parts in mar.official_names(config).parts.items()
-    }
-    layers = [f"layers.{i}.{leaf}" for i in range(config.llm_depth) for leaf in _LLM_LAYER]
-    parts |= {f"llm.{name}": [Part(f"llm.model.{name}")] for name in ("embed_tokens.weight", *layers, "norm.weight")}
-    parts |= {} if config.tied else {"lm_head.weight": [Part(_OUTPUT)]}
-    for name in ("proj_in", "proj_out"):
-        for ours, theirs in (("fc1", "0"), ("fc2", "2")):
-            parts |= {f"{name}.{ours}.{leaf}": [Part(f"{name}.{theirs}.{leaf}")] for leaf in ("weight", "bias")}
-    return NameMap(
-        parts,
-        ignored=lambda name: name.startswith("vae.") or name.endswith(".inv_freq"),
-        copies={_OUTPUT: _TABLE} if config.tied else {},
-    )

@@ -11,75 +11,20 @@ D width, K AR steps; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
-from disa.core.problem import Counter, DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Request
 from disa.errors import DisaError
-from disa.models.heads import DiffusionHead, HeadField
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import Block, Linear, table, take
-from disa.models.naming import NameMap, Part
-
-
-@dataclass(frozen=True)
-class MARConfig:
-    """Architecture. latent_size: rows and columns of the latent image; a token is a patch of it."""
-
-    latent_size: tuple[int, int] = (16, 16)
-    latent_channels: int = 16
-    patch_size: int = 1
-    encoder_width: int = 768
-    encoder_depth: int = 12
-    encoder_heads: int = 12
-    decoder_width: int = 768
-    decoder_depth: int = 12
-    decoder_heads: int = 12
-    mlp_ratio: float = 4.0
-    norm_eps: float = 1e-6
-    num_classes: int = 1000
-    buffer_size: int = 64
-    head_width: int = 1024
-    head_depth: int = 6
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return self.latent_size[0] // self.patch_size, self.latent_size[1] // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def token_channels(self) -> int:
-        return self.latent_channels * self.patch_size**2
-
-    @classmethod
-    def from_official(cls, arguments: dict) -> MARConfig:
-        """From the constructor arguments of the official MAR class."""
-        side = arguments["img_size"] // arguments["vae_stride"]
-        return cls(
-            latent_size=(side, side),
-            latent_channels=arguments["vae_embed_dim"],
-            patch_size=arguments["patch_size"],
-            encoder_width=arguments["encoder_embed_dim"],
-            encoder_depth=arguments["encoder_depth"],
-            encoder_heads=arguments["encoder_num_heads"],
-            decoder_width=arguments["decoder_embed_dim"],
-            decoder_depth=arguments["decoder_depth"],
-            decoder_heads=arguments["decoder_num_heads"],
-            mlp_ratio=arguments["mlp_ratio"],
-            norm_eps=arguments.get("norm_eps", 1e-6),
-            num_classes=arguments["class_num"],
-            buffer_size=arguments["buffer_size"],
-            head_width=arguments["diffloss_w"],
-            head_depth=arguments["diffloss_d"],
-        )
+from disa.models.mar.config import MARConfig
 
 
 @dataclass(frozen=True)
@@ -93,7 +38,8 @@ class Positions:
 
 @dataclass
 class MARState:
-    """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step."""
+    """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step, and
+    scales [K] its guidance."""
 
     request: Request
     tokens: Tensor
@@ -103,8 +49,13 @@ class MARState:
     drawn: list[Tensor]
     embedding: Tensor
     positions: Positions
+    scales: list[float]
     ar_step: int = 0
-    counter: Counter = field(default_factory=Counter)
+
+    @property
+    def guided(self) -> bool:
+        """Whether guidance acts in this AR step; where it does not, nothing unconditional is computed."""
+        return self.scales[self.ar_step] != 1
 
 
 class MAR(nn.Module):
@@ -151,28 +102,34 @@ class MAR(nn.Module):
         self.check(request.num_ar_steps, num_unknown)
         num_masked = masked_counts(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
+        # The official formula leaves one token masked at the last AR step.
+        shares = [(num_tokens - max(1, masked)) / num_tokens for masked in num_masked[1:]]
         return MARState(
-            request, known, orders, num_masked,
+            request,
+            known,
+            orders,
+            num_masked,
             visible=[orders[:, masked:].sort(1).values for _, masked in spans],
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
             embedding=embedding,
             positions=self.positions(request.token_grid),
-        )  # fmt: skip
+            scales=request.guidance.scales(shares),
+        )
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
         visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
-        return self.problem(state, self.condition(state.tokens, state.embedding, visible, drawn, state.positions))
+        embedding = state.embedding if state.guided else state.embedding[: len(drawn)]
+        return self.problem(state, self.condition(state.tokens, embedding, visible, drawn, state.positions))
 
     def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
         """The problem of this AR step, given the condition vectors [B', N, D] of its tokens."""
         step, request = state.ar_step, state.request
         drawn = state.drawn[step]
         batch, count = drawn.shape
-        halves = [*z.flatten(0, 1).split(batch * count), None]
-        scale = request.guidance.at(self._progress(state))
+        halves, scale = z.flatten(0, 1).split(batch * count), state.scales[step]
         return DenoisingProblem(
-            field=HeadField.of(self.head, halves[0], halves[1], scale, state.counter, request.guidance.interval),
+            field=Guided(HeadNetwork.of(self.head, *halves), scale, request.guidance.interval),
             process=self.process,
             shape=(self.config.token_channels,),
             image=torch.arange(batch, device=drawn.device).repeat_interleave(count),
@@ -194,11 +151,6 @@ class MAR(nn.Module):
     def finish(self, state: MARState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.unpatchify(state.tokens, state.request.token_grid)
-
-    def _progress(self, state: MARState) -> float:
-        """Share of the image known after this AR step; the official formula leaves one token masked at the last."""
-        num_tokens, remaining = state.tokens.shape[1], max(1, state.num_masked[state.ar_step + 1])
-        return (num_tokens - remaining) / num_tokens
 
     def _embedding(self, request: Request) -> Tensor:
         """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""
@@ -336,49 +288,3 @@ def masked_counts(num_tokens: int, num_ar_steps: int) -> list[int]:
         share = math.cos(math.pi / 2 * (k + 1) / num_ar_steps)
         counts.append(max(1, min(counts[-1] - 1, math.floor(num_tokens * share))))
     return [*counts, 0]
-
-
-# -- official names ------------------------------------------------------------------------------------------------
-
-_TRUNK = {
-    "class_embedding": "class_emb",
-    "no_class": "fake_latent",
-    "token_in": "z_proj",
-    "token_norm": "z_proj_ln",
-    "encoder_positions": "encoder_pos_embed_learned",
-    "encoder": "encoder_blocks",
-    "decoder_in": "decoder_embed",
-    "decoder_positions": "decoder_pos_embed_learned",
-    "decoder": "decoder_blocks",
-    "head_positions": "diffusion_pos_embed_learned",
-}
-_HEAD = {
-    "time_in": "time_embed.mlp.0",
-    "time_out": "time_embed.mlp.2",
-    "condition": "cond_embed",
-    "input": "input_proj",
-    "output": "final_layer.linear",
-}
-_HEAD_BLOCK = {"norm": "in_ln", "fc1": "mlp.0", "fc2": "mlp.2"}
-
-
-def official_names(config: MARConfig) -> NameMap:
-    """Our parameter names and the official ones; the modulations of all head blocks are one tensor here."""
-    with torch.device("meta"):
-        ours = MAR(config).state_dict()
-    return NameMap({name: _official_name(name, config) for name in ours})
-
-
-def _official_name(name: str, config: MARConfig) -> list[Part]:
-    first, _, rest = name.partition(".")
-    if first != "head":
-        return [Part(".".join(filter(None, (_TRUNK.get(first, first), rest))))]
-    layer, _, leaf = rest.partition(".")
-    if layer == "modulation":
-        width, net = config.head_width, "diffloss.net"
-        blocks = [Part(f"{net}.res_blocks.{i}.adaLN_modulation.1.{leaf}", 3 * width) for i in range(config.head_depth)]
-        return [*blocks, Part(f"{net}.final_layer.adaLN_modulation.1.{leaf}", 2 * width)]
-    if layer == "blocks":
-        index, part, leaf = leaf.split(".")
-        return [Part(f"diffloss.net.res_blocks.{index}.{_HEAD_BLOCK[part]}.{leaf}")]
-    return [Part(f"diffloss.net.{_HEAD[layer]}.{leaf}")]

@@ -1,0 +1,103 @@
+"""What a solver is: it goes along a time grid with a field. Its text says which one, such as `ddim@uniform:eta=0.5`.
+
+Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both ends; flow solvers keep it in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import Field as DataField
+from dataclasses import fields
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from disa.core.problem import Bound, DenoisingProblem, Process, TimeGrid
+from disa.errors import DisaError
+
+
+class Solver(Protocol):
+    """Goes from noise to data along a grid."""
+
+    @property
+    def grid(self) -> str | None:
+        """The name of the grid, or None for what suits the process."""
+        ...
+
+    @property
+    def takes(self) -> tuple[str, ...]:
+        """What the process may predict: `noise`, `velocity` or both."""
+        ...
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether `run` adds noise."""
+        ...
+
+    def plan(self, process: Process, num_steps: int) -> TimeGrid:
+        """The grid of its evaluations: each denoising step of it is evaluated once. Raises DisaError."""
+        ...
+
+    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+        """x: [R, *shape] at the first level; noise: [n, R, *shape], or [0, ...] where the solver is deterministic."""
+        ...
+
+
+class NamedSolver:
+    """The base of the solvers that disa has: frozen dataclasses whose options are their fields beside the grid.
+
+    `str()` is the text that `parse_solver` reads: the name, `@` and the grid unless that is None, then `:` and the
+    options that are not at their defaults.
+    """
+
+    grid: str | None
+    structural: ClassVar[tuple[str, ...]] = ("grid",)
+    """Fields that the name or the grid in the text tells; all others are options."""
+    __dataclass_fields__: ClassVar[dict[str, DataField]]
+
+    @property
+    def name(self) -> str:
+        """What `SOLVERS` calls it."""
+        raise NotImplementedError
+
+    @classmethod
+    def options(cls) -> dict[str, float]:
+        """The options and their defaults."""
+        return {field.name: field.default for field in fields(cls) if field.name not in cls.structural}  # pyright: ignore[reportReturnType]
+
+    def __str__(self) -> str:
+        grid = "" if self.grid is None else f"@{self.grid}"
+        given = [
+            f"{name}={_number(getattr(self, name))}"
+            for name, default in self.options().items()
+            if getattr(self, name) != default
+        ]
+        return self.name + grid + (f":{','.join(given)}" if given else "")
+
+
+class GridSolver(NamedSolver):
+    """What evaluates once at each time of the grid that it names: the base of most solvers."""
+
+    grid: str
+
+    def plan(self, process: Process, num_steps: int) -> TimeGrid:
+        return process.grid(self.grid, num_steps)
+
+
+def precise(x: Tensor) -> Tensor:
+    """In double precision, as the official flow samplers keep their state; as it is on a device that has none."""
+    try:
+        return x.double()
+    except (TypeError, RuntimeError):
+        return x
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises DisaError."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise DisaError(f"temperature must be 0 or more, found {temperature}.")
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads as the same number."""
+    return str(int(value)) if value == int(value) else repr(float(value))

@@ -1,0 +1,120 @@
+"""Classifier-free guidance, composed once: a family supplies a plain network, the guided field is made here.
+
+Shapes: R rows, P halves of them (conditional first, then unconditional), n denoising steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from disa.core.problem import Bound, Field, Prediction, TimeGrid
+
+LOOKAHEAD_VALUES = 1 << 21
+"""How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
+
+
+class BoundNetwork(Protocol):
+    """A network on a grid."""
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        """What it says at x [R, *shape] under each condition, [P, R', *shape] with the R rows first.
+
+        P is what `Network.on` was told for this denoising step. R' may be larger than R: rows that pad a tile.
+        """
+        ...
+
+
+class Network(Protocol):
+    """A denoising network with one or two conditions for each of its rows, without guidance."""
+
+    @property
+    def num_halves(self) -> int:
+        """1, or 2 where the rows have an unconditional half, too."""
+        ...
+
+    def on(self, grid: TimeGrid, num_halves: Sequence[int]) -> BoundNetwork:
+        """Bind to the n times of a grid; num_halves: [n] how many halves are wanted in each denoising step."""
+        ...
+
+    def select(self, rows: Tensor) -> Network:
+        """The same for some rows only (indices [R'])."""
+        ...
+
+
+@dataclass(frozen=True)
+class Guided(Field):
+    """unconditional + scale (conditional - unconditional), and the variance of the conditional half.
+
+    Where the scale is exactly 1, outside of the interval of time (`Guidance.interval`), and where the network has no
+    unconditional half, the conditional half alone is evaluated.
+    """
+
+    network: Network
+    scale: float
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def select(self, rows: Tensor) -> Guided:
+        return replace(self, network=self.network.select(rows))
+
+    def on(self, grid: TimeGrid) -> Bound:
+        most = self.network.num_halves if self.scale != 1 else 1
+        costs = [most if acts else 1 for acts in grid.within(self.interval)]
+        return _BoundGuided(self.network.on(grid, costs), costs, self.scale)
+
+
+class _BoundGuided:
+    def __init__(self, network: BoundNetwork, costs: Sequence[int], scale: float) -> None:
+        self.network, self.costs, self.scale = network, costs, scale
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        value, variance = self.network(x, denoise_step)
+        if self.costs[denoise_step] == 2:
+            conditional, unconditional = value.unbind()
+            mixed = torch.lerp(unconditional, conditional, self.scale)
+        else:
+            mixed = value[0]
+        return Prediction(mixed[: len(x)], None if variance is None else variance[0, : len(x)])
+
+
+class Lookahead:
+    """Modulations of a stretch of denoising steps, computed together: they depend on time and condition alone.
+
+    num_halves: [n] of each denoising step; a stretch holds steps with equally many. values: modulation values of all
+    halves in one denoising step. compute: maps a slice of denoising steps and the number of halves to modulations
+    [stretch, ...].
+    """
+
+    def __init__(self, num_halves: Sequence[int], values: int, compute: Callable[[slice, int], Tensor]) -> None:
+        self.num_halves, self.compute = num_halves, compute
+        self.most = max(1, LOOKAHEAD_VALUES // values)
+        self.first, self.stretch = 0, torch.empty(0)
+
+    def __call__(self, denoise_step: int) -> Tensor:
+        if not 0 <= denoise_step - self.first < len(self.stretch):
+            self.first, self.stretch = denoise_step, torch.empty(0)  # the old stretch makes room for the new
+            ahead = self.num_halves[denoise_step : denoise_step + self.most]
+            length = next((i for i, halves in enumerate(ahead) if halves != ahead[0]), len(ahead))
+            self.stretch = self.compute(slice(denoise_step, denoise_step + length), ahead[0])
+        return self.stretch[denoise_step - self.first]
+
+
+def network_times(grid: TimeGrid, device: torch.device) -> Tensor:
+    """[n] what time embeddings are fed, float32."""
+    return torch.tensor(grid.network_times, dtype=torch.float32, device=device)
+
+
+def halves_to_come(scales: Sequence[float], ar_step: int, num_halves: int) -> int:
+    """How many halves a backbone that caches keys and values needs: both as long as this AR step or a later one is
+    guided, since what is guided attends to all that was drawn before."""
+    return num_halves if any(scale != 1 for scale in scales[ar_step:]) else 1
+
+
+def ramp_by_ar_steps(num_ar_steps: int) -> list[float]:
+    """[K] k / (K - 1), or 1 where K is 1: the ramp of families whose guidance grows with AR steps, not with tokens."""
+    last = num_ar_steps - 1
+    return [k / last if last else 1.0 for k in range(num_ar_steps)]

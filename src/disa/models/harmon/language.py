@@ -1,0 +1,104 @@
+"""The language model of Harmon: Qwen2 of transformers, on our leaves. It is imported when a model is built.
+
+Shapes: R rows, T tokens, F tokens that may follow, E width of the language model.
+"""
+
+from __future__ import annotations
+
+from copy import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from disa.errors import DisaError
+from disa.models.harmon.config import HarmonConfig
+from disa.models.layers import Swish, adopt, attend
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Prompts that the language model has read together.
+
+    rows: [R] which of the B' they are; lengths: [R] real tokens; width: of the longest; mask: [R or 1, 1, F, width + F]
+    of 0 and -inf, what the F tokens that may follow see; cache: keys and values, [R, heads, width, d] in every layer.
+    """
+
+    rows: Tensor
+    lengths: Tensor
+    width: int
+    mask: Tensor
+    cache: Any
+
+    def first(self, count: int) -> Prefix:
+        """The first prompts alone; the keys and values are views, and what is added to them is not added here."""
+        cache = copy(self.cache)
+        cache.layers = [copy(layer) for layer in cache.layers]
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys[:count], layer.values[:count]
+        return Prefix(self.rows[:count], self.lengths[:count], self.width, self.mask[:count], cache)
+
+
+def conditional(prefixes: list[Prefix], num_images: int) -> list[Prefix]:
+    """The same prefixes without the unconditional prompts, which are the last rows of each."""
+    counts = [int((prefix.rows < num_images).sum()) for prefix in prefixes]
+    return [prefix.first(count) for prefix, count in zip(prefixes, counts, strict=True) if count]
+
+
+class Rotary(nn.Module):
+    """Cosines and sines of rotary positions [R, T] -> [R, T, head width] each; it has no buffers to be lost or rounded.
+
+    On a CPU they are taken in float64: a vector kernel may round the end of a tensor differently from its body.
+    """
+
+    def __init__(self, head_width: int, base: float) -> None:
+        super().__init__()
+        self.head_width, self.base = head_width, base
+
+    def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        exponents = torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width
+        angles = positions[:, :, None].float() * (1.0 / self.base**exponents)
+        angles = torch.cat([angles, angles], dim=-1)
+        angles = angles.double() if x.device.type == "cpu" else angles
+        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def language_model(config: HarmonConfig) -> Any:
+    """Qwen2 without its output layer, on our leaves, which do not let a row depend on the number of rows."""
+    try:
+        from transformers import AttentionInterface, Qwen2Config, Qwen2Model
+    except ImportError as error:
+        raise DisaError('Harmon needs transformers: pip install "disa[harmon]".') from error
+    AttentionInterface.register("disa", _attention)
+    arguments: dict[str, Any] = {
+        "vocab_size": config.vocab_size, "hidden_size": config.llm_width, "intermediate_size": config.llm_hidden,
+        "num_hidden_layers": config.llm_depth, "num_attention_heads": config.llm_heads,
+        "num_key_value_heads": config.llm_kv_heads, "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.llm_norm_eps, "hidden_act": "silu", "attn_implementation": "disa",
+    }  # fmt: skip
+    model: Any = Qwen2Model(Qwen2Config(**arguments))
+    model.rotary_emb = Rotary(config.llm_width // config.llm_heads, config.rope_base)
+    for layer in model.layers:
+        layer.mlp.act_fn = Swish()
+    return adopt(model)
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
+) -> tuple[Tensor, None]:
+    """Grouped-query attention as transformers asks for it: [R, heads, T, d] -> [R, T, heads, d]."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+
+
+def causal(count: int, like: Tensor) -> Tensor:
+    """[1, 1, T, T] of 0 and -inf."""
+    return like.new_full((count, count), float("-inf")).triu(1)[None, None]
+
+
+def empty_cache() -> Any:
+    from transformers import DynamicCache
+
+    return DynamicCache()

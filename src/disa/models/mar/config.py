@@ -1,0 +1,61 @@
+"""What a MAR is built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class MARConfig:
+    """Architecture. latent_size: rows and columns of the latent image; a token is a patch of it."""
+
+    latent_size: tuple[int, int] = (16, 16)
+    latent_channels: int = 16
+    patch_size: int = 1
+    encoder_width: int = 768
+    encoder_depth: int = 12
+    encoder_heads: int = 12
+    decoder_width: int = 768
+    decoder_depth: int = 12
+    decoder_heads: int = 12
+    mlp_ratio: float = 4.0
+    norm_eps: float = 1e-6
+    num_classes: int = 1000
+    buffer_size: int = 64
+    head_width: int = 1024
+    head_depth: int = 6
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.latent_size[0] // self.patch_size, self.latent_size[1] // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def token_channels(self) -> int:
+        return self.latent_channels * self.patch_size**2
+
+    @classmethod
+    def from_official(cls, arguments: dict) -> MARConfig:
+        """From the constructor arguments of the official MAR class."""
+        side = arguments["img_size"] // arguments["vae_stride"]
+        return cls(
+            latent_size=(side, side),
+            latent_channels=arguments["vae_embed_dim"],
+            patch_size=arguments["patch_size"],
+            encoder_width=arguments["encoder_embed_dim"],
+            encoder_depth=arguments["encoder_depth"],
+            encoder_heads=arguments["encoder_num_heads"],
+            decoder_width=arguments["decoder_embed_dim"],
+            decoder_depth=arguments["decoder_depth"],
+            decoder_heads=arguments["decoder_num_heads"],
+            mlp_ratio=arguments["mlp_ratio"],
+            norm_eps=arguments.get("norm_eps", 1e-6),
+            num_classes=arguments["class_num"],
+            buffer_size=arguments["buffer_size"],
+            head_width=arguments["diffloss_w"],
+            head_depth=arguments["diffloss_d"],
+        )

@@ -1,0 +1,73 @@
+"""What an xAR is built from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from disa.errors import DisaError
+
+OFFICIAL_CLASSES = 1000
+"""Classes that the official table holds, whatever its arguments say; one more row stands for no class."""
+_CONSTRAINED = (
+    "patch_size", "clusters", "encoder_embed_dim", "decoder_embed_dim", "encoder_num_heads", "decoder_num_heads",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class XARConfig:
+    """Architecture. latent_size: rows and columns of the latent image, and so of tokens; cells: how many of them, down
+    and across."""
+
+    latent_size: tuple[int, int] = (16, 16)
+    latent_channels: int = 16
+    cells: tuple[int, int] = (2, 2)
+    width: int = 768
+    encoder_depth: int = 8
+    decoder_depth: int = 8
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        if any(size % count for size, count in zip(self.latent_size, self.cells, strict=True)):
+            raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into {self.cells} equal cells.")
+
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(self.latent_size)
+
+    @property
+    def cell_size(self) -> tuple[int, int]:
+        """Rows and columns of tokens in a cell."""
+        return self.latent_size[0] // self.cells[0], self.latent_size[1] // self.cells[1]
+
+    @property
+    def num_ar_steps(self) -> int:
+        """One AR step per cell."""
+        return math.prod(self.cells)
+
+    @property
+    def depth(self) -> int:
+        return self.encoder_depth + self.decoder_depth
+
+    @classmethod
+    def from_official(cls, arguments: dict) -> XARConfig:
+        """From the constructor arguments of the official xAR class. Raises DisaError."""
+        side, across = arguments["img_size"] // arguments["vae_stride"], math.isqrt(arguments["clusters"])
+        shape = {name: arguments[name] for name in _CONSTRAINED}
+        same = all(shape[f"encoder_{name}"] == shape[f"decoder_{name}"] for name in ("embed_dim", "num_heads"))
+        if shape["patch_size"] != 1 or not same or across**2 != shape["clusters"]:
+            raise DisaError("xAR needs patches of 1, encoder and decoder of one width and number of heads, and "
+                            f"a square number of cells; found {shape}.")  # fmt: skip
+        return cls(
+            latent_size=(side, side),
+            latent_channels=arguments["vae_embed_dim"],
+            cells=(across, across),
+            width=arguments["encoder_embed_dim"],
+            encoder_depth=arguments["encoder_depth"],
+            decoder_depth=arguments["decoder_depth"],
+            num_heads=arguments["encoder_num_heads"],
+            mlp_ratio=arguments["mlp_ratio"],
+            num_classes=OFFICIAL_CLASSES,
+        )
