@@ -11,7 +11,7 @@ Shapes: B images, R rows to denoise (here one per image), WIDTH values in a row.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ import disa
 from disa.core.flow import FlowMatching
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import Counter, DenoisingProblem, Noise, Prediction, TimeGrid
+from disa.core.problem import DenoisingProblem, Noise, Prediction, TimeGrid
 from disa.core.request import Request
 from disa.core.solvers import Euler
 from disa.core.steps import Schedule
@@ -34,25 +34,23 @@ class LineField:
 
     mean: Tensor
     spread: float
-    counter: Counter
 
     def on(self, grid: TimeGrid) -> OnGrid:
         """Bind to a grid's times. Compute here what all its denoising steps share, such as time embeddings."""
         return OnGrid(self, grid.times.tolist())
 
     def select(self, rows: Tensor) -> LineField:
-        return LineField(self.mean[rows], self.spread, self.counter)
+        return LineField(self.mean[rows], self.spread)
 
 
 class OnGrid:
-    """costs: evaluations of one row in each denoising step; it would be 2 where guidance acts."""
+    """The network at a grid's times. costs: evaluations of a row in each denoising step; 2 where guidance acts."""
 
     def __init__(self, field: LineField, times: list[float]) -> None:
         self.field, self.times, self.costs = field, times, [1] * len(times)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         """The expected velocity, noise - data, at x = (1 - t) data + t noise; for normal data it has a closed form."""
-        self.field.counter.evaluations += len(x)
         mean, variance, t = self.field.mean, self.field.spread**2, self.times[denoise_step]
         offset = (x - (1 - t) * mean) / ((1 - t) ** 2 * variance + t**2)
         return Prediction(t * offset - mean - (1 - t) * variance * offset)
@@ -64,15 +62,31 @@ class State:
 
     picture: Tensor
     line: int = 0
-    counter: Counter = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class Config:
+    """What every architecture says of itself."""
+
+    num_classes: int = 0
+    num_tokens: int = LINES
+    latent_channels: int = 1
+    latent_size: tuple[int, int] = (LINES, WIDTH)
 
 
 class LineModel:
     """Draws LINES lines in as many AR steps."""
 
+    config = Config()
     process = FlowMatching()
 
+    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
+        """Refuse what the model cannot do; num_unknown: tokens to draw where the others are given."""
+        if num_ar_steps != LINES or num_unknown is not None:
+            raise disa.DisaError(f"a picture is drawn in {LINES} AR steps, all of it: found {num_ar_steps}.")
+
     def begin(self, request: Request, noise: Noise) -> State:
+        self.check(request.num_ar_steps, None if request.mask is None else int(request.mask.sum()))
         return State(torch.zeros(request.batch_size, LINES, WIDTH))
 
     def pose(self, state: State) -> DenoisingProblem:
@@ -80,7 +94,7 @@ class LineModel:
         above = state.picture[:, state.line - 1].roll(1, dims=1)  # zeros above the first line
         image = torch.arange(len(above))
         return DenoisingProblem(
-            field=LineField(above, 2 / (1 + state.line), state.counter),
+            field=LineField(above, 2 / (1 + state.line)),
             process=self.process,
             shape=(WIDTH,),
             image=image,
