@@ -303,11 +303,11 @@ The tables below compare many policies on the same few images, so their winners 
 measured again on seeds that chose nothing. Two did not hold:
 
 - **harmon-shapes, withdrawn.** The tables below (300 captions) show `variance:probe` and the calibrated table as good
-  as the original with a tenth of the evaluations, and better than every fixed schedule. With 1 000 fresh captions and
-  19 evaluations per row, the original scores 0.955, `linear:22-2` 0.946 (-0.009 [-0.028, 0.010] from the original),
-  `variance:probe` 0.948 and the table 0.946 (+0.002 [-0.011, 0.013] and 0.000 [-0.013, 0.013] from `linear`), and
-  `variance:head` 0.935. No policy is shown to be better than `linear`, nor `linear` worse than the original. The
-  earlier claim was the winner of many comparisons on few captions.
+  as the original with a tenth of the evaluations, and `variance:probe` better than every fixed schedule. With 1 000
+  fresh captions and 19 evaluations per row, the original scores 0.955, `linear:22-2` 0.946 (-0.009 [-0.028, 0.010] from
+  the original), `variance:probe` 0.948 and the table 0.946 (+0.002 [-0.011, 0.013] and 0.000 [-0.013, 0.013] from
+  `linear`), and `variance:head` 0.935. No policy is shown to be better than `linear`, nor `linear` worse than the
+  original. The earlier claim was the winner of many comparisons on few captions.
 - **mar-digits, withdrawn.** 400 digits showed no difference between the original and `linear:6-1`, 2.4 evaluations per
   row. 500 fresh digits do: `linear:6-1` is at a distance of 0.78, `linear:50-5` at 0.34, difference 0.44 [0.16, 0.73].
 - **flowar-digits, confirmed.** With a fifth of the evaluations (7.8 per row), 2 000 fresh digits put `linear:7-4` at
