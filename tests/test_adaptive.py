@@ -479,13 +479,3 @@ def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path, monkeyp
     assert shown.code == 0
     assert "rank correlation" in shown.out
     assert "8 images or more" in complaint(disa("fit-probe", *base, "--seeds", "0-3", "--out", probe))
-
-
-def test_the_example_of_an_own_policy_runs(capsys: pytest.CaptureFixture[str]):
-    import runpy
-
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "policy.py"))
-    example["main"](["constant:3", example["Doubtful"](early=5, late=2)])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all("evaluations" in line for line in lines)
