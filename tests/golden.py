@@ -323,7 +323,8 @@ def replay_harmon(case: Case) -> Found:
         yield f"z/{k}", problem.condition, expected[f"z/{k:03d}"][: problem.num_rows]
         yield f"sampled/{k}", step.tokens, expected[f"sampled/{k:03d}"]
         yield f"times/{k}", solver.plan(problem.process, int(step.steps)).network_times, about["timesteps"]
-        yield f"evaluations/{k}", step.evaluations, 2 * problem.num_rows * about["effective_steps"]
+        halves = 1 if about["cfg"] == 1 else 2
+        yield f"evaluations/{k}", step.evaluations, halves * problem.num_rows * about["effective_steps"]
         yield f"guidance/{k}", problem.guidance, about["cfg"]
     assert step is not None
     yield "tokens", model.finish(step.state), expected["tokens"]
