@@ -30,7 +30,7 @@ class DDPM(GridSolver):
 
     grid: str = "clipped-950"
     temperature: float = 1.0
-    name = "ddpm"
+    kind = "ddpm"
     takes = ("noise",)
     stochastic = True
 
@@ -83,7 +83,7 @@ class DDIM(GridSolver):
 
     grid: str = "ddim-980"
     eta: float = 0.0
-    name = "ddim"
+    kind = "ddim"
     takes = ("noise",)
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ class Euler(GridSolver):
     """Straight steps along the velocity, of order 1: FlowAR's sampler, and what DDIM is for a flow."""
 
     grid: str = "uniform"
-    name = "euler"
+    kind = "euler"
     takes = ("velocity",)
     stochastic = False
 
@@ -142,7 +142,7 @@ class Heun(NamedSolver):
     """
 
     grid: str = "uniform"
-    name = "heun"
+    kind = "heun"
     takes = ("velocity",)
     stochastic = False
 
@@ -177,7 +177,7 @@ class EulerMaruyama(GridSolver):
 
     grid: str = "xar-em"
     temperature: float = 1.0
-    name = "euler-maruyama"
+    kind = "euler-maruyama"
     takes = ("velocity",)
     stochastic = True
 
@@ -258,13 +258,13 @@ def _make(name: str, grid: str | None, options: dict[str, float]) -> Solver:
         raise DisaError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}.")
     for option in options:
         if option not in _options(name):
-            raise DisaError(_refusal(name, option))
+            raise DisaError(_refusal(name, option, options))
     return replace(SOLVERS[name], **options, **({} if grid is None else {"grid": grid}))  # pyright: ignore[reportReturnType]
 
 
-def _refusal(name: str, option: str) -> str:
+def _refusal(name: str, option: str, options: dict[str, float]) -> str:
     if option == "temperature":
-        own = f"that of {name} is scaled by eta" if "eta" in _options(name) else f"{name} adds none"
+        own = f"eta scales that of {name}" if options.get("eta") else f"{name} adds none"
         return (
             f"temperature scales the noise that {' and '.join(WITH_TEMPERATURE)} add; {own}. "
             "Leave it out or use one of those."
