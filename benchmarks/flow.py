@@ -120,7 +120,7 @@ def draw(variant: Variant) -> tuple[float, float, Tensor]:
     turns = list(generate_steps(variant.model, request, parse(variant.steps), solver, noise))
     latents = variant.model.finish(turns[-1].state).float()
     cpu = time.process_time() - started
-    variant.evaluations = turns[-1].state.counter.evaluations
+    variant.evaluations = sum(turn.evaluations for turn in turns)
     return cpu, sum(turn.seconds_head for turn in turns), latents
 
 

@@ -134,13 +134,16 @@ def draw(variant: Variant, steps: str, args: argparse.Namespace) -> tuple[float,
     solver, clock = make_solver(preset.defaults.solver, preset.defaults.grid), Clock(args.device)
     with watched(variant.model, clock):
         started = clock.now()
-        *_, last = generate.generate_steps(variant.model, request, parse(steps), solver, noise)
-        latents = variant.model.finish(last.state)
+        made = 0
+        state: Any = None
+        for step in generate.generate_steps(variant.model, request, parse(steps), solver, noise):
+            made, state = made + step.evaluations, step.state
+        latents = variant.model.finish(state)
         seconds = clock.now() - started
     if not latents.isfinite().all():
         raise SystemExit(f"{variant} draws values that are not finite numbers.")
     clock.seconds["rest"] = seconds - clock.seconds.total()  # pyright: ignore[reportArgumentType]
-    return seconds, clock, last.state.counter.evaluations
+    return seconds, clock, made
 
 
 def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:

@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from disa.core.diffusion import CosineDiffusion
-from disa.core.problem import Counter
-from disa.models.heads import DiffusionHead, HeadField
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import Block, initialise
 from disa.runtime.packing import can_pack, pack
 from disa.runtime.tiles import MIN_ROWS
@@ -168,7 +168,7 @@ def try_block(threads: int, packed: bool) -> Finding:
 
 
 def try_head(threads: int, packed: bool) -> Finding:
-    """`HeadField` with guidance at the last of 3 denoising steps, by the number of rows."""
+    """A guided head at the last of 3 denoising steps, by the number of rows."""
     finding = Finding(f"disa head{', packed' if packed else ''}", threads, 1)
     grid = CosineDiffusion().grid("uniform", 3)
     for width, depth, condition in ((192, 3, 128), (1024, 2, 768)):
@@ -181,8 +181,8 @@ def try_head(threads: int, packed: bool) -> Finding:
         def kernel(x: Tensor, head: DiffusionHead = head) -> Tensor:
             """x: [R, C + 2 D]."""
             state, conditional, unconditional = x[:, :16], *x[:, 16:].chunk(2, dim=1)
-            bound = HeadField.of(head, conditional, unconditional, 2.9, Counter())
-            return bound.on(grid)(state, 2).value
+            field = Guided(HeadNetwork.of(head, conditional, unconditional), 2.9)
+            return field.on(grid)(state, 2).value
 
         counts = (*range(1, MIN_ROWS + 6), 31, 32, 33, 64, 100)
         finding.add(differing(kernel, normal(300, 16 + 2 * condition), counts), f"width {width}")

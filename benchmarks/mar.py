@@ -104,14 +104,15 @@ def draw(work: Work, runner: Any, solver: Any, batch_size: int) -> tuple[Timing,
     labels = torch.arange(batch_size) % PRESETS[work.size].spec.architecture.num_classes
     request = Request(batch_size, work.ar_steps, labels, Guidance(work.guidance))
     forget_peak(work.device)
-    wall, cpu, backbone, head = time.perf_counter(), time.process_time(), 0.0, 0.0
+    wall, cpu, backbone, head, made = time.perf_counter(), time.process_time(), 0.0, 0.0, 0
     step: ARStep | None = None
     for step in generate_steps(runner, request, parse(work.steps), solver, SeededNoise(range(batch_size), work.device)):
         backbone, head = backbone + step.seconds_backbone, head + step.seconds_head
+        made += step.evaluations
     assert step is not None
     latents = runner.finish(step.state).float().cpu()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Timing(wall, cpu, backbone, head, step.state.counter.evaluations, peak(work.device)), latents
+    return Timing(wall, cpu, backbone, head, made, peak(work.device)), latents
 
 
 def forget_peak(device: str) -> None:

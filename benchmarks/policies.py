@@ -128,7 +128,7 @@ def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point
     preset, costs = sampler.preset, Costs(sampler)
     families, weights = _families(preset.defaults.steps), sampler.weights_hash
     whole = costs.of(_schedule(preset.defaults.original))
-    fitted = adaptive.find_fit(None, preset, lambda: weights)
+    fitted = adaptive.find_probe(None, preset, lambda: weights)
     points = [Point("original", preset.defaults.original, _hash(weights))]
     linear = {share: costs.nearest(families["linear"], share * whole) for share in shares}
     for (share, text), path in zip(linear.items(), _calibrated(sampler, linear), strict=True):

@@ -76,7 +76,7 @@ class RecordedNoise:
     def initial(self, problem: DenoisingProblem) -> Tensor:
         return self.case.tensors[f"noise/init/{problem.ar_step:03d}"][: problem.num_rows]
 
-    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+    def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
         return self.case.tensors[f"noise/steps/{problem.ar_step:03d}"][:num_steps]
 
 

@@ -18,7 +18,8 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep, DenoisingProblem
 from disa.core.request import Guidance, Request
-from disa.core.solvers import make_solver, solve
+from disa.core.solve import solve
+from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
@@ -288,10 +289,10 @@ def test_images_with_different_counts_are_drawn_as_if_alone(model: FlowAR):
 def test_selected_rows_are_the_same_problem(model: FlowAR, solver: str):
     problem = list(turns(model, SEEDS[:4], LABELS[:4], guidance=Guidance(2.0)))[-1].problem
     with torch.no_grad():
-        full = solve(problem, make_solver(solver, "uniform"), 3, SeededNoise(SEEDS[:4]))
+        full = solve(problem, make_solver(solver, "uniform"), 3, SeededNoise(SEEDS[:4])).tokens
         for rows in ([2, 0, 2], [3]):
             index = torch.tensor(rows)
-            some = solve(problem.select(index), make_solver(solver, "uniform"), 3, SeededNoise(SEEDS[:4]))
+            some = solve(problem.select(index), make_solver(solver, "uniform"), 3, SeededNoise(SEEDS[:4])).tokens
             assert torch.equal(some, full[index])
 
 
@@ -300,7 +301,6 @@ def test_selected_rows_are_the_same_problem(model: FlowAR, solver: str):
 
 def evaluations(model: FlowAR, guidance: Guidance, labels: Sequence[int] | None = LABELS[:2]) -> list[int]:
     steps = list(turns(model, SEEDS[:2], labels, guidance=guidance, policy=constant(4)))
-    assert sum(step.evaluations for step in steps) == steps[-1].state.counter.evaluations
     return [step.evaluations for step in steps]
 
 

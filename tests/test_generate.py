@@ -9,11 +9,12 @@ from torch import Tensor
 from disa.core.diffusion import CosineDiffusion
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Field, Noise, Prediction, TimeGrid
 from disa.core.request import Request
 from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
+from fields import Said
 
 PROCESS = CosineDiffusion()
 
@@ -21,7 +22,6 @@ PROCESS = CosineDiffusion()
 @dataclass
 class StubState:
     request: Request
-    counter: Counter = field(default_factory=Counter)
     ar_step: int = 0
     accepted: list[Tensor] = field(default_factory=list)
 
@@ -30,18 +30,18 @@ class StubState:
 class StubField(Field):
     """Predicts no noise at all, twice, as if guided."""
 
-    counter: Counter
-    num_rows: int
+    calls: list[int]
+    """Rows of every call."""
 
-    def on(self, grid: TimeGrid) -> Evaluate:
+    def on(self, grid: TimeGrid) -> Bound:
         def evaluate(x: Tensor, denoise_step: int) -> Prediction:
-            self.counter.evaluations += 2 * len(x)
+            self.calls.append(len(x))
             return Prediction(torch.zeros_like(x), None)
 
-        return evaluate
+        return Said.on(grid, evaluate, cost=2)
 
     def select(self, rows: Tensor) -> Field:
-        return StubField(self.counter, len(rows))
+        return self
 
 
 class StubModel:
@@ -49,6 +49,7 @@ class StubModel:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.rows: list[int] = []
         self.grad_enabled: set[bool] = set()
 
     def begin(self, request: Request, noise: Noise) -> StubState:
@@ -60,7 +61,7 @@ class StubModel:
         self.grad_enabled.add(torch.is_grad_enabled())
         count, batch = state.ar_step + 1, state.request.batch_size
         image = torch.arange(batch).repeat_interleave(count)
-        stub = StubField(state.counter, len(image))
+        stub = StubField(self.rows)
         position = torch.arange(count).repeat(batch)
         return DenoisingProblem(stub, PROCESS, (3,), image, position, state.ar_step, state.request.num_ar_steps)
 
@@ -109,7 +110,7 @@ def test_a_turn_says_what_was_asked_drawn_and_evaluated():
         assert (step.problem.ar_step, step.problem.num_ar_steps) == (k, 4)
         assert step.seconds_backbone >= 0
         assert step.seconds_head > 0
-    assert sum(step.evaluations for step in turns) == state.counter.evaluations
+    assert sum(step.evaluations for step in turns) == 2 * sum(model.rows)
     assert len(model.finish(state)) == 2 * (1 + 2 + 3 + 4)
 
 

@@ -18,7 +18,8 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep, DenoisingProblem
 from disa.core.request import Guidance, Request
-from disa.core.solvers import make_solver, solve
+from disa.core.solve import solve
+from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.layers import initialise
@@ -298,12 +299,12 @@ def test_selected_rows_are_the_same_problem(model: XAR, scale: float):
     running = turns(model, SEEDS[:3], LABELS[:3], scale=scale)
     problem = [next(running) for _ in range(3)][-1].problem
     with torch.no_grad():
-        full = solve(problem, solver, 4, noise)
-        assert torch.equal(full, solve(problem, solver, 4, noise))
+        full = solve(problem, solver, 4, noise).tokens
+        assert torch.equal(full, solve(problem, solver, 4, noise).tokens)
         for rows in ([2, 0, 0], [1], [2, 1, 0]):
             some = problem.select(torch.tensor(rows))
-            assert torch.equal(solve(some, solver, 4, noise), full[rows])
-            assert torch.equal(solve(some.select(torch.tensor([0])), solver, 4, noise), full[rows[:1]])
+            assert torch.equal(solve(some, solver, 4, noise).tokens, full[rows])
+            assert torch.equal(solve(some.select(torch.tensor([0])), solver, 4, noise).tokens, full[rows[:1]])
 
 
 def test_a_problem_that_is_over_says_so_and_a_selection_of_it_lives_on(plain: XAR):
@@ -322,7 +323,6 @@ def test_a_problem_that_is_over_says_so_and_a_selection_of_it_lives_on(plain: XA
 
 def evaluations(model: XAR, labels: Sequence[int] | None, scale: float, **options: Any) -> list[int]:
     steps = list(turns(model, SEEDS[:2], labels, scale=scale, **options))
-    assert sum(step.evaluations for step in steps) == steps[-1].state.counter.evaluations
     return [step.evaluations for step in steps]
 
 

@@ -74,7 +74,7 @@ def describe(policy: StepPolicy) -> str:
         return str(policy)
     while isinstance(policy, partial):
         policy = policy.func
-    named = policy if hasattr(policy, "__qualname__") else type(policy)
+    named: Any = policy if hasattr(policy, "__qualname__") else type(policy)
     return f"{named.__module__}:{named.__qualname__}"
 
 
