@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.core.problem import Counter, Evaluate, Field, Prediction, TimeGrid
-from disa.models.layers import sinusoids
+from disa.models.layers import TIME_FEATURES, embed_times
 from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import padding
 
-TIME_FEATURES = 256
 LOOKAHEAD_VALUES = 1 << 21
 """How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
 
@@ -60,8 +59,7 @@ class DiffusionHead(nn.Module):
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
-        features = sinusoids(times, TIME_FEATURES).to(self.time_in.bias.dtype)
-        return self.time_out(self.time_in(features, activation="swish"))
+        return embed_times(times, self.time_in, self.time_out)
 
     def denoise(self, h: Tensor, modulation: Tensor) -> Prediction:
         """h: [R, W] projected input, modulation: [R, (3 depth + 2) W]."""

@@ -10,6 +10,38 @@ from torch import Tensor
 
 from disa.errors import DisaError
 
+TRUNK = {
+    "class_embedding": "class_emb",
+    "token_in": "z_proj",
+    "token_norm": "z_proj_ln",
+    "encoder_positions": "encoder_pos_embed_learned",
+    "encoder": "encoder_blocks",
+    "decoder_in": "decoder_embed",
+    "decoder_positions": "decoder_pos_embed_learned",
+    "decoder": "decoder_blocks",
+    "head_positions": "diffusion_pos_embed_learned",
+}
+"""Our names of what MAR, FlowAR and xAR have around their blocks, and the official ones."""
+HEAD = {
+    "time_in": "time_embed.mlp.0",
+    "time_out": "time_embed.mlp.2",
+    "condition": "cond_embed",
+    "input": "input_proj",
+    "output": "final_layer.linear",
+}
+"""The same of the heads of MAR and FlowAR."""
+GATED_MLP = {".mlp.gate.": ".mlp.fc1_g.", ".mlp.value.": ".mlp.fc1_x.", ".mlp.out.": ".mlp.fc2."}
+"""The same of a layer inside the blocks of FlowAR and xAR."""
+
+
+def renamed(name: str, first: Mapping[str, str], inside: Mapping[str, str] | None = None) -> str:
+    """A name whose first part has another name, and what stands inside of it."""
+    module, dot, rest = name.partition(".")
+    name = first.get(module, module) + dot + rest
+    for ours, official in (inside or {}).items():
+        name = name.replace(ours, official)
+    return name
+
 
 @dataclass(frozen=True)
 class Part:

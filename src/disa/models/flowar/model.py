@@ -29,10 +29,8 @@ from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadField
 from disa.models.flowar.head import FlowHead
-from disa.models.layers import table
-from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
-from disa.runtime.kernels import swish
-from disa.runtime.packing import Linear
+from disa.models.layers import class_embeddings, table
+from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 
 
 @dataclass
@@ -50,7 +48,7 @@ class FlowARState:
     counter: Counter = field(default_factory=Counter)
 
 
-class FlowAR(nn.Module):
+class FlowAR(Trunk):
     """The transformer and its head. All methods but `loss` are for inference; state lives in `FlowARState`."""
 
     process = FlowMatching()
@@ -59,16 +57,7 @@ class FlowAR(nn.Module):
         super().__init__()
         self.config = c = config
         self.class_embedding = table(c.num_classes + 1, c.width)
-        self.modulation = Linear(c.width, c.depth * PARTS * c.width)
-        self.token_in = Linear(c.latent_channels, c.width)
-        self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.encoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.encoder = _blocks(c.encoder_depth, c)
-        self.encoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.decoder_in = Linear(c.width, c.width)
-        self.decoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.decoder = _blocks(c.decoder_depth, c)
-        self.decoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.build_trunk(c)
         self.head_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
         self.head = FlowHead(c.latent_channels, c.width, c.head_width, c.head_depth, c.head_heads, c.cross)
 
@@ -82,7 +71,8 @@ class FlowAR(nn.Module):
         """Check the request, and compute what does not change from scale to scale."""
         c = self.config
         self.capabilities.check(request)
-        embedding = self._embedding(request)
+        guided = any(self._scale(request, ar_step) > 1 for ar_step in range(c.num_ar_steps))
+        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return FlowARState(request, embedding, self.modulations(embedding), self.rotations(embedding.device), cache)
 
@@ -141,36 +131,25 @@ class FlowAR(nn.Module):
         last = self.config.num_ar_steps - 1
         return request.guidance.at(ar_step / last if last else 1.0)
 
-    def _embedding(self, request: Request) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where guidance will act in some AR step."""
-        empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(empty.device)
-        embedding = self.class_embedding(labels)
-        guided = any(self._scale(request, ar_step) > 1 for ar_step in range(self.config.num_ar_steps))
-        return torch.cat([embedding, empty]) if guided else embedding
-
     # -- the backbone --------------------------------------------------------------------------------------------
 
     def condition(
-        self, x: Tensor, modulations: Sequence[Tensor], rotation: Rotation, span: slice, cache: KVCache | None = None,
+        self,
+        x: Tensor,
+        modulations: Sequence[Tensor],
+        rotation: Rotation,
+        span: slice,
+        cache: KVCache | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Condition vectors [B', L, D] of the tokens at `span`, which are fed x [B', L, D]. rotation: of all tokens."""
-        rotation = rotation.select(span)
         x = self.token_norm(x + self.encoder_positions[:, span])
-        for layer, block in enumerate(self.encoder):
-            x = block(x, modulations[layer], rotation, cache, layer, mask)
-        x = self.decoder_in(self.encoder_norm(x)) + self.decoder_positions[:, span]
-        for layer, block in enumerate(self.decoder, self.config.encoder_depth):
-            x = block(x, modulations[layer], rotation, cache, layer, mask)
+        x = self.through(x, modulations, span, rotation, cache, mask)
         return self.decoder_norm(x) + self.head_positions[:, span]
 
     def modulations(self, embedding: Tensor) -> Sequence[Tensor]:
         """[B', D] -> [B', 1, 6, D] for each block: they depend on the class alone."""
-        shape = (1, self.config.depth, PARTS, self.config.width)
-        return self.modulation(swish(embedding)).unflatten(-1, shape).unbind(2)
+        return self.block_modulations(embedding[:, None]).unbind(2)
 
     def _first(self, embedding: Tensor) -> Tensor:
         """[B', L, D] the first scale is fed the class."""
@@ -238,10 +217,6 @@ class FlowAR(nn.Module):
     def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
         """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
         return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
-
-
-def _blocks(depth: int, config: FlowARConfig) -> nn.ModuleList:
-    return nn.ModuleList(ModulatedBlock(config.width, config.num_heads, config.mlp_ratio) for _ in range(depth))
 
 
 def to_tokens(latents: Tensor) -> Tensor:

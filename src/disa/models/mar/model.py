@@ -23,7 +23,7 @@ from disa.core.problem import Counter, DenoisingProblem, Noise, Preview
 from disa.core.request import Guidance, Request
 from disa.errors import DisaError
 from disa.models.heads import DiffusionHead, HeadField
-from disa.models.layers import Block, table, take
+from disa.models.layers import Block, class_embeddings, table, take
 from disa.models.mar.config import MARConfig
 from disa.runtime.packing import Linear
 
@@ -86,7 +86,8 @@ class MAR(nn.Module):
     def begin(self, request: Request, noise: Noise) -> MARState:
         """Check the request and plan every AR step from the token orders."""
         self.capabilities.check(request)
-        return self.plan(request, noise, self._embedding(request))
+        embedding = class_embeddings(request, self.class_embedding, self.no_class, request.guidance.active)
+        return self.plan(request, noise, embedding)
 
     def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
         """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
@@ -159,15 +160,6 @@ class MAR(nn.Module):
         """Share of the image known after this AR step; the official formula leaves one token masked at the last."""
         num_tokens, remaining = state.tokens.shape[1], max(1, state.num_masked[state.ar_step + 1])
         return (num_tokens - remaining) / num_tokens
-
-    def _embedding(self, request: Request) -> Tensor:
-        """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""
-        empty = self.no_class.expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(self.no_class.device)
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if request.guidance.active else embedding
 
     def _known(self, request: Request, orders: Tensor) -> tuple[Tensor, Tensor, int]:
         """Tokens [B, L, C] with the given ones filled in, orders that end with them, and how many are unknown."""
