@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.layout import check_names
 
 TRUNK = {
     "class_embedding": "class_emb",
@@ -82,7 +83,7 @@ class NameMap:
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every official tensor, and no other but ignored ones, must be there."""
         state = self.known(state)
-        check_names(self.official, set(state))
+        check_names(self.official, state)
         return {
             name: state[parts[0].name] if len(parts) == 1 else torch.cat([state[part.name] for part in parts])
             for name, parts in self.parts.items()
@@ -90,7 +91,7 @@ class NameMap:
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse of `from_official`."""
-        check_names(set(self.parts), set(state))
+        check_names(self.parts, state)
         official: dict[str, Tensor] = {}
         for name, parts in self.parts.items():
             pieces = [state[name]] if len(parts) == 1 else state[name].split([part.rows or 0 for part in parts])
@@ -101,12 +102,3 @@ class NameMap:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
-
-
-def check_names(expected: set[str], found: set[str]) -> None:
-    """One line that says what is missing and what does not belong."""
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    if missing or extra:
-        parts = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                 for word, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
-        raise DisaError(f"the checkpoint does not fit this model: of its tensors {' and '.join(parts)}.")
