@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 # so that nothing but `python -m disa` imports the ways in.
 PLACES = (
     "errors",
-    "files",
+    "files layout",
     "core",
     "runtime",
     "codecs",
@@ -37,7 +37,7 @@ PLACES = (
 # sampling noise.
 NARROWER = {
     "core": "core errors",
-    "models": "models errors runtime codecs core.request core.problem core.diffusion core.flow",
+    "models": "models errors layout runtime codecs core.request core.problem core.capabilities core.diffusion core.flow",
 }
 
 RANK = {place: rank for rank, line in enumerate(PLACES) for place in line.split()}
