@@ -61,11 +61,13 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
 
 
 def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
-    defaults, given = loaded.defaults, _parts(settings, "guidance")
+    """The same of guidance."""
+    given = _parts(settings, "guidance")
     if isinstance(settings.guidance, Guidance):
         return replace(settings.guidance, **given)
+    own = {name: getattr(loaded.defaults, name) for name in ("ramp", "interval")} | {"scale": loaded.defaults.guidance}
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
-    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress), **given)
+    return Guidance(**(own | given))
 
 
 def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:
