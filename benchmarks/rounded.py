@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("measure", "write"))
     parser.add_argument("--weights", type=Path, default=PACKAGE, help="the folder of float32 weights")
-    parser.add_argument("--digits", type=int, default=1000, help="images of each model that draws digits")
+    parser.add_argument("--digits", type=int, default=500, help="images of each model that draws digits")
     parser.add_argument("--captions", type=int, default=300, help="images of the model that draws from captions")
     parser.add_argument("--first-seed", type=int, default=800_000)
     parser.add_argument("--threads", type=int, default=1)
@@ -58,8 +58,8 @@ def main() -> None:
         row, strip = measured(model, options.weights, range(options.first_seed, options.first_seed + count))
         rows.append(row)
         strips.append(strip)
-    options.picture.write_bytes(png(grid(torch.cat(strips), columns=SHOWN)))
-    publish({"machine": machine(), "first_seed": options.first_seed, "models": rows}, options.out)
+        options.picture.write_bytes(png(grid(torch.cat(strips), columns=SHOWN)))
+        publish({"machine": machine(), "first_seed": options.first_seed, "models": rows}, options.out)
 
 
 def round_file(source: Path, target: Path) -> None:

@@ -1,10 +1,13 @@
 """Imports go one way, and the heavy ones wait until they are needed."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -57,8 +60,8 @@ def may_import(importer: str, imported: str) -> bool:
     return within and (here == there or RANK[there] < RANK[here])
 
 
-def imported_modules(source: str, package: str, modules: set[str]) -> Iterator[str]:
-    """Modules of disa that `source`, a file of `package`, imports anywhere: in functions and for types too."""
+def all_imports(source: str, package: str, modules: set[str]) -> Iterator[str]:
+    """Modules that `source`, a file of `package`, imports anywhere: in functions and for types too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -69,7 +72,12 @@ def imported_modules(source: str, package: str, modules: set[str]) -> Iterator[s
             names = [name if name in modules else base for name in submodules]
         else:
             continue
-        yield from (name for name in names if name.split(".")[0] == "disa")
+        yield from names
+
+
+def imported_modules(source: str, package: str, modules: set[str]) -> Iterator[str]:
+    """Those of them that are disa's."""
+    return (name for name in all_imports(source, package, modules) if name.split(".")[0] == "disa")
 
 
 def imports_of(module: str) -> set[str]:
@@ -128,6 +136,20 @@ def test_an_import_that_goes_the_other_way_is_seen(importer: str, source: str) -
 def test_every_form_of_import_is_seen(source: str) -> None:
     assert set(imported_modules(source, "disa.models", set(MODULES))) == {"disa.core.problem"}
     assert may_import("disa.models.layers", "disa.core.problem")
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["diffusers"], *extras["harmon"]]
+    declared = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in wanted}
+    sources = (path.read_text(encoding="utf-8") for path in MODULES.values())
+    libraries = {name.split(".")[0] for source in sources for name in all_imports(source, "disa", set())}
+    homes = packages_distributions()
+    imported = {
+        homes.get(name, [name])[0].replace("_", "-").lower() for name in libraries - {"disa"} - sys.stdlib_module_names
+    }
+    assert imported == declared
 
 
 # --- what is imported before it is needed ---------------------------------------------------------------------------
