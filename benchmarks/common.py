@@ -18,10 +18,11 @@ from disa.files import write_text
 def machine(device: str = "cpu") -> dict[str, Any]:
     """What a result must say of where it is from."""
     return {
-        "processor": processor(device), "instructions": torch.backends.cpu.get_cpu_capability(),
+        "processor": processor(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "versions": {"disa": disa.__version__, "torch": torch.__version__, "python": platform.python_version()},
-    }  # fmt: skip
+    }
 
 
 def publish(result: dict[str, Any], path: Path | None = None) -> None:
