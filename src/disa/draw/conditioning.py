@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from disa.core.capabilities import Capabilities
 from disa.core.noise import SeededNoise
 from disa.core.request import Prompts
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
-from disa.core.capabilities import Capabilities
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
 from disa.weights import checkpoints as weights
