@@ -17,7 +17,7 @@ from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded, PixelCodec
 from disa.draw.resolve import for_model
 from disa.draw.run import Run
-from disa.draw.samples import Samples, check_output_type
+from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
@@ -115,12 +115,13 @@ class Sampler(Loaded):
         latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for inpainting (`encode` makes
         latents). inputs, settings: the same as objects. output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
-        check_output_type(output_type)
         asked = {name: options.pop(name) for name in ("negative_prompt", "known", "mask") if name in options}
+        given = {"labels": labels, "prompts": prompts} | asked
         if inputs is None:
-            inputs = Inputs.paired(seeds, labels, prompts, **asked)
-        run = self.start(inputs, settings, output_type, **options)
-        return run.result()
+            inputs = Inputs.paired(seeds, **given)
+        elif also := [name for name, value in given.items() if value is not None]:
+            raise DisaError(f"inputs say all that is to be drawn: leave {', '.join(also)} out, or give no inputs.")
+        return self.start(inputs, settings, output_type, **options).result()
 
     def start(self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any) -> Run:
         """The same as an iterator over AR steps, and over finished batches: see `Run`."""
