@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from disa.codecs.base import LatentCodec
 from disa.core import steps
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
@@ -34,7 +35,9 @@ from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import DESCRIBE, Text, penalised, sampled
 from disa.models.registry import PRESETS, Model, Preset, find_preset
 from disa.policies import adaptive
-from disa.weights import checkpoints
+from disa.weights.folders import CODEC, TOKENIZER, load_folder, save_codec, save_model
+from disa.weights.hub import download_folder
+from disa.weights.load import load_codec, load_model, tokenizer_source
 
 T = TypeVar("T")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -112,7 +115,7 @@ class Sampler:
         pick_dtype(dtype)
         if name in PRESETS:
             preset = PRESETS[name]
-            model = checkpoints.load_model(preset, None if checkpoint is None else Path(checkpoint))
+            model = load_model(preset, None if checkpoint is None else Path(checkpoint))
             return cls(preset, model, vae_path, device, dtype, tokenizer)
         if checkpoint is not None:
             raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
@@ -120,9 +123,9 @@ class Sampler:
         if not folder.is_dir():
             if name.count("/") != 1 or name.startswith((".", "/", "~")):
                 find_preset(name)
-            folder = checkpoints.download_folder(name)
-        preset, model, codec = checkpoints.load_folder(folder)
-        inside = folder / checkpoints.TOKENIZER
+            folder = download_folder(name)
+        preset, model, codec = load_folder(folder)
+        inside = folder / TOKENIZER
         return cls(preset, model, vae_path or codec, device, dtype, tokenizer or (inside if inside.is_dir() else None))
 
     from_pretrained = load
@@ -141,12 +144,12 @@ class Sampler:
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
-        path = checkpoints.save_model(Path(folder), self.preset, self.model.state_dict())
+        path = save_model(Path(folder), self.preset, self.model.state_dict())
         codec = self.codec if isinstance(self._codec, Path) else self._codec
-        if isinstance(codec, checkpoints.LatentCodec):
-            checkpoints.save_codec(path / checkpoints.CODEC, codec)
+        if isinstance(codec, LatentCodec):
+            save_codec(path / CODEC, codec)
         if self._text is not None:
-            self.text.save(path / checkpoints.TOKENIZER)
+            self.text.save(path / TOKENIZER)
         return path
 
     @property
@@ -155,7 +158,7 @@ class Sampler:
         if self.preset.spec.codec is None:
             self._codec = self._codec or PixelCodec()
         elif self._codec is None or isinstance(self._codec, Path):
-            codec = checkpoints.load_codec(self.preset, self._codec)
+            codec = load_codec(self.preset, self._codec)
             self._codec = codec.to(self.device, pick_dtype(self.dtype))
         assert self._codec is not None
         assert not isinstance(self._codec, Path)
@@ -168,7 +171,7 @@ class Sampler:
             raise DisaError(f"{self.preset.name} takes labels, not prompts: it has no tokenizer.")
         if not isinstance(self._text, Text):
             config = self.model.config
-            source = self._text or checkpoints.tokenizer_source(self.preset)
+            source = self._text or tokenizer_source(self.preset)
             self._text = Text.load(source, config.vocab_size, config.max_positions)
         return self._text
 

@@ -30,7 +30,8 @@ from disa.core.steps import StepPolicy
 from disa.errors import DisaError
 from disa.models.layers import Linear
 from disa.models.spec import Preset
-from disa.weights.checkpoints import in_package, read_tensors
+from disa.weights.package import in_package
+from disa.weights.read import read_tensors
 
 Score = Callable[[DenoisingProblem], Tensor]
 """A number per row [R] that grows with the error to be expected."""
