@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-import pytest
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +13,10 @@ from disa.draw.sampler import Sampler
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
-from disa.models.registry import PRESETS, find_preset
+from disa.models.registry import find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
-from disa.weights.checkpoints import build_model, save_model
+from disa.weights.build import build_model
+from disa.weights.folders import save_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -83,11 +83,8 @@ def sampler(dtype: str = "fp32", seed: int = 0) -> Sampler:
     return Sampler(PRESET, model(seed), device="cpu", dtype=dtype)
 
 
-def folder(path: Path, seed: int = 0) -> Path:
-    """A folder that `disa sample --model` takes; it says that it is mar-digits, of another architecture."""
-    return save_model(path, changed(find_preset("mar-digits"), architecture=CONFIG), weights(seed=seed))
-
-
-def without_codec(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This model draws pixels, so the `mar-digits` that its folder names must not have an autoencoder."""
-    monkeypatch.setitem(PRESETS, "mar-digits", changed(find_preset("mar-digits"), codec=None))
+def folder(path: Path, seed: int = 0, **values: Any) -> Path:
+    """A folder that `disa sample --model` takes: mar-digits of another architecture, and of pixels."""
+    return save_model(
+        path, changed(find_preset("mar-digits"), architecture=CONFIG, codec=None, **values), weights(seed=seed)
+    )

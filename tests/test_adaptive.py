@@ -39,7 +39,7 @@ from disa.policies.adaptive import (
     without_waste,
 )
 from disa.study.fit import fit_probe, save
-from disa.weights.checkpoints import build_model
+from disa.weights.build import build_model
 from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -472,8 +472,7 @@ def test_a_budget_needs_to_know_the_rows_to_come():
 # -- command line ----------------------------------------------------------------------------------------------------
 
 
-def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    small.without_codec(monkeypatch)
+def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path):
     model, probe = small.folder(tmp_path / "model"), tmp_path / "probe.safetensors"
     base = ("--model", model, "--num-ar-steps", 3, "--device", "cpu")
     report = disa("fit-probe", *base, "--seeds", "100000-100011", "--out", probe, "--json").json()

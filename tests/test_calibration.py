@@ -426,10 +426,7 @@ def test_a_provenance_that_is_none(tmp_path: Path) -> None:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_table_that_the_others_take(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small.without_codec(monkeypatch)
+def test_the_command_writes_a_table_that_the_others_take(disa: Command, tmp_path: Path) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     quick = ("--model", model, "--num-ar-steps", 3, "--grid", "uniform", "--device", "cpu")
     arguments = (*quick, "--budget", 6, "--reference", 16, "--seeds", "5-7", "--out", out)
@@ -467,12 +464,8 @@ def test_the_command_writes_a_table_that_the_others_take(
         (("--budget", 4, "--labels", "77"), "labels must be 0 to 9"),
     ],
 )
-def test_mistakes_are_one_line(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], words: str
-) -> None:
-    small.without_codec(monkeypatch)
-    monkeypatch.setitem(PRESETS, "mar-digits", small.changed(PRESETS["mar-digits"], original="constant:1"))
-    model = small.folder(tmp_path / "model")
+def test_mistakes_are_one_line(disa: Command, tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
+    model = small.folder(tmp_path / "model", original="constant:1")
     done = disa("calibrate", "--model", model, "--num-ar-steps", 3, *arguments, "--out", tmp_path / "out")
     assert words in complaint(done)
 

@@ -28,7 +28,7 @@ from disa.models.harmon.text import FixedLength, Text
 from disa.models.registry import PRESETS
 from disa.study.compare import bench, compare
 from disa.tiny.measures import MEASURES
-from disa.weights.checkpoints import build_model
+from disa.weights.build import build_model
 from test_harmon import CONFIG, PRESET, random_weights, tokenizer
 
 pytest.importorskip("transformers")
@@ -397,10 +397,8 @@ def test_bad_files_of_prompts(disa: Command, model: Path, tmp_path: Path, name: 
     ],
 )
 def test_sample_refuses(
-    disa: Command, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    which: str, options: list[str], said: str,
+    disa: Command, request: pytest.FixtureRequest, tmp_path: Path, which: str, options: list[str], said: str,
 ) -> None:  # fmt: skip
-    small.without_codec(monkeypatch)
     folder = request.getfixturevalue(which)
     done = disa("sample", "--model", folder, "--num-ar-steps", 2, *options, "--out", tmp_path / "out", "--json")
     assert said in complaint(done)

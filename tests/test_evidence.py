@@ -365,10 +365,7 @@ FEW = (
 )
 
 
-def test_the_command_writes_numbers_and_pictures(
-    disa: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    small.without_codec(monkeypatch)
+def test_the_command_writes_numbers_and_pictures(disa: Command, tmp_path: Path) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     report = disa(
         "evidence", "--model", model, "--seeds", "0-4", "--num-ar-steps", 4, *FEW, "--out", out, "--json"

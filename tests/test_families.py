@@ -16,7 +16,8 @@ from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
 from disa.study.compare import compare
-from disa.weights.checkpoints import convert, load_model
+from disa.weights.convert import convert
+from disa.weights.load import load_model
 from small import changed
 
 FAMILIES = ("flowar", "xar")
@@ -84,7 +85,7 @@ def test_a_converted_folder_draws_the_same_images(preset: Preset, official: Path
     files = convert(official, preset.name, tmp_path / "folder")
     assert set(files) == {"model.safetensors", "config.json"}
     about = json.loads((tmp_path / "folder" / "config.json").read_text())
-    assert (about["family"], about["preset"]) == (preset.spec.family, preset.name)
+    assert (about["family"], about["name"]) == (preset.spec.family, preset.name)
     first = sampler(preset).sample([3, 5], [0, 1], steps="linear:4-2")
     second = Sampler.load(tmp_path / "folder", device="cpu").sample([3, 5], [0, 1], steps="linear:4-2")
     assert torch.equal(first.latents, second.latents)

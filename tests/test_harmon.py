@@ -35,7 +35,9 @@ from disa.models.harmon.text import Text, penalised, sampled
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
 from disa.study.calibrate import gains
-from disa.weights.checkpoints import build_model, convert, load_model
+from disa.weights.build import build_model
+from disa.weights.convert import convert
+from disa.weights.load import load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

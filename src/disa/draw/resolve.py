@@ -65,9 +65,9 @@ def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
     given = _parts(settings, "guidance")
     if isinstance(settings.guidance, Guidance):
         return replace(settings.guidance, **given)
-    own = {name: getattr(loaded.defaults, name) for name in ("ramp", "interval")} | {"scale": loaded.defaults.guidance}
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
-    return Guidance(**(own | given))
+    defaults = loaded.defaults
+    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
 
 
 def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:

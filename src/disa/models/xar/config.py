@@ -33,6 +33,10 @@ class XARConfig:
     def __post_init__(self) -> None:
         if any(size % count for size, count in zip(self.latent_size, self.cells, strict=True)):
             raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into {self.cells} equal cells.")
+        if self.width % (4 * self.num_heads):
+            raise DisaError(
+                f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
+            )
 
     @property
     def num_tokens(self) -> int:
