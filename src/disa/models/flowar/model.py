@@ -79,13 +79,18 @@ class FlowAR(Trunk):
     def pose(self, state: FlowARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of all tokens of the next scale."""
         scale, batch = self._scale(state.request, state.ar_step), state.request.batch_size
-        z = self.condition(self._tokens_in(state), state.modulations, state.rotations[0],
-                           self.span(state.ar_step), state.cache)  # fmt: skip
+        z = self.condition(
+            self._tokens_in(state), state.modulations, state.rotations[0], self.span(state.ar_step), state.cache
+        )
         halves = z.unflatten(0, (-1, batch))[: 2 if scale > 1 else 1]
         rotation = state.rotations[1].select(self.span(state.ar_step))
         return DenoisingProblem(
             field=FlowHeadField(
-                self.head, self.head.remember(halves, rotation), rotation, scale, state.request.guidance.interval,
+                self.head,
+                self.head.remember(halves, rotation),
+                rotation,
+                scale,
+                state.request.guidance.interval,
                 state.counter,
             ),
             process=self.process,
@@ -97,7 +102,7 @@ class FlowAR(Trunk):
             condition=halves[0],
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - state.ar_step,
-        )  # fmt: skip
+        )
 
     def accept(self, state: FlowARState, tokens: Tensor) -> None:
         """tokens: [B, L, C] of the problem posed last."""
@@ -167,8 +172,10 @@ class FlowAR(Trunk):
         c = self.config
         sides = [torch.arange(scale, device=device) / scale * c.scales[-1] for scale in c.scales]
         rows, columns = torch.cat([torch.cartesian_prod(side, side) for side in sides]).unbind(1)
-        return (Rotation.of(rows, columns, c.width // c.num_heads),
-                Rotation.of(rows, columns, c.head_width // c.head_heads))  # fmt: skip
+        return (
+            Rotation.of(rows, columns, c.width // c.num_heads),
+            Rotation.of(rows, columns, c.head_width // c.head_heads),
+        )
 
     def resized(self, latents: Tensor, scale: int) -> Tensor:
         """Latents [B, C, h, w] of one scale -> tokens [B, L, C] of another, through the largest."""

@@ -96,12 +96,15 @@ class MAR(nn.Module):
         num_masked = masked_counts(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
         return MARState(
-            request, known, orders, num_masked,
+            request,
+            known,
+            orders,
+            num_masked,
             visible=[orders[:, masked:].sort(1).values for _, masked in spans],
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
             embedding=embedding,
             positions=self.positions(request.token_grid),
-        )  # fmt: skip
+        )
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
@@ -250,9 +253,15 @@ class MAR(nn.Module):
     # -- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, objective: TrainingLoss, latents: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor,
-        t: Tensor, noise: Tensor,
-    ) -> LossTerms:  # fmt: skip
+        self,
+        objective: TrainingLoss,
+        latents: Tensor,
+        embedding: Tensor,
+        visible: Tensor,
+        wanted: Tensor,
+        t: Tensor,
+        noise: Tensor,
+    ) -> LossTerms:
         """Loss terms of the tokens at `wanted` [B, N], each drawn m times: t [m B N], noise [m B N, C].
 
         embedding: [B, D], see `embed`. Rows are m copies of the flattened [B, N]. The official loss is their mean.
