@@ -26,7 +26,6 @@ from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR, to_latents, to_tokens
 from disa.models.flowar.names import official_names
 from disa.models.layers import initialise
-from disa.runtime.packing import can_pack, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -215,11 +214,7 @@ def test_posing_again_changes_nothing(model: FlowAR):
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_image_does_not_depend_on_its_batch(model: FlowAR, scale: float, packed: bool):
-    if packed:
-        if not can_pack(torch.float32):
-            pytest.skip("this build of PyTorch has no oneDNN kernels to pack weights for")
-        model = deepcopy(model)
-        pack(model)
+    model = small.packed(model) if packed else model
     guidance = Guidance(scale, interval=(0.0, 0.7))
     together = draw(model, SEEDS, LABELS, guidance=guidance)
     assert together.isfinite().all()
