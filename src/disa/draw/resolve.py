@@ -49,7 +49,7 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
     """The solver with its grid and its other options: those given, else the model's where it is the model's own."""
     defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
     if chosen is None or isinstance(chosen, str):
-        name, told = solver_parts(chosen or defaults.solver)
+        name, told = solver_parts(defaults.solver if chosen is None else chosen)
         cooled = {"temperature": defaults.temperature}
         return build_solver(name, told | given, cooled | ({"grid": defaults.grid} if name == defaults.solver else {}))
     if not given:
