@@ -61,14 +61,20 @@ step. Times are CPU seconds of one process with the stated threads, which other 
 
 def write() -> None:
     """docs/policies.md and a plot per model, from the result files that are there."""
-    sections = [INTRODUCTION]
-    for model in MODELS:
-        path = RESULTS / f"policies-{model}.json"
-        if path.exists():
-            report = json.loads(path.read_text())
-            write_whole(ROOT / "docs" / f"policies-{model}.png", lambda file, report=report: file.write(_plot(report)))
-            sections.append(_section(report))
-    write_text(ROOT / "docs" / "policies.md", "\n".join(sections))
+    for model, report in _reports().items():
+        write_whole(ROOT / "docs" / f"policies-{model}.png", lambda file, report=report: file.write(_plot(report)))
+    write_text(ROOT / "docs" / "policies.md", page())
+
+
+def page() -> str:
+    """The text of docs/policies.md."""
+    return "\n".join([INTRODUCTION, *map(_section, _reports().values())])
+
+
+def _reports() -> dict[str, dict[str, Any]]:
+    """The result file of every model that has one."""
+    paths = {model: RESULTS / f"policies-{model}.json" for model in MODELS}
+    return {model: json.loads(path.read_text()) for model, path in paths.items() if path.exists()}
 
 
 def _headline(quality: dict[str, Any]) -> dict[str, float]:
