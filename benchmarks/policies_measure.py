@@ -29,7 +29,7 @@ FIXED = ("constant", "two-stage", "linear", "cosine", "reversed")
 def measure(model: str, work: Path, result: Path | None) -> None:
     """Quality and cost of what was planned last, over the first images, as many as all its points have.
 
-    Raises DisaError where that are too few.
+    Raises DisaError where these are too few.
     """
     folder = work / model
     if not (folder / PLAN).exists():
