@@ -37,12 +37,32 @@ Kernel = Callable[[Tensor], Tensor]
 FEW = (*range(1, 65), 96, 100, 127, 128, 160, 255, 256)
 MANY = (*FEW, 320, 500, 512, 640, 1000, 1024, 1280)
 SHAPES = {
-    (16, 128): MANY, (128, 384): MANY, (128, 512): MANY, (512, 128): MANY, (128, 192): MANY, (192, 192): MANY,
-    (192, 2112): MANY, (192, 32): MANY, (256, 256): MANY, (256, 3584): FEW, (256, 1024): FEW, (768, 2304): MANY,
-    (768, 768): MANY, (768, 3072): MANY, (3072, 768): MANY, (768, 1024): MANY, (1024, 1024): MANY, (1024, 32): MANY,
-    (1024, 20480): FEW, (16, 768): MANY, (16, 1024): MANY, (1280, 1280): FEW, (1280, 5120): FEW, (5120, 1280): FEW,
+    (16, 128): MANY,
+    (128, 384): MANY,
+    (128, 512): MANY,
+    (512, 128): MANY,
+    (128, 192): MANY,
+    (192, 192): MANY,
+    (192, 2112): MANY,
+    (192, 32): MANY,
+    (256, 256): MANY,
+    (256, 3584): FEW,
+    (256, 1024): FEW,
+    (768, 2304): MANY,
+    (768, 768): MANY,
+    (768, 3072): MANY,
+    (3072, 768): MANY,
+    (768, 1024): MANY,
+    (1024, 1024): MANY,
+    (1024, 32): MANY,
+    (1024, 20480): FEW,
+    (16, 768): MANY,
+    (16, 1024): MANY,
+    (1280, 1280): FEW,
+    (1280, 5120): FEW,
+    (5120, 1280): FEW,
     (1536, 1536): FEW,
-}  # fmt: skip
+}
 """(K, N) of the linear layers of mar-digits, MAR-B, -L and -H, and the row counts that are tried."""
 QUICK = {(128, 384): FEW, (768, 768): FEW, (3072, 768): FEW, (1024, 1024): FEW}
 ATTENTIONS = ((4, 32, 72), (12, 64, 320), (16, 80, 320))
@@ -231,10 +251,13 @@ def findings(threads: int, quick: bool) -> Iterator[Finding]:
 def report(found: list[Finding]) -> dict[str, Any]:
     names = {f"{finding.kernel}, {finding.threads} threads": finding for finding in found}
     return {
-        "benchmark": "invariance", "min_rows": MIN_ROWS, "device": "cpu", **machine(),
+        "benchmark": "invariance",
+        "min_rows": MIN_ROWS,
+        "device": "cpu",
+        **machine(),
         "bad": {name: sorted(finding.bad) for name, finding in names.items()},
         "broken": [name for name, finding in names.items() if finding.broken],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

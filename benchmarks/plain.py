@@ -174,8 +174,14 @@ class PlainDDPM(GridSolver):
         beta, share = 1 - now / then, 1 - now
         posterior = beta * (1 - then) / share
         posterior[-1] = posterior[-2]
-        tables = [np.sqrt(1 / now), np.sqrt(1 / now - 1), beta * np.sqrt(then) / share,
-                  (1 - then) * np.sqrt(now / then) / share, np.log(beta), np.log(posterior)]  # fmt: skip
+        tables = [
+            np.sqrt(1 / now),
+            np.sqrt(1 / now - 1),
+            beta * np.sqrt(then) / share,
+            (1 - then) * np.sqrt(now / then) / share,
+            np.log(beta),
+            np.log(posterior),
+        ]
         copies = 2 if problem.guidance != 1 else 1
         x = torch.cat([x] * copies)
         for i in range(grid.num_evaluations):

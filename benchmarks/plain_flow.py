@@ -25,6 +25,7 @@ from disa.core.request import Request
 from disa.models.flowar import model as flowar
 from disa.models.flowar import names as flowar_names
 from disa.models.flowar.model import FlowAR
+from disa.models.guided import ramp_by_ar_steps
 from disa.models.layers import TIME_FEATURES, sinusoids
 from disa.models.transformer import NORM_EPS, causal_mask
 from disa.models.xar import names as xar_names
@@ -94,7 +95,7 @@ class PlainModel:
         return DenoisingProblem(field, self.process, shape, rows, torch.zeros_like(rows), *place, guidance=scale)
 
     def scale(self, state: PlainState) -> float:
-        return state.request.guidance.at(len(state.drawn) / (self.config.num_ar_steps - 1))
+        return state.request.guidance.scales(ramp_by_ar_steps(self.config.num_ar_steps))[len(state.drawn)]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))

@@ -99,10 +99,15 @@ def architectures(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "digits": quality, "demo": times, "flowar-digits": quality, "flowar-digits-times": times,
-    "xar-digits": quality, "xar-digits-times": times, "harmon-shapes": scores,
+    "digits": quality,
+    "demo": times,
+    "flowar-digits": quality,
+    "flowar-digits-times": times,
+    "xar-digits": quality,
+    "xar-digits-times": times,
+    "harmon-shapes": scores,
     "mar-cpu": architectures,
-}  # fmt: skip
+}
 
 
 # -- the paper's numbers beside these ----------------------------------------------------------------------------------
@@ -130,15 +135,14 @@ def headline() -> str:
 def _published(name: str) -> list[str]:
     from disa import PRESETS
 
-    preset, paper = PRESETS[name], PRESETS[name].paper
-    original, annealed = paper.original, paper.disa
+    preset = PRESETS[name]
+    original, annealed = preset.paper.original, preset.paper.disa
     assert original is not None
     assert annealed is not None
-    time, score, label = ("seconds_per_image", "fid", "FID")
-    if original.geneval is not None:
-        time, score, label = ("seconds", "geneval", "GenEval")
+    by_geneval = original.geneval is not None
+    time, score, label = ("seconds", "geneval", "GenEval") if by_geneval else ("seconds_per_image", "fid", "FID")
     steps = [
-        f"{run.num_ar_steps or preset.defaults.num_ar_steps} x {f'`{run.steps}`' if run.steps else 'annealed'}"
+        f"{run.num_ar_steps or preset.defaults.num_ar_steps} x " + (f"`{run.steps}`" if run.steps else "annealed")
         for run in (original, annealed)
     ]
     return [

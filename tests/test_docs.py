@@ -2,6 +2,7 @@
 
 import re
 import runpy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,12 @@ def test_tables_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch):
     for page in tables["PAGES"]:
         text = page.read_text()
         assert tables["filled"](text) == text, f"{page.name} is out of date: python benchmarks/tables.py"
+
+
+def test_the_study_of_policies_is_that_of_the_result_files(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    text = import_module("policies_write").page()
+    assert text == (ROOT / "docs" / "policies.md").read_text(), "out of date: python benchmarks/policies.py write"
 
 
 def test_every_entry_of_the_log_is_in_its_index():

@@ -22,9 +22,17 @@ from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
 FLOWAR: dict[str, Any] = {
-    "scales": (1, 2, 4), "latent_channels": 3, "width": 32, "encoder_depth": 1, "decoder_depth": 2, "num_heads": 2,
-    "num_classes": 10, "head_width": 32, "head_depth": 2, "head_heads": 2,
-}  # fmt: skip
+    "scales": (1, 2, 4),
+    "latent_channels": 3,
+    "width": 32,
+    "encoder_depth": 1,
+    "decoder_depth": 2,
+    "num_heads": 2,
+    "num_classes": 10,
+    "head_width": 32,
+    "head_depth": 2,
+    "head_heads": 2,
+}
 CASES: dict[str, tuple[Any, str, tuple[float, float]]] = {
     "flowar": (FlowAR(FlowARConfig(**FLOWAR)), "euler", (0.0, 0.9)),
     "flowar-cross": (FlowAR(FlowARConfig(**FLOWAR, cross=True)), "euler", (0.1, 0.7)),
