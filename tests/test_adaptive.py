@@ -82,7 +82,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             wanted = Wanted(given.get("labels"), seeds, given.get("prompts"))  # pyright: ignore[reportArgumentType]
             settings = sampler.settings("constant:3", num_ar_steps=None if family in families.FAMILIES else 3)
             path = tmp_path_factory.mktemp("probes") / f"{family}.safetensors"
-            made[family] = save(path, fit_probe(sampler, wanted, settings).fit)
+            made[family] = save(path, fit_probe(sampler, wanted, settings).probe)
         return made[family]
 
     return of

@@ -309,12 +309,11 @@ def test_the_unconditional_half_is_evaluated_only_where_guidance_acts(model: Flo
     assert evaluations(model, Guidance(2.5), None) == [8, 8, 8]
 
 
-@pytest.mark.parametrize("guidance", [Guidance(1.0), Guidance(0.0), Guidance(0.5, "constant"), Guidance(-3.0)])
-def test_guidance_of_1_or_less_is_none(model: FlowAR, guidance: Guidance):
-    assert evaluations(model, guidance) == [8, 8, 8]
-    state = model.begin(Request(2, 3, torch.tensor(LABELS[:2]), guidance), SeededNoise(SEEDS[:2]))
-    assert len(state.embedding) == 2
-    assert torch.equal(draw(model, SEEDS[:2], LABELS[:2], guidance=guidance), draw(model, SEEDS[:2], LABELS[:2]))
+def test_a_scale_of_1_has_no_unconditional_half_and_every_other_has(model: FlowAR):
+    for scale, made in ((1.0, [8, 8, 8]), (0.5, [8, 16, 16]), (0.0, [8, 16, 16]), (-3.0, [8, 16, 16])):
+        assert evaluations(model, Guidance(scale)) == made
+        state = model.begin(Request(2, 3, torch.tensor(LABELS[:2]), Guidance(scale)), SeededNoise(SEEDS[:2]))
+        assert len(state.embedding) == (2 if scale == 1 else 4)
 
 
 def test_guidance_grows_with_the_scales(plain: FlowAR):
