@@ -24,6 +24,7 @@ from disa.core.problem import ARStep
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, linear, parse
+from disa.draw.conditioning import penalised, sampled
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
@@ -32,7 +33,7 @@ from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, causal
 from disa.models.harmon.model import IGNORED, Harmon
 from disa.models.harmon.names import official_names
-from disa.models.harmon.text import Text, penalised, sampled
+from disa.models.harmon.text import Text
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
 from disa.study.calibrate import gains
