@@ -40,12 +40,20 @@ def main() -> None:
     for title, scores in (("described", right), ("rewritten", kept)):
         for name, spread in scores.items():
             print(f"{title:<12}{name:<20}{spread}")
-    publish({
-        "benchmark": "describing", "model": given.model, "scenes": given.scenes, "seed": given.seed,
-        "right": {name: asdict(spread) for name, spread in right.items()}, "wrong": wrong[:20],
-        "rewritten": {name: asdict(spread) for name, spread in kept.items()}, "changed": changed[:20],
-        "machine": machine(),
-    }, given.result)  # fmt: skip
+    publish(
+        {
+            "benchmark": "describing",
+            "model": given.model,
+            "scenes": given.scenes,
+            "seed": given.seed,
+            "right": {name: asdict(spread) for name, spread in right.items()},
+            "wrong": wrong[:20],
+            "rewritten": {name: asdict(spread) for name, spread in kept.items()},
+            "changed": changed[:20],
+            "machine": machine(),
+        },
+        given.result,
+    )
 
 
 def described(sampler: Sampler, scenes: Sequence[shapes.Captioned]) -> tuple[dict[str, Spread], list[str]]:

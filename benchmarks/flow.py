@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, note, publish
+from common import machine, note, prepared, publish, random_model
 from mar import TOLERANCE
 from plain_flow import PLAIN, PlainModel
 from torch import Tensor, nn
@@ -88,39 +88,23 @@ class Variant:
 def start(args: argparse.Namespace, name: str, kind: str, dtype: str) -> Variant:
     """disa is packed where the CPU can."""
     batch, steps = args.batch or RUNS.get(name, {}).get("batch", 1), args.steps or PRESETS[name].defaults.steps
-    model = random_model(name, DTYPES[dtype])
-    if kind == "plain":
-        model = PLAIN[PRESETS[name].spec.family](model)
-    elif packing.can_pack(DTYPES[dtype]):
-        model = packing.pack(model)
+    model = random_model(name, dtype)
+    model = PLAIN[PRESETS[name].spec.family](model) if kind == "plain" else prepared(model, dtype)
     return Variant(name, kind, dtype, batch, steps, model)
-
-
-def random_model(name: str, dtype: torch.dtype) -> Any:
-    """In evaluation; the same weights whatever the dtype, large enough for every layer to change the image."""
-    with torch.device("meta"):
-        model = PRESETS[name].build()
-    model = model.to(dtype).to_empty(device="cpu").requires_grad_(False).eval()
-    random = torch.Generator().manual_seed(0)
-    for parameter_name, parameter in model.named_parameters():
-        gain = 1.0 if "norm" in parameter_name and parameter_name.endswith("weight") else 0.0
-        spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
-        parameter.copy_(torch.randn(parameter.shape, generator=random) * spread + gain)
-    return model
 
 
 def draw(variant: Variant) -> tuple[float, float, Tensor]:
     """CPU seconds, seconds in the denoising loop, latents."""
     spec, defaults = PRESETS[variant.name].spec, PRESETS[variant.name].defaults
     labels = torch.arange(variant.batch) % spec.architecture.num_classes
-    guidance = Guidance(defaults.guidance, defaults.ramp, defaults.interval)
+    guidance = Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress)
     request = Request(variant.batch, defaults.num_ar_steps, labels, guidance)
     solver, noise = make_solver(defaults.solver, defaults.grid), SeededNoise(range(variant.batch))
     started = time.process_time()
     turns = list(generate_steps(variant.model, request, parse(variant.steps), solver, noise))
     latents = variant.model.finish(turns[-1].state).float()
     cpu = time.process_time() - started
-    variant.evaluations = turns[-1].state.counter.evaluations
+    variant.evaluations = sum(turn.evaluations for turn in turns)
     return cpu, sum(turn.seconds_head for turn in turns), latents
 
 
@@ -205,14 +189,24 @@ def summarise(variant: Variant, plain: float) -> dict[str, Any]:
     """plain: CPU seconds of the plain order of work."""
     cpu, floor = statistics.median(variant.cpu_seconds), floor_seconds(variant)
     row = {
-        "model": variant.name, "variant": variant.kind, "dtype": variant.dtype, "batch": variant.batch,
-        "steps": variant.steps, "packed": variant.kind == "disa" and packing.can_pack(DTYPES[variant.dtype]),
-        "cpu_seconds": cpu, "cpu_seconds_range": [min(variant.cpu_seconds), max(variant.cpu_seconds)],
-        "seconds_head": statistics.median(variant.seconds_head), "evaluations": variant.evaluations,
-        "relative_difference": variant.difference, "share_linear": variant.share_linear,
-        "gflop": variant.flops / 1e9, "gflops": variant.flops / cpu / 1e9,
-        "gflops_alone": variant.flops / floor / 1e9, "floor_seconds": floor, "share_of_ceiling": floor / cpu,
-    }  # fmt: skip
+        "model": variant.name,
+        "variant": variant.kind,
+        "dtype": variant.dtype,
+        "batch": variant.batch,
+        "steps": variant.steps,
+        "packed": variant.kind == "disa" and packing.can_pack(DTYPES[variant.dtype]),
+        "cpu_seconds": cpu,
+        "cpu_seconds_range": [min(variant.cpu_seconds), max(variant.cpu_seconds)],
+        "seconds_head": statistics.median(variant.seconds_head),
+        "evaluations": variant.evaluations,
+        "relative_difference": variant.difference,
+        "share_linear": variant.share_linear,
+        "gflop": variant.flops / 1e9,
+        "gflops": variant.flops / cpu / 1e9,
+        "gflops_alone": variant.flops / floor / 1e9,
+        "floor_seconds": floor,
+        "share_of_ceiling": floor / cpu,
+    }
     if variant.kind == "disa":
         row |= {"plain_cpu_ratio": plain / cpu, "goal": GOALS[variant.dtype]}
     if is_official_run(variant):
@@ -255,8 +249,12 @@ def fused(variant: Variant, repeats: int) -> dict[str, float]:
         difference = (apart() - together()).abs().max() / apart().abs().max()
         times = [(cpu_clock(apart), cpu_clock(together)) for _ in range(repeats)]
     two, one = (statistics.median(column) for column in zip(*times, strict=True))
-    return {"seconds_two_passes": two, "seconds_one_pass": one, "relative_difference": difference.item(),
-            "gain_per_image_batch": (two - one) * (c.num_ar_steps - 1)}  # fmt: skip
+    return {
+        "seconds_two_passes": two,
+        "seconds_one_pass": one,
+        "relative_difference": difference.item(),
+        "gain_per_image_batch": (two - one) * (c.num_ar_steps - 1),
+    }
 
 
 def cpu_clock(action: Callable[[], object]) -> float:

@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, note, publish
-from flow import NO_BF16, random_model
+from common import machine, note, prepared, publish, random_model
+from flow import NO_BF16
 
 from disa.core import generate
 from disa.core.noise import SeededNoise
@@ -37,6 +37,7 @@ from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import FixedLength
 from disa.models.registry import PRESETS
 from disa.runtime import packing
+from disa.runtime.clock import now
 from disa.runtime.devices import DTYPES
 
 PARTS = ("prompts", "llm", "encoder", "decoder", "head", "rest")
@@ -53,9 +54,7 @@ class Clock:
     flops: Counter[str] = field(default_factory=Counter)
 
     def now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.process_time() if counts_cpu(self.device) else time.perf_counter()
+        return time.process_time() if counts_cpu(self.device) else now(torch.device(self.device))
 
     def timed(self, part: str, apply: Callable[..., Any]) -> Callable[..., Any]:
         def timing(*arguments: Any, **options: Any) -> Any:
@@ -104,9 +103,13 @@ def counts_cpu(device: str) -> bool:
 def watched(model: Harmon, clock: Clock) -> Iterator[None]:
     """Put the clock around the parts, and count the products of every linear layer."""
     parts = [
-        (model, "read", "prompts"), (model.llm, "forward", "llm"), (model.proj_in, "forward", "llm"),
-        (model.proj_out, "forward", "llm"), (model.mar, "encode", "encoder"), (model.mar, "decode", "decoder"),
-    ]  # fmt: skip
+        (model, "read", "prompts"),
+        (model.llm, "forward", "llm"),
+        (model.proj_in, "forward", "llm"),
+        (model.proj_out, "forward", "llm"),
+        (model.mar, "encode", "encoder"),
+        (model.mar, "decode", "decoder"),
+    ]
     linear = [m for m in model.modules() if isinstance(m, packing.Linear | packing.PackedLinear)]
     solve = generate.solve
     generate.solve = clock.timed("head", solve)
@@ -134,22 +137,20 @@ def draw(variant: Variant, steps: str, args: argparse.Namespace) -> tuple[float,
     solver, clock = make_solver(preset.defaults.solver, preset.defaults.grid), Clock(args.device)
     with watched(variant.model, clock):
         started = clock.now()
-        *_, last = generate.generate_steps(variant.model, request, parse(steps), solver, noise)
-        latents = variant.model.finish(last.state)
+        turns = [*generate.generate_steps(variant.model, request, parse(steps), solver, noise)]
+        latents = variant.model.finish(turns[-1].state)
         seconds = clock.now() - started
     if not latents.isfinite().all():
         raise SystemExit(f"{variant} draws values that are not finite numbers.")
     clock.seconds["rest"] = seconds - clock.seconds.total()  # pyright: ignore[reportArgumentType]
-    return seconds, clock, last.state.counter.evaluations
+    return seconds, clock, sum(turn.evaluations for turn in turns)
 
 
 def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     """All variants of a model in turn, then a row of results for each."""
     variants, speeds = [], {}
     for dtype in args.dtypes:
-        model: Any = random_model(name, DTYPES[dtype]).to(args.device)
-        if args.device == "cpu" and packing.can_pack(DTYPES[dtype]):
-            packing.pack(model)
+        model = prepared(random_model(name, dtype, args.device), dtype, args.device)
         variants += [Variant(name, model, dtype, batch, steps) for batch in args.batch for steps in args.steps]
         speeds[dtype] = 0.0
     for variant in variants:
@@ -188,16 +189,25 @@ def summarise(variant: Variant, speed: float) -> dict[str, Any]:
     for part in PARTS:
         spent = statistics.median(clock.seconds[part] for clock in variant.clocks)
         parts[part] = {
-            "seconds": spent, "share": spent / seconds, "gflop": flops[part] / 1e9,
+            "seconds": spent,
+            "share": spent / seconds,
+            "gflop": flops[part] / 1e9,
             "gflops": flops[part] / spent / 1e9 if flops[part] else 0.0,
-        }  # fmt: skip
+        }
     return {
-        "model": variant.name, "dtype": variant.dtype, "batch": variant.batch, "steps": variant.steps,
-        "seconds": seconds, "seconds_range": [min(variant.seconds), max(variant.seconds)],
-        "seconds_per_image": seconds / variant.batch, "evaluations": variant.evaluations, "parts": parts,
-        "floor_seconds": flops.total() / speed, "share_of_ceiling": flops.total() / speed / seconds,
+        "model": variant.name,
+        "dtype": variant.dtype,
+        "batch": variant.batch,
+        "steps": variant.steps,
+        "seconds": seconds,
+        "seconds_range": [min(variant.seconds), max(variant.seconds)],
+        "seconds_per_image": seconds / variant.batch,
+        "evaluations": variant.evaluations,
+        "parts": parts,
+        "floor_seconds": flops.total() / speed,
+        "share_of_ceiling": flops.total() / speed / seconds,
         "gemm_gflops": speed / 1e9,
-    }  # fmt: skip
+    }
 
 
 # -- what is printed -------------------------------------------------------------------------------------------------
@@ -210,8 +220,10 @@ def show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         name = f"{row['model']} {row['dtype']} batch {row['batch']} {row['steps']}"
         shares = "".join(f"{row['parts'][part]['share']:10.1%}" for part in PARTS)
-        print(f"{name:42}{row['seconds']:9.2f}{row['seconds_per_image']:9.2f}{row['times_faster']:6.2f}{shares}"
-              f"{row['share_of_ceiling']:9.0%}")  # fmt: skip
+        print(
+            f"{name:42}{row['seconds']:9.2f}{row['seconds_per_image']:9.2f}{row['times_faster']:6.2f}{shares}"
+            f"{row['share_of_ceiling']:9.0%}"
+        )
     print()
 
 
@@ -246,11 +258,18 @@ def main() -> None:
     rows = [row for name in args.models for row in measure(name, args)]
     show(rows)
     result = {
-        "benchmark": "harmon", "threads": args.threads, "device": args.device, **machine(args.device),
-        "clock": "CPU seconds" if counts_cpu(args.device) else "seconds", "repeats": args.repeats,
-        "ar_steps": args.ar_steps, "guidance": args.guidance, "tokens": args.tokens and list(args.tokens),
-        "prompt_tokens": args.prompt_tokens, "rows": rows,
-    }  # fmt: skip
+        "benchmark": "harmon",
+        "threads": args.threads,
+        "device": args.device,
+        **machine(args.device),
+        "clock": "CPU seconds" if counts_cpu(args.device) else "seconds",
+        "repeats": args.repeats,
+        "ar_steps": args.ar_steps,
+        "guidance": args.guidance,
+        "tokens": args.tokens and list(args.tokens),
+        "prompt_tokens": args.prompt_tokens,
+        "rows": rows,
+    }
     publish(result, args.result)
 
 

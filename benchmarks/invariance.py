@@ -26,8 +26,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from disa.core.diffusion import CosineDiffusion
-from disa.core.problem import Counter
-from disa.models.heads import DiffusionHead, HeadField
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import Block, initialise
 from disa.runtime.packing import can_pack, pack
 from disa.runtime.tiles import MIN_ROWS
@@ -37,12 +37,32 @@ Kernel = Callable[[Tensor], Tensor]
 FEW = (*range(1, 65), 96, 100, 127, 128, 160, 255, 256)
 MANY = (*FEW, 320, 500, 512, 640, 1000, 1024, 1280)
 SHAPES = {
-    (16, 128): MANY, (128, 384): MANY, (128, 512): MANY, (512, 128): MANY, (128, 192): MANY, (192, 192): MANY,
-    (192, 2112): MANY, (192, 32): MANY, (256, 256): MANY, (256, 3584): FEW, (256, 1024): FEW, (768, 2304): MANY,
-    (768, 768): MANY, (768, 3072): MANY, (3072, 768): MANY, (768, 1024): MANY, (1024, 1024): MANY, (1024, 32): MANY,
-    (1024, 20480): FEW, (16, 768): MANY, (16, 1024): MANY, (1280, 1280): FEW, (1280, 5120): FEW, (5120, 1280): FEW,
+    (16, 128): MANY,
+    (128, 384): MANY,
+    (128, 512): MANY,
+    (512, 128): MANY,
+    (128, 192): MANY,
+    (192, 192): MANY,
+    (192, 2112): MANY,
+    (192, 32): MANY,
+    (256, 256): MANY,
+    (256, 3584): FEW,
+    (256, 1024): FEW,
+    (768, 2304): MANY,
+    (768, 768): MANY,
+    (768, 3072): MANY,
+    (3072, 768): MANY,
+    (768, 1024): MANY,
+    (1024, 1024): MANY,
+    (1024, 32): MANY,
+    (1024, 20480): FEW,
+    (16, 768): MANY,
+    (16, 1024): MANY,
+    (1280, 1280): FEW,
+    (1280, 5120): FEW,
+    (5120, 1280): FEW,
     (1536, 1536): FEW,
-}  # fmt: skip
+}
 """(K, N) of the linear layers of mar-digits, MAR-B, -L and -H, and the row counts that are tried."""
 QUICK = {(128, 384): FEW, (768, 768): FEW, (3072, 768): FEW, (1024, 1024): FEW}
 ATTENTIONS = ((4, 32, 72), (12, 64, 320), (16, 80, 320))
@@ -168,7 +188,7 @@ def try_block(threads: int, packed: bool) -> Finding:
 
 
 def try_head(threads: int, packed: bool) -> Finding:
-    """`HeadField` with guidance at the last of 3 denoising steps, by the number of rows."""
+    """A guided head at the last of 3 denoising steps, by the number of rows."""
     finding = Finding(f"disa head{', packed' if packed else ''}", threads, 1)
     grid = CosineDiffusion().grid("uniform", 3)
     for width, depth, condition in ((192, 3, 128), (1024, 2, 768)):
@@ -181,8 +201,8 @@ def try_head(threads: int, packed: bool) -> Finding:
         def kernel(x: Tensor, head: DiffusionHead = head) -> Tensor:
             """x: [R, C + 2 D]."""
             state, conditional, unconditional = x[:, :16], *x[:, 16:].chunk(2, dim=1)
-            bound = HeadField.of(head, conditional, unconditional, 2.9, Counter())
-            return bound.on(grid)(state, 2).value
+            field = Guided(HeadNetwork.of(head, conditional, unconditional), 2.9)
+            return field.on(grid)(state, 2).value
 
         counts = (*range(1, MIN_ROWS + 6), 31, 32, 33, 64, 100)
         finding.add(differing(kernel, normal(300, 16 + 2 * condition), counts), f"width {width}")
@@ -231,10 +251,13 @@ def findings(threads: int, quick: bool) -> Iterator[Finding]:
 def report(found: list[Finding]) -> dict[str, Any]:
     names = {f"{finding.kernel}, {finding.threads} threads": finding for finding in found}
     return {
-        "benchmark": "invariance", "min_rows": MIN_ROWS, "device": "cpu", **machine(),
+        "benchmark": "invariance",
+        "min_rows": MIN_ROWS,
+        "device": "cpu",
+        **machine(),
         "bad": {name: sorted(finding.bad) for name, finding in names.items()},
         "broken": [name for name, finding in names.items() if finding.broken],
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -59,11 +59,14 @@ def measure(model: Harmon, task: HarmonTask, seed: int) -> list[dict[str, Any]]:
                 name: model.loss(task.objective, latents, prompts, visible, masked, t, noise).mse.view(masked.shape)
                 for name, prompts in captions.items()
             }
-            rows.append({
-                "masked": share, "timestep": time,
-                "objects": {name: e[shown].mean().item() for name, e in errors.items()},
-                "background": {name: e[~shown].mean().item() for name, e in errors.items()},
-            })  # fmt: skip
+            rows.append(
+                {
+                    "masked": share,
+                    "timestep": time,
+                    "objects": {name: e[shown].mean().item() for name, e in errors.items()},
+                    "background": {name: e[~shown].mean().item() for name, e in errors.items()},
+                }
+            )
     return rows
 
 

@@ -25,14 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, note, publish
+from common import machine, note, prepared, publish, random_model
 from plain import PlainDDPM, PlainMAR
 from torch import Tensor
 from torch.nn import functional as F
 
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import ARStep
 from disa.core.request import Guidance, Request
 from disa.core.solvers import DDPM
 from disa.core.steps import parse
@@ -40,6 +39,7 @@ from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR, masked_counts
 from disa.models.registry import PRESETS
 from disa.runtime import packing
+from disa.runtime.clock import now
 from disa.runtime.devices import DTYPES
 
 OFFICIAL = {"cpu_seconds": 48.2, "cpu_seconds_head": 15.7, "network_calls": 427, "threads": 1, "batch": 1}
@@ -80,38 +80,26 @@ class Timing:
 def serve(work: Work, kind: str, dtype: str, pipe: Connection) -> None:
     """Draw batches of the sizes that arrive, until 0; answer each with its timing and the latents."""
     torch.set_num_threads(work.threads)
-    model = random_model(PRESETS[work.size].spec.architecture, DTYPES[dtype], work.device)
-    if kind == "disa" and work.device == "cpu" and packing.can_pack(DTYPES[dtype]):
-        packing.pack(model)
-    runner, solver = (model, DDPM()) if kind == "disa" else (PlainMAR(model), PlainDDPM())
+    model = random_model(work.size, dtype, work.device)
+    plain = kind == "plain"
+    runner, solver = (PlainMAR(model), PlainDDPM()) if plain else (prepared(model, dtype, work.device), DDPM())
     while batch_size := pipe.recv():
         pipe.send(draw(work, runner, solver, batch_size))
-
-
-def random_model(config: MARConfig, dtype: torch.dtype, device: str) -> MAR:
-    """The same weights whatever the dtype, made tensor by tensor so that memory never holds more than the model."""
-    with torch.device("meta"):
-        model = MAR(config)
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False).eval()
-    random = torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        gain = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-        parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.02 + gain)
-    return model
 
 
 def draw(work: Work, runner: Any, solver: Any, batch_size: int) -> tuple[Timing, Tensor]:
     labels = torch.arange(batch_size) % PRESETS[work.size].spec.architecture.num_classes
     request = Request(batch_size, work.ar_steps, labels, Guidance(work.guidance))
     forget_peak(work.device)
-    wall, cpu, backbone, head = time.perf_counter(), time.process_time(), 0.0, 0.0
-    step: ARStep | None = None
-    for step in generate_steps(runner, request, parse(work.steps), solver, SeededNoise(range(batch_size), work.device)):
+    noise = SeededNoise(range(batch_size), work.device)
+    wall, cpu = time.perf_counter(), time.process_time()
+    backbone, head, evaluations, state = 0.0, 0.0, 0, None
+    for step in generate_steps(runner, request, parse(work.steps), solver, noise):
         backbone, head = backbone + step.seconds_backbone, head + step.seconds_head
-    assert step is not None
-    latents = runner.finish(step.state).float().cpu()
+        evaluations, state = evaluations + step.evaluations, step.state
+    latents = runner.finish(state).float().cpu()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return Timing(wall, cpu, backbone, head, step.state.counter.evaluations, peak(work.device)), latents
+    return Timing(wall, cpu, backbone, head, evaluations, peak(work.device)), latents
 
 
 def forget_peak(device: str) -> None:
@@ -178,12 +166,9 @@ def gemm_speed(dtype: torch.dtype, device: str) -> float:
 
 
 def clock(action: Callable[[], object], device: str) -> float:
-    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
-    wait()
-    started = time.perf_counter()
+    started = now(torch.device(device))
     action()
-    wait()
-    return time.perf_counter() - started
+    return now(torch.device(device)) - started
 
 
 # -- the rounds ------------------------------------------------------------------------------------------------------
@@ -249,12 +234,17 @@ def summarise(runner: Runner, batch: int, work: Work, speed: float, plain: dict[
     columns = {f.name: statistics.median(getattr(timing, f.name) for timing in rest) for f in fields(Timing)}
     floor = needed_flops(PRESETS[work.size].spec.architecture, work, batch) / speed
     row = {
-        "variant": runner.kind, "dtype": runner.dtype, "batch": batch, **columns,
-        "evaluations": first.evaluations, "memory": first.memory,
+        "variant": runner.kind,
+        "dtype": runner.dtype,
+        "batch": batch,
+        **columns,
+        "evaluations": first.evaluations,
+        "memory": first.memory,
         "seconds_per_image": columns["seconds"] / batch,
         "seconds_range": [min(t.seconds for t in rest), max(t.seconds for t in rest)],
-        "floor_seconds": floor, "share_of_ceiling": floor / columns["seconds"],
-    }  # fmt: skip
+        "floor_seconds": floor,
+        "share_of_ceiling": floor / columns["seconds"],
+    }
     if plain is not None:
         row |= {f"{name}_ratio": plain[name] / row[name] for name in ("seconds", "cpu_seconds", "memory")}
     if is_official_run(work) and work.threads == OFFICIAL["threads"] and batch == OFFICIAL["batch"]:
@@ -288,8 +278,13 @@ def show(rows: list[dict[str, Any]], work: Work) -> None:
     """x: so many times faster, or smaller, than the plain order of work. ceiling: floor / wall."""
     width = {name: int(form.split(".")[0]) for name, (_, form) in COLUMNS.items()}
     print(f"\n{'variant':26}", *(f"{title:>{width[name]}}" for name, (title, _) in COLUMNS.items()))
-    official = {"variant": "official*", "dtype": "fp32", "batch": OFFICIAL["batch"],
-                "cpu_seconds": OFFICIAL["cpu_seconds"], "seconds_head": OFFICIAL["cpu_seconds_head"]}  # fmt: skip
+    official = {
+        "variant": "official*",
+        "dtype": "fp32",
+        "batch": OFFICIAL["batch"],
+        "cpu_seconds": OFFICIAL["cpu_seconds"],
+        "seconds_head": OFFICIAL["cpu_seconds_head"],
+    }
     for row in [*rows, official] if is_official_run(work) else rows:
         cells = (f"{row[name]:{form}}" if name in row else " " * width[name] for name, (_, form) in COLUMNS.items())
         print(f"{row['variant']} {row['dtype']} batch {row['batch']}".ljust(26), *cells)
@@ -303,10 +298,15 @@ def show(rows: list[dict[str, Any]], work: Work) -> None:
 
 def report(work: Work, rows: list[dict[str, Any]], speeds: dict[str, float], extra: dict[str, Any]) -> dict[str, Any]:
     return {
-        "benchmark": "mar", **asdict(work), **machine(work.device),
-        "grid": DDPM().grid, "gemm_gflops": {dtype: speed / 1e9 for dtype, speed in speeds.items()}, **extra,
-        "rows": rows, "recorded_elsewhere": OFFICIAL if is_official_run(work) else None,
-    }  # fmt: skip
+        "benchmark": "mar",
+        **asdict(work),
+        **machine(work.device),
+        "grid": DDPM().grid,
+        "gemm_gflops": {dtype: speed / 1e9 for dtype, speed in speeds.items()},
+        **extra,
+        "rows": rows,
+        "recorded_elsewhere": OFFICIAL if is_official_run(work) else None,
+    }
 
 
 def arguments() -> argparse.Namespace:

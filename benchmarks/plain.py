@@ -11,16 +11,16 @@ Shapes: B images, L tokens per image, R rows, C token channels, D width; B', R' 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from disa.core.problem import Counter, DenoisingProblem, Evaluate, Noise, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Noise, Prediction, TimeGrid
 from disa.core.request import Request
-from disa.core.solvers import GridSolver
+from disa.core.solver import GridSolver
 from disa.models.layers import sinusoids
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
@@ -37,7 +37,6 @@ class PlainState:
     drawn: Tensor
     embedding: Tensor
     ar_step: int = 0
-    counter: Counter = field(default_factory=Counter)
 
 
 class PlainMAR:
@@ -66,7 +65,7 @@ class PlainMAR:
         last = state.ar_step + 1 == request.num_ar_steps
         state.drawn = state.masked if last else torch.logical_xor(state.masked, after)
         scale = request.guidance.at((total - remaining) / total)
-        head = PlainField(self, z[state.drawn.repeat(copies, 1).nonzero(as_tuple=True)], scale, copies, state.counter)
+        head = PlainField(self, z[state.drawn.repeat(copies, 1).nonzero(as_tuple=True)], scale, copies)
         image, position = state.drawn.nonzero(as_tuple=True)
         shape, place = (self.config.token_channels,), (state.ar_step, request.num_ar_steps)
         return DenoisingProblem(head, self.model.process, shape, image, position, *place, guidance=scale)
@@ -133,16 +132,14 @@ class PlainField:
     z: Tensor
     scale: float
     copies: int
-    counter: Counter
 
     def select(self, rows: Tensor) -> PlainField:
         raise NotImplementedError("the plain order of work has one step count per AR step")
 
-    def on(self, grid: TimeGrid) -> Evaluate:
-        return lambda x, denoise_step: self.evaluate(x, grid.network_times, denoise_step)
+    def on(self, grid: TimeGrid) -> Bound:
+        return BoundPlain(self, grid.network_times)
 
     def evaluate(self, x: Tensor, times: np.ndarray, denoise_step: int) -> Prediction:
-        self.counter.evaluations += len(x)
         index = torch.tensor([denoise_step] * len(x), device=x.device)
         t = torch.tensor(times, dtype=torch.float32, device=x.device)[index]
         both = torch.cat([x.chunk(self.copies)[0]] * self.copies)
@@ -153,25 +150,42 @@ class PlainField:
         return Prediction(value, variance)
 
 
+class BoundPlain:
+    """A `PlainField` at the times of a grid."""
+
+    def __init__(self, field: PlainField, times: np.ndarray) -> None:
+        self.field, self.times, self.costs = field, times, [field.copies] * len(times)
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        return self.field.evaluate(x, self.times, denoise_step)
+
+
 @dataclass(frozen=True)
 class PlainDDPM(GridSolver):
     """Ancestral sampling of all R' rows: each coefficient is looked up as a tensor in every denoising step."""
 
     grid: str = "clipped-950"
+    kind = "plain-ddpm"
     takes = ("noise",)
     stochastic = True
 
-    def run(self, evaluate: Evaluate, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         now, then = grid.levels[:-1], grid.levels[1:]
         beta, share = 1 - now / then, 1 - now
         posterior = beta * (1 - then) / share
         posterior[-1] = posterior[-2]
-        tables = [np.sqrt(1 / now), np.sqrt(1 / now - 1), beta * np.sqrt(then) / share,
-                  (1 - then) * np.sqrt(now / then) / share, np.log(beta), np.log(posterior)]  # fmt: skip
+        tables = [
+            np.sqrt(1 / now),
+            np.sqrt(1 / now - 1),
+            beta * np.sqrt(then) / share,
+            (1 - then) * np.sqrt(now / then) / share,
+            np.log(beta),
+            np.log(posterior),
+        ]
         copies = 2 if problem.guidance != 1 else 1
         x = torch.cat([x] * copies)
         for i in range(grid.num_evaluations):
-            value, variance = evaluate(x, i)
+            value, variance = bound(x, i)
             assert variance is not None
             index = torch.tensor([i] * len(x), device=x.device)
             rows = [torch.from_numpy(table).to(x.device)[index].float()[:, None].expand(x.shape) for table in tables]

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Noise, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Field, Noise, Prediction, TimeGrid
 from disa.core.request import Request
 from disa.models.flowar import model as flowar
 from disa.models.flowar import names as flowar_names
 from disa.models.flowar.model import FlowAR
-from disa.models.heads import TIME_FEATURES
-from disa.models.layers import sinusoids
+from disa.models.guided import ramp_by_ar_steps
+from disa.models.layers import TIME_FEATURES, sinusoids
 from disa.models.transformer import NORM_EPS, causal_mask
 from disa.models.xar import names as xar_names
 from disa.models.xar.model import XAR
@@ -40,7 +40,6 @@ class PlainState:
     classes: Tensor
     drawn: list[Tensor] = field(default_factory=list)
     cache: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    counter: Counter = field(default_factory=Counter)
 
     @property
     def batch(self) -> int:
@@ -53,16 +52,29 @@ class PlainState:
 
 @dataclass(frozen=True)
 class PlainField(Field):
-    """network: (x, time fed to the network, t, whether it is the first evaluation) -> velocity."""
+    """network: (x, time fed to the network, t, whether it is the first evaluation) -> velocity. cost: (t, whether it is
+    the first) -> evaluations of a row."""
 
     network: Callable[[Tensor, float, float, bool], Tensor]
+    cost: Callable[[float, bool], int]
 
     def select(self, rows: Tensor) -> PlainField:
         raise NotImplementedError("the plain order of work has one step count per AR step")
 
-    def on(self, grid: TimeGrid) -> Evaluate:
-        fed, times = grid.network_times.tolist(), grid.times.tolist()
-        return lambda x, i: Prediction(self.network(x, fed[i], times[i], i == 0))
+    def on(self, grid: TimeGrid) -> Bound:
+        return BoundPlain(self, grid)
+
+
+class BoundPlain:
+    """A `PlainField` at the times of a grid."""
+
+    def __init__(self, field: PlainField, grid: TimeGrid) -> None:
+        self.network, self.fed, self.times = field.network, grid.network_times.tolist(), grid.times.tolist()
+        self.costs = [field.cost(t, i == 0) for i, t in enumerate(self.times)]
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        i = denoise_step
+        return Prediction(self.network(x, self.fed[i], self.times[i], i == 0))
 
 
 class PlainModel:
@@ -76,18 +88,14 @@ class PlainModel:
         none = torch.full_like(request.labels, self.config.num_classes)
         return torch.cat([request.labels, none]) if doubled else request.labels
 
-    def problem(
-        self, state: PlainState, network: Callable[[Tensor, float, float, bool], Tensor], rows: Tensor, length: int
-    ) -> DenoisingProblem:
+    def problem(self, state: PlainState, field: PlainField, rows: Tensor, length: int) -> DenoisingProblem:
         """rows: the images that the sampler carries."""
         shape, place = (length, self.config.latent_channels), (len(state.drawn), self.config.num_ar_steps)
         scale = self.scale(state)
-        return DenoisingProblem(
-            PlainField(network), self.process, shape, rows, torch.zeros_like(rows), *place, guidance=scale
-        )
+        return DenoisingProblem(field, self.process, shape, rows, torch.zeros_like(rows), *place, guidance=scale)
 
     def scale(self, state: PlainState) -> float:
-        return state.request.guidance.at(len(state.drawn) / (self.config.num_ar_steps - 1))
+        return state.request.guidance.scales(ramp_by_ar_steps(self.config.num_ar_steps))[len(state.drawn)]
 
     def linear(self, name: str, x: Tensor) -> Tensor:
         return F.linear(x, self.weights[f"{name}.weight"], self.weights.get(f"{name}.bias"))
@@ -165,16 +173,17 @@ class PlainFlowAR(PlainModel):
         scale, (low, high) = self.scale(state), state.request.guidance.interval
 
         def network(x: Tensor, fed: float, t: float, first: bool) -> Tensor:
-            guided = scale > 1 and low <= t <= high
+            guided = scale != 1 and low <= t <= high
             x = torch.cat([x[: state.batch]] * 2) if guided else x
-            state.counter.evaluations += len(x)
             velocity = self.head(x, torch.full((len(x),), fed), z).double()
             if not guided:
                 return velocity
             conditional, unconditional = velocity.chunk(2)
             return torch.cat([unconditional + scale * (conditional - unconditional)] * 2)
 
-        return self.problem(state, network, torch.arange(state.batch).repeat(state.copies), z.shape[1])
+        # The sampler carries the rows of both halves.
+        field = PlainField(network, lambda t, first: 1)
+        return self.problem(state, field, torch.arange(state.batch).repeat(state.copies), z.shape[1])
 
     def accept(self, state: PlainState, tokens: Tensor) -> None:
         state.drawn.append(tokens[: state.batch])
@@ -263,18 +272,20 @@ class PlainXAR(PlainModel):
     def pose(self, state: PlainState) -> DenoisingProblem:
         scale, (low, high) = self.scale(state), state.request.guidance.interval
 
+        def copies_at(t: float, first: bool) -> int:
+            return 2 if t <= high or first else 1
+
         def network(x: Tensor, fed: float, t: float, first: bool) -> Tensor:
-            copies = 2 if t <= high or first else 1
+            copies = copies_at(t, first)
             tokens = torch.cat([state.drawn[-1], x], 1) if first and state.drawn else x
-            state.counter.evaluations += copies * len(x)
             velocity = self.velocity(tokens.repeat(copies, 1, 1), fed, state, first).double()
             if copies == 1:
                 return velocity
             conditional, unconditional = velocity.chunk(2)
-            acts = scale > 1 and low <= t <= high
+            acts = scale != 1 and low <= t <= high
             return unconditional + scale * (conditional - unconditional) if acts else conditional
 
-        return self.problem(state, network, torch.arange(state.batch), self.count)
+        return self.problem(state, PlainField(network, copies_at), torch.arange(state.batch), self.count)
 
     def accept(self, state: PlainState, tokens: Tensor) -> None:
         state.drawn.append(tokens)

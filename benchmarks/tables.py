@@ -1,6 +1,7 @@
-"""Write the README's tables from the committed result files: `python benchmarks/tables.py` (`--check` only compares).
+"""Write the tables of README.md and docs/results.md: `python benchmarks/tables.py` (`--check` only compares).
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; NAME is a result file under benchmarks/results.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. NAME is a result file under benchmarks/results, or
+`headline`: the paper's own numbers, which the presets hold, above those of the result files.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
@@ -97,30 +99,99 @@ def architectures(result: dict[str, Any]) -> str:
 
 
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
-    "digits": quality, "demo": times, "flowar-digits": quality, "flowar-digits-times": times,
-    "xar-digits": quality, "xar-digits-times": times, "harmon-shapes": scores,
+    "digits": quality,
+    "demo": times,
+    "flowar-digits": quality,
+    "flowar-digits-times": times,
+    "xar-digits": quality,
+    "xar-digits-times": times,
+    "harmon-shapes": scores,
     "mar-cpu": architectures,
-}  # fmt: skip
+}
+
+
+# -- the paper's numbers beside these ----------------------------------------------------------------------------------
+
+IN_PAPER = (
+    *("mar-base", "mar-large", "mar-huge", "flowar-large", "flowar-huge"),
+    *("xar-base", "xar-large", "xar-huge", "harmon-1.5b"),
+)
+HERE = {
+    "mar-digits": ("demo", "demo"),
+    "flowar-digits": ("flowar-digits", "flowar-digits-times"),
+    "xar-digits": ("xar-digits", "xar-digits-times"),
+    "harmon-shapes": ("harmon-shapes", "harmon-shapes"),
+}
+"""The result files that an embedded model's quality and its time are taken from."""
+
+
+def headline() -> str:
+    """Annealing against the original steps: in the paper, and with the embedded models."""
+    steps = "AR steps x denoising steps: original, annealed"
+    headers = ["model", "measured by", steps, "speed-up", "quality", "difference"]
+    return table(headers, [*map(_published, IN_PAPER), *map(_embedded, HERE)])
+
+
+def _published(name: str) -> list[str]:
+    from disa import PRESETS
+
+    preset = PRESETS[name]
+    original, annealed = preset.paper.original, preset.paper.disa
+    assert original is not None
+    assert annealed is not None
+    by_geneval = original.geneval is not None
+    time, score, label = ("seconds", "geneval", "GenEval") if by_geneval else ("seconds_per_image", "fid", "FID")
+    steps = [
+        f"{run.num_ar_steps or preset.defaults.num_ar_steps} x " + (f"`{run.steps}`" if run.steps else "annealed")
+        for run in (original, annealed)
+    ]
+    return [
+        preset.about.partition(",")[0].partition(":")[0],
+        "the paper",
+        ", ".join(steps),
+        f"{getattr(original, time) / getattr(annealed, time):.2g}x",
+        f"{label} {getattr(original, score):.2f}, {getattr(annealed, score):.2f}",
+        "",
+    ]
+
+
+def _embedded(name: str) -> list[str]:
+    of_quality, of_time = (json.loads((RESULTS / f"{result}.json").read_text()) for result in HERE[name])
+    original, annealed = of_quality["policies"][:2]
+    label, measure = ("distance", "frechet") if "frechet" in original["quality"] else ("score", "overall")
+    num_ar_steps = of_quality["settings"]["num_ar_steps"]
+    return [
+        f"`{name}`",
+        "disa",
+        ", ".join(f"{num_ar_steps} x `{p['steps']}`" for p in (original, annealed)),
+        f"{of_time['policies'][1]['speedup']:.2g}x",
+        f"{label} " + ", ".join(f"{p['quality'][measure]['value']:.2f}" for p in (original, annealed)),
+        spread(annealed["difference"]),
+    ]
+
+
+def rendered() -> Iterator[tuple[str, str]]:
+    """Every table by its name."""
+    yield "headline", headline()
+    for name, render in TABLES.items():
+        yield name, render(json.loads((RESULTS / f"{name}.json").read_text()))
 
 
 def filled(text: str) -> str:
     """The text with every table made anew."""
-    for name, render in TABLES.items():
-        path = RESULTS / f"{name}.json"
+    for name, content in rendered():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        if path.exists() and pattern.search(text):
-            content = render(json.loads(path.read_text()))
-            text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)
     return text
 
 
 def main(arguments: list[str]) -> int:
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new = filled(text)
+    old = {page: page.read_text() for page in PAGES}
+    new = {page: filled(text) for page, text in old.items()}
     if arguments == ["--check"]:
-        return 0 if new == text else 1
-    readme.write_text(new)
+        return 0 if new == old else 1
+    for page, text in new.items():
+        page.write_text(text)
     return 0
 
 

@@ -18,7 +18,7 @@ NUM_GROUPS, CHANNELS = 32, 16
 
 def draw_digits() -> None:
     """The same seeds with the original 100 denoising steps and with DiSA."""
-    sampler = disa.Sampler.load("mar-digits")
+    sampler = disa.Sampler.from_pretrained("mar-digits")
     sampler.sample(labels=0, steps="constant:1")  # the first call pays for memory and kernel set-up
     rows = []
     for steps in ("constant:100", "linear:50-5"):

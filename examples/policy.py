@@ -2,7 +2,7 @@
 
     python examples/policy.py
 
-A policy is called with every AR step's problem and returns one count, or one per row. What it may look at is in
+A policy is called with the problem of every AR step and returns one count, or one per row. It may look at everything in
 `disa.core.problem.DenoisingProblem`; what it evaluates is counted. docs/adaptive.md says how to give it a budget.
 """
 
@@ -35,7 +35,7 @@ class Doubtful:
 
 
 def main(policies: Sequence[str | StepPolicy]) -> None:
-    sampler = disa.Sampler.load("mar-digits", device="cpu")
+    sampler = disa.Sampler.from_pretrained("mar-digits", device="cpu")
     for policy in policies:
         out = sampler.sample(labels=[3, 5], seeds=[0, 1], steps=policy)
         print(f"{policy!s:32} {out.evaluations_per_row:5.1f} evaluations per row, {out.seconds:.2f} s")

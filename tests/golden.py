@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official, split_moments
+from disa.codecs.base import split_moments
+from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official
 from disa.core import steps as policies
 from disa.core.diffusion import CosineDiffusion, TrainingLoss
 from disa.core.flow import FlowLoss, FlowMatching
@@ -76,7 +77,7 @@ class RecordedNoise:
     def initial(self, problem: DenoisingProblem) -> Tensor:
         return self.case.tensors[f"noise/init/{problem.ar_step:03d}"][: problem.num_rows]
 
-    def steps(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
+    def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
         return self.case.tensors[f"noise/steps/{problem.ar_step:03d}"][:num_steps]
 
 
@@ -323,7 +324,8 @@ def replay_harmon(case: Case) -> Found:
         yield f"z/{k}", problem.condition, expected[f"z/{k:03d}"][: problem.num_rows]
         yield f"sampled/{k}", step.tokens, expected[f"sampled/{k:03d}"]
         yield f"times/{k}", solver.plan(problem.process, int(step.steps)).network_times, about["timesteps"]
-        yield f"evaluations/{k}", step.evaluations, 2 * problem.num_rows * about["effective_steps"]
+        halves = 1 if about["cfg"] == 1 else 2
+        yield f"evaluations/{k}", step.evaluations, halves * problem.num_rows * about["effective_steps"]
         yield f"guidance/{k}", problem.guidance, about["cfg"]
     assert step is not None
     yield "tokens", model.finish(step.state), expected["tokens"]

@@ -18,8 +18,10 @@ from command import Command, complaint
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
-from disa.core.problem import DenoisingProblem, Evaluate, Field, Prediction, Process, TimeGrid, Watch
-from disa.core.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun, Solver, watch
+from disa.core.problem import Bound, DenoisingProblem, Field, Look, Prediction, Process, TimeGrid
+from disa.core.solve import solve
+from disa.core.solver import Solver
+from disa.core.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
 from disa.errors import DisaError
@@ -27,8 +29,8 @@ from disa.models.harmon.text import FixedLength
 from disa.models.registry import find_preset
 from disa.policies.adaptive import (
     Adaptive,
-    Fit,
-    Knowledge,
+    ErrorModel,
+    FittedProbe,
     Spending,
     above,
     counts_between,
@@ -36,8 +38,9 @@ from disa.policies.adaptive import (
     within,
     without_waste,
 )
-from disa.study.fit import fit, save
-from disa.weights.checkpoints import build_model
+from disa.study.fit import fit_probe, save
+from disa.weights.build import build_model
+from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,7 +82,7 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
             wanted = Wanted(given.get("labels"), seeds, given.get("prompts"))  # pyright: ignore[reportArgumentType]
             settings = sampler.settings("constant:3", num_ar_steps=None if family in families.FAMILIES else 3)
             path = tmp_path_factory.mktemp("probes") / f"{family}.safetensors"
-            made[family] = save(path, fit(sampler, wanted, settings).fit)
+            made[family] = save(path, fit_probe(sampler, wanted, settings).probe)
         return made[family]
 
     return of
@@ -146,7 +149,7 @@ def test_what_matters_more_to_the_image_gets_more():
     """FlowAR's first scale moves everything after it, so that it gets most steps although its own errors are small."""
     settings = Sampler.load("flowar-digits", device="cpu").settings("mlp:25-4@10")
     assert isinstance(settings.policy, Adaptive)
-    importance = settings.policy.knowledge.importance
+    importance = settings.policy.error_model.importance
     assert importance.tolist() == sorted(importance.tolist(), reverse=True)
     assert importance[0] > importance[-1] + 2
 
@@ -174,7 +177,7 @@ class Straight(Field):
     def __init__(self, process: Process, bend: Tensor, made: list[int]) -> None:
         self.process, self.bend, self.made = process, bend, made
 
-    def on(self, grid: TimeGrid) -> Evaluate:
+    def on(self, grid: TimeGrid) -> Bound:
         def evaluate(x: Tensor, denoise_step: int) -> Prediction:
             level = float(grid.levels[denoise_step])
             self.made.append(len(x))
@@ -183,7 +186,7 @@ class Straight(Field):
                 return Prediction((x - math.sqrt(level) * data) / math.sqrt(1 - level))
             return Prediction((x - data) / level)
 
-        return evaluate
+        return Said.on(grid, evaluate)
 
     def select(self, rows: Tensor) -> Field:
         return Straight(self.process, self.bend[rows], self.made)
@@ -212,7 +215,7 @@ def test_a_path_that_is_cut_goes_on_as_if_it_were_not(solver: Solver, process: P
     problem, _ = problem_of(process, torch.linspace(-1, 1, 5)[:, None])
     noise, grid = SeededNoise([3, 4, 5, 6, 7]), solver.plan(process, 20)
     count = grid.num_evaluations
-    start, draws = noise.initial(problem), noise.steps(problem, count)
+    start, draws = noise.initial(problem), noise.added(problem, count)
     cut = max(1, round(count * share))
 
     def run(part: TimeGrid, x: Tensor, added: Tensor) -> Tensor:
@@ -238,25 +241,28 @@ def test_a_look_sees_how_far_the_prediction_moves(solver: Solver, process: Proce
         seen.append(change)
         return torch.tensor([1, 2, 100])
 
-    tokens, counts = watch(problem, solver, Watch(20, 3, 0.5, go_on), SeededNoise([1, 2, 3]))
+    solution = solve(problem, solver, Look(20, 3, 0.5, go_on), SeededNoise([1, 2, 3]))
+    tokens, counts = solution.tokens, solution.steps
+    assert isinstance(counts, Tensor)
     grid = solver.plan(process, 20)
     stop = int(grid.num_evaluations * 0.5)
     times = grid.part(0, stop, 3).times
     torch.testing.assert_close(seen[0], (bend * (times[1] - times[2])).square(), rtol=1e-3, atol=1e-6)
     assert counts.tolist() == [4, 5, 3 + grid.num_evaluations - stop]
-    assert sum(made) == counts.sum()
+    assert solution.evaluations == sum(made) == counts.sum()
     assert torch.isfinite(tokens).all()
 
 
-def test_a_watched_row_on_the_whole_rest_is_the_plain_run():
-    """Where looks leave nothing out and the rest neither, watching changes nothing."""
+def test_a_row_that_is_looked_at_and_has_the_whole_rest_is_the_plain_run():
+    """Where neither the look nor the rest leaves anything out, looking changes nothing."""
     problem, _ = problem_of(CosineDiffusion(), torch.tensor([[0.3], [0.9]]))
     solver, noise = DDPM("uniform"), SeededNoise([1, 2])
-    tokens, counts = watch(problem, solver, Watch(12, 6, 0.5, lambda change: torch.tensor([6, 6])), noise)
+    solution = solve(problem, solver, Look(12, 6, 0.5, lambda change: torch.tensor([6, 6])), noise)
     grid = solver.plan(problem.process, 12)
-    plain = solver.run(problem.field.on(grid), problem, grid, noise.initial(problem).clone(), noise.steps(problem, 12))
-    assert counts.tolist() == [12, 12]
-    assert torch.equal(tokens, plain)
+    plain = solver.run(problem.field.on(grid), problem, grid, noise.initial(problem).clone(), noise.added(problem, 12))
+    assert isinstance(solution.steps, Tensor)
+    assert solution.steps.tolist() == [12, 12]
+    assert torch.equal(solution.tokens, plain)
 
 
 # -- every model -----------------------------------------------------------------------------------------------------
@@ -345,16 +351,16 @@ def test_a_probe_is_a_function_of_its_seeds_and_comes_back_from_its_file(tmp_pat
     sampler = small.sampler()
     settings = sampler.settings("constant:3", num_ar_steps=3)
     wanted = Wanted([seed % 10 for seed in range(12)], list(range(12)))
-    first, second = (fit(sampler, wanted, replace(settings, batch_size=size)) for size in (12, 12))
-    other = fit(sampler, wanted, replace(settings, batch_size=5))
+    first, second = (fit_probe(sampler, wanted, replace(settings, batch_size=size)) for size in (12, 12))
+    other = fit_probe(sampler, wanted, replace(settings, batch_size=5))
     assert first.report() == second.report() == other.report()
-    path = save(tmp_path / "probe.safetensors", first.fit)
-    assert path.read_bytes() == save(tmp_path / "again.safetensors", second.fit).read_bytes()
-    read = Fit.read(path)
-    assert read.about == first.fit.about
-    assert list(read.knowledge) == ["mlp", "variance:probe", "variance:draws", "variance:head", "straight"]
-    for name, known in first.fit.knowledge.items():
-        again = read.knowledge[name]
+    path = save(tmp_path / "probe.safetensors", first.probe)
+    assert path.read_bytes() == save(tmp_path / "again.safetensors", second.probe).read_bytes()
+    read = FittedProbe.read(path)
+    assert read.about == first.probe.about
+    assert list(read.error_models) == ["mlp", "variance:probe", "variance:draws", "variance:head", "straight"]
+    for name, known in first.probe.error_models.items():
+        again = read.error_models[name]
         assert (again.slope, again.intercept, again.power, again.threshold) == (
             known.slope, known.intercept, known.power, known.threshold,
         )  # fmt: skip
@@ -382,8 +388,8 @@ def test_a_score_that_is_the_error_is_known_to_be_it():
         return answer(problem)
 
     noises_now = SeededNoise([0])
-    found = fit(sampler, wanted, settings, own={"answer": advance})
-    slope = found.fit.knowledge["answer"].slope
+    found = fit_probe(sampler, wanted, settings, own={"answer": advance})
+    slope = found.probe.error_models["answer"].slope
     assert found.agreement["answer"] == pytest.approx((1.0, 1.0))
     assert 0.9 < slope < 1.1
 
@@ -445,19 +451,19 @@ def test_what_cannot_go_together_is_refused_before_any_work(probes: Callable[[st
 def test_a_look_needs_a_solver_that_can_change_its_steps():
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
     with pytest.raises(DisaError, match="choose euler, euler-maruyama"):
-        watch(problem, Heun(), Watch(20, 3, 0.5, lambda change: torch.ones(2, dtype=torch.int64)), SeededNoise([1, 2]))
+        solve(problem, Heun(), Look(20, 3, 0.5, lambda change: torch.ones(2, dtype=torch.int64)), SeededNoise([1, 2]))
 
 
 @pytest.mark.parametrize(("counts", "said"), [([0, 1], "at least 1 denoising step, found 0"), ([1], "1 counts for 2")])
 def test_a_row_that_was_looked_at_goes_on(counts: list[int], said: str):
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
     with pytest.raises(DisaError, match=said):
-        watch(problem, Euler(), Watch(20, 3, 0.5, lambda change: torch.tensor(counts)), SeededNoise([1, 2]))
+        solve(problem, Euler(), Look(20, 3, 0.5, lambda change: torch.tensor(counts)), SeededNoise([1, 2]))
 
 
 def test_a_budget_needs_to_know_the_rows_to_come():
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
-    known = Knowledge(1.0, 0.0, POWER, 0.0, torch.zeros(1), torch.zeros(1, 1))
+    known = ErrorModel(1.0, 0.0, POWER, 0.0, torch.zeros(1), torch.zeros(1, 1))
     policy = Adaptive(lambda problem: torch.zeros(2), 0, known, Spending(9, 2, 5.0))
     with pytest.raises(DisaError, match="leave @ out"):
         policy(problem)
@@ -466,8 +472,7 @@ def test_a_budget_needs_to_know_the_rows_to_come():
 # -- command line ----------------------------------------------------------------------------------------------------
 
 
-def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    small.without_codec(monkeypatch)
+def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path):
     model, probe = small.folder(tmp_path / "model"), tmp_path / "probe.safetensors"
     base = ("--model", model, "--num-ar-steps", 3, "--device", "cpu")
     report = disa("fit-probe", *base, "--seeds", "100000-100011", "--out", probe, "--json").json()
@@ -479,13 +484,3 @@ def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path, monkeyp
     assert shown.code == 0
     assert "rank correlation" in shown.out
     assert "8 images or more" in complaint(disa("fit-probe", *base, "--seeds", "0-3", "--out", probe))
-
-
-def test_the_example_of_an_own_policy_runs(capsys: pytest.CaptureFixture[str]):
-    import runpy
-
-    example = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "policy.py"))
-    example["main"](["constant:3", example["Doubtful"](early=5, late=2)])
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
-    assert all("evaluations" in line for line in lines)

@@ -1,4 +1,4 @@
-"""Calibration: the spending against brute force, the coupled noise against closed forms, counts against the counter."""
+"""Calibration: spending against brute force, coupled noise against closed forms, counts against what is drawn."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ from disa.cli.options import AskedInTurn
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
-from disa.core.solvers import Solver, grid_for, make_solver, solve
+from disa.core.solve import solve
+from disa.core.solver import Solver
+from disa.core.solvers import grid_for, make_solver
 from disa.core.steps import constant, table
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
@@ -176,9 +178,9 @@ def test_summed_noise_is_white(name: str, grid: str | None, count: int, referenc
 def coupled_error(solver: Solver, process: CosineDiffusion | FlowMatching, count: int, coupled: bool) -> float:
     field = test_solvers.GaussianField(process, variance=-1.0 if process is test_solvers.PROCESS else None)
     problem, noise = test_solvers.problem_of(field, 300, process=process), SeededNoise([3])
-    right = solve(problem, solver, 64, noise)
+    right = solve(problem, solver, 64, noise).tokens
     other = Summed.of(noise, process, solver, count, 64) if coupled else noise
-    return (solve(problem, solver, count, other) - right).square().mean().item()
+    return (solve(problem, solver, count, other).tokens - right).square().mean().item()
 
 
 @pytest.mark.parametrize(("name", "grid"), STOCHASTIC[1::2])
@@ -217,7 +219,7 @@ def asked(sampler: Sampler) -> Wanted:
     return Wanted(None, WANTED.seeds, ["a", "b", "c"]) if sampler.preset.prompts else WANTED
 
 
-def test_costs_are_what_the_counter_says(sampler: Sampler) -> None:
+def test_costs_are_what_drawing_makes(sampler: Sampler) -> None:
     settings = sampler.settings("constant:2", batch_size=2)
     wanted, counts = asked(sampler), [1, 2, 4, 5]
     found = measure(sampler, wanted, settings, counts, REFERENCE, nothing)
@@ -309,8 +311,8 @@ def test_only_one_ar_step_is_disturbed() -> None:
     solver, noise = make_solver("ddim", "uniform"), SeededNoise([0])
     nudged = Nudged(solver, 1, noise.branch(0))
     before, at = (test_solvers.problem_of(field, 3, ar_step) for ar_step in (0, 1))
-    assert torch.equal(solve(before, nudged, 2, noise), solve(before, solver, 2, noise))
-    change = solve(at, nudged, 2, noise) - solve(at, solver, 2, noise)
+    assert torch.equal(solve(before, nudged, 2, noise).tokens, solve(before, solver, 2, noise).tokens)
+    change = solve(at, nudged, 2, noise).tokens - solve(at, solver, 2, noise).tokens
     assert nudged.squares.tolist() == pytest.approx([change.double().square().sum().item()], rel=1e-4)
 
 
@@ -424,10 +426,7 @@ def test_a_provenance_that_is_none(tmp_path: Path) -> None:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_table_that_the_others_take(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small.without_codec(monkeypatch)
+def test_the_command_writes_a_table_that_the_others_take(disa: Command, tmp_path: Path) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     quick = ("--model", model, "--num-ar-steps", 3, "--grid", "uniform", "--device", "cpu")
     arguments = (*quick, "--budget", 6, "--reference", 16, "--seeds", "5-7", "--out", out)
@@ -465,12 +464,8 @@ def test_the_command_writes_a_table_that_the_others_take(
         (("--budget", 4, "--labels", "77"), "labels must be 0 to 9"),
     ],
 )
-def test_mistakes_are_one_line(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], words: str
-) -> None:
-    small.without_codec(monkeypatch)
-    monkeypatch.setitem(PRESETS, "mar-digits", small.changed(PRESETS["mar-digits"], original="constant:1"))
-    model = small.folder(tmp_path / "model")
+def test_mistakes_are_one_line(disa: Command, tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
+    model = small.folder(tmp_path / "model", original="constant:1")
     done = disa("calibrate", "--model", model, "--num-ar-steps", 3, *arguments, "--out", tmp_path / "out")
     assert words in complaint(done)
 

@@ -28,11 +28,6 @@ from disa.models.registry import PRESETS
 from disa.tiny import train as training
 
 
-@pytest.fixture(autouse=True)
-def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.without_codec(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder of 16 tokens."""
@@ -119,7 +114,7 @@ def test_a_table_is_only_resampled_for_what_is_asked(disa: Command, model: Path,
 def small_digits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mar-digits`, but small, and its embedded weights too."""
     monkeypatch.setitem(PRESETS, "mar-digits", small.changed(small.PRESET, name="mar-digits", page=""))
-    monkeypatch.setattr("disa.weights.checkpoints.resources.files", lambda package: model / "embedded")
+    monkeypatch.setattr("disa.weights.package.resources.files", lambda package: model / "embedded")
     (model / "embedded/weights").mkdir(parents=True, exist_ok=True)
     (model / "embedded/weights/mar-digits.safetensors").write_bytes((model / "model.safetensors").read_bytes())
 
@@ -449,11 +444,7 @@ def start(model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
     """Start `disa sample` into tmp_path / "out" as its own process; it is ended after the test."""
     # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import disa; "
-        "from dataclasses import replace; "
-        "preset = disa.PRESETS['mar-digits']; "
-        "disa.PRESETS['mar-digits'] = replace(preset, spec=replace(preset.spec, codec=None)); "
-        "from disa.cli import main; main()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from disa.cli import main; main()"
     )
     started: list[subprocess.Popen[str]] = []
 

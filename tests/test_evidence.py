@@ -23,8 +23,9 @@ from command import Command, complaint, only_whole
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
-from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
-from disa.core.solvers import make_solver, solve
+from disa.core.problem import Bound, DenoisingProblem, Field, Prediction, TimeGrid
+from disa.core.solve import solve
+from disa.core.solvers import make_solver
 from disa.draw.pictures import evidence_plot, foresight_sheet
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Wanted
@@ -36,13 +37,13 @@ from disa.study.evidence import (
     Evidence,
     TokenMLP,
     at_the_start,
-    flow_grid,
     measure,
     num_turns,
     spearman,
     straightness,
     variance,
 )
+from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -59,12 +60,10 @@ class GaussianField(Field):
 
     process: CosineDiffusion | FlowMatching
     deviation: Tensor
-    counter: Counter = field(default_factory=Counter)
     states: list[Tensor] = field(default_factory=list)
 
-    def on(self, grid: TimeGrid) -> Evaluate:
+    def on(self, grid: TimeGrid) -> Bound:
         def evaluate(x: Tensor, denoise_step: int) -> Prediction:
-            self.counter.evaluations += len(x)
             self.states.append(x.clone())
             level, state = float(grid.levels[denoise_step]), x.double()
             if isinstance(self.process, FlowMatching):
@@ -73,7 +72,7 @@ class GaussianField(Field):
             off, spread = state - level**0.5 * MEAN, level * self.deviation**2 + 1 - level
             return Prediction(((1 - level) ** 0.5 * off / spread).to(x.dtype))
 
-        return evaluate
+        return Said.on(grid, evaluate)
 
     def select(self, rows: Tensor) -> GaussianField:
         return self
@@ -113,7 +112,7 @@ def known_paths(start: Tensor, first: float) -> tuple[Tensor, Tensor]:
 def test_straightness_of_gaussian_paths(process: CosineDiffusion | FlowMatching) -> None:
     problem, noise = problem_of(process, num_rows=8), noise_of(8)
     start = noise.initial(problem)
-    grid, t = flow_grid(process, 200)
+    grid, t = process.flow_grid(200)
     first = start.double()
     if process is DIFFUSION:
         first = first / (grid.levels[0] ** 0.5 + (1 - grid.levels[0]) ** 0.5)
@@ -137,7 +136,7 @@ def test_the_path_to_a_single_datum_is_straight(process: CosineDiffusion | FlowM
 
 def test_a_diffusion_goes_where_ddim_goes() -> None:
     problem, other = problem_of(DIFFUSION), problem_of(DIFFUSION)
-    start, (grid, _) = noise_of().initial(problem), flow_grid(DIFFUSION, 30)
+    start, (grid, _) = noise_of().initial(problem), DIFFUSION.flow_grid(30)
     straightness(problem, start, 30)
     make_solver("ddim").run(other.field.on(grid), other, grid, start.clone(), torch.empty(0))
     assert isinstance(problem.field, GaussianField)
@@ -146,7 +145,7 @@ def test_a_diffusion_goes_where_ddim_goes() -> None:
 
 
 def test_the_grid_of_a_diffusion_is_even_in_the_time_of_a_flow() -> None:
-    grid, t = flow_grid(DIFFUSION, 50)
+    grid, t = DIFFUSION.flow_grid(50)
     assert grid.num_evaluations == 50
     assert (grid.network_times[0], t[-1]) == (950, 0)
     np.testing.assert_allclose(np.diff(t), -t[0] / 50, rtol=0.1)
@@ -170,12 +169,12 @@ def test_variance_of_gaussian_draws(process: CosineDiffusion | FlowMatching, sol
     # 40 rows of 50 draws: a standard deviation of 3 %, beside what 60 denoising steps leave.
     torch.testing.assert_close(found.mean(0), DEVIATION**2, rtol=0.15, atol=0)
     assert len(turns) == 50
-    assert problem.field.counter.evaluations == 40 * 60 * 50  # pyright: ignore
+    assert sum(map(len, problem.field.states)) == 40 * 60 * 50  # pyright: ignore
 
 
 def test_variance_is_the_unbiased_one_of_the_draws() -> None:
     problem, solver, noise = problem_of(FLOW), make_solver("heun"), noise_of()
-    draws = torch.stack([solve(problem, solver, 4, noise.branch(number)) for number in range(5)])
+    draws = torch.stack([solve(problem, solver, 4, noise.branch(number)).tokens for number in range(5)])
     torch.testing.assert_close(variance(problem, solver, 4, noise, 5), draws.double().var(0))
 
 
@@ -366,10 +365,7 @@ FEW = (
 )
 
 
-def test_the_command_writes_numbers_and_pictures(
-    disa: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    small.without_codec(monkeypatch)
+def test_the_command_writes_numbers_and_pictures(disa: Command, tmp_path: Path) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     report = disa(
         "evidence", "--model", model, "--seeds", "0-4", "--num-ar-steps", 4, *FEW, "--out", out, "--json"

@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from conftest import GOLDEN
-from golden import main, report
+from golden import main, replay, report
 
 CASES = sorted(path.stem for path in GOLDEN.glob("*.json")) or ["(none)"]
 REQUIRED = ("mar_", "vae_", "flowar_", "xar_disa", "xar_nocfg", "xar_loss", "harmon_", "schedules")
@@ -92,6 +92,18 @@ def test_a_wrong_step_count_fails(golden: Path, tmp_path: Path, key: str):
     line, good = report(tmp_path / "schedules.json")
     assert not good
     assert f"FAIL ({key})" in line
+
+
+def test_harmon_is_expected_to_evaluate_one_half_without_guidance(golden: Path, tmp_path: Path):
+    path = copy(golden, tmp_path, "harmon_t2i").with_suffix(".json")
+    about = json.loads(path.read_text())
+    for part in (about["sampling"], *about["steps"]):
+        part["cfg"] = 1.0
+    path.write_text(json.dumps(about))
+    found = replay(path)
+    assert found is not None
+    evaluations = {name: gap for name, gap in found if name.startswith("evaluations/")}
+    assert evaluations == dict.fromkeys((f"evaluations/{k}" for k in range(6)), 0.0)
 
 
 def test_a_missing_tensor_fails(golden: Path, tmp_path: Path):

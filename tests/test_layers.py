@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from disa.core.diffusion import CosineDiffusion
-from disa.core.problem import Counter, Prediction
-from disa.models.heads import DiffusionHead, HeadField
+from disa.core.problem import Prediction
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.runtime.tiles import tiles
 
 
@@ -20,7 +21,8 @@ def test_blocks_of_the_head_get_whole_tiles(interval: tuple[float, float], monke
 
     monkeypatch.setattr(head, "denoise", counted)
     for count in (1, 8, 17, 24, 33, 70, 150):
-        evaluate = HeadField.of(head, torch.zeros(count, 8), torch.ones(count, 8), 2.0, Counter(), interval).on(grid)
+        network = HeadNetwork.of(head, torch.zeros(count, 8), torch.ones(count, 8))
+        evaluate = Guided(network, 2.0, interval).on(grid)
         for denoise_step in range(5):
             assert evaluate(torch.zeros(count, 4), denoise_step).value.shape == (count, 4)
     assert len(seen) == 7 * 5

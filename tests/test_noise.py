@@ -60,7 +60,7 @@ def test_philox_of_many_counters_is_philox_of_each():
 @pytest.mark.parametrize("draw", ["initial", "steps"])
 def test_draws_are_standard_normal(draw: str):
     problem, noise = all_rows(50, 64), SeededNoise(range(50))
-    values = noise.initial(problem) if draw == "initial" else noise.steps(problem, 4)
+    values = noise.initial(problem) if draw == "initial" else noise.added(problem, 4)
     x = values.double().flatten()
     n = len(x)
     assert values.dtype == torch.float32
@@ -97,7 +97,7 @@ def test_any_shape_of_row_is_filled(shape: tuple[int, ...]):
     problem = all_rows(2, 5, shape=shape)
     noise = SeededNoise([1, 2])
     assert noise.initial(problem).shape == (10, *shape)
-    steps = noise.steps(problem, 3)
+    steps = noise.added(problem, 3)
     assert steps.shape == (3, 10, *shape)
     assert steps.unique().numel() == steps.numel()
 
@@ -117,8 +117,8 @@ def draws() -> dict[str, Tensor]:
         "neighbour": SeededNoise([5]).initial(problem_of([0] * 256, range(1, 257))),
         "ar_step": SeededNoise([5]).initial(all_rows(1, 256, ar_step=1)),
         "late ar_step": SeededNoise([5]).initial(all_rows(1, 256, ar_step=63)),
-        "first denoise_step": SeededNoise([5]).steps(ROWS, 1)[0],
-        "later denoise_step": SeededNoise([5]).steps(ROWS, 50)[49],
+        "first denoise_step": SeededNoise([5]).added(ROWS, 1)[0],
+        "later denoise_step": SeededNoise([5]).added(ROWS, 50)[49],
     }
 
 
@@ -131,7 +131,7 @@ def test_draws_that_differ_in_one_coordinate_are_independent(other: str):
 
 
 def test_denoising_steps_do_not_repeat_each_other():
-    steps = SeededNoise([5]).steps(all_rows(1, 64), 60).double().flatten(1)
+    steps = SeededNoise([5]).added(all_rows(1, 64), 60).double().flatten(1)
     correlation = torch.corrcoef(steps) - torch.eye(60)
     assert correlation.abs().max() < 5 / math.sqrt(steps.shape[1])
 
@@ -143,12 +143,12 @@ def test_draws_do_not_depend_on_the_batch():
     seeds = [7, 123_456_789_012, 0, (1 << 64) - 1]
     together = SeededNoise(seeds)
     problem = all_rows(4, 9, ar_step=3)
-    initial, steps = together.initial(problem), together.steps(problem, 5)
+    initial, steps = together.initial(problem), together.added(problem, 5)
     for i, seed in enumerate(seeds):
         alone, mine = SeededNoise([seed]), problem.image == i
         one = all_rows(1, 9, ar_step=3)
         assert torch.equal(alone.initial(one), initial[mine])
-        assert torch.equal(alone.steps(one, 5), steps[:, mine])
+        assert torch.equal(alone.added(one, 5), steps[:, mine])
         assert torch.equal(alone.orders(64)[0], together.orders(64)[i])
 
 
@@ -158,20 +158,20 @@ def test_draws_do_not_depend_on_the_order_or_number_of_rows():
     for rows in (shuffled, shuffled[:5], shuffled[:1]):
         some = problem_of(problem.image[rows], problem.position[rows], ar_step=2)
         assert torch.equal(noise.initial(some), noise.initial(problem)[rows])
-        assert torch.equal(noise.steps(some, 4), noise.steps(problem, 4)[:, rows])
+        assert torch.equal(noise.added(some, 4), noise.added(problem, 4)[:, rows])
 
 
 def test_draws_do_not_depend_on_the_number_of_denoising_steps():
     noise, problem = SeededNoise([3]), all_rows(1, 16)
     for fewer, more in pairwise([0, 1, 5, 48]):
-        assert torch.equal(noise.steps(problem, fewer), noise.steps(problem, more)[:fewer])
+        assert torch.equal(noise.added(problem, fewer), noise.added(problem, more)[:fewer])
 
 
 def test_draws_do_not_depend_on_what_was_drawn_before_or_on_the_global_state():
     noise, problem = SeededNoise([3]), all_rows(1, 16)
     torch.manual_seed(0)
     first, state = noise.initial(problem), torch.get_rng_state()
-    noise.steps(problem, 3)
+    noise.added(problem, 3)
     noise.orders(10)
     torch.manual_seed(1)
     assert torch.equal(noise.initial(problem), first)

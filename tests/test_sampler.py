@@ -17,20 +17,17 @@ from torch import Tensor
 import disa
 import small
 from disa.codecs import kl16 as vae
+from disa.codecs.base import LatentCodec
 from disa.core.problem import DenoisingProblem
 from disa.draw.inputs import Inputs
 from disa.draw.pictures import to_image
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.errors import DisaError
-from disa.weights.checkpoints import CODEC, build_model, load_folder, save_codec
+from disa.weights.build import build_model
+from disa.weights.folders import CODEC, load_folder, save_codec
 
 LABELS, SEEDS = [3, 9, 0, 3, 7], [5, 6, 1 << 40, 8, 900]
-
-
-@pytest.fixture(autouse=True)
-def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.without_codec(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -409,14 +406,11 @@ def test_weights_that_give_no_numbers_are_noticed() -> None:
 # -- weights there and back ----------------------------------------------------------------------------------------
 
 
-def test_a_saved_folder_draws_the_same_images(
-    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(disa.PRESETS, "small", small.PRESET)
+def test_a_saved_folder_draws_the_same_images(sampler: Sampler, tmp_path: Path) -> None:
     folder = sampler.save_pretrained(tmp_path / "saved")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     preset, model, codec = load_folder(folder)
-    assert (preset, codec) == (small.PRESET, None)
+    assert (preset.spec, preset.defaults, codec) == (small.PRESET.spec, small.PRESET.defaults, None)
     assert all(torch.equal(value, small.weights()[name]) for name, value in model.state_dict().items())
     again = disa.Sampler.from_pretrained(folder, device="cpu")
     assert torch.equal(again.sample(LABELS, SEEDS).latents, sampler.sample(LABELS, SEEDS).latents)
@@ -431,17 +425,14 @@ def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def codec() -> vae.LatentCodec:
+def codec() -> LatentCodec:
     pytest.importorskip("diffusers")
     torch.manual_seed(0)
     return vae.KL16Codec(vae.build(small.CODEC))
 
 
-def test_images_go_through_the_autoencoder(
-    codec: vae.LatentCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_go_through_the_autoencoder(codec: LatentCodec, tmp_path: Path) -> None:
     preset = small.changed(small.PRESET, name="coded", codec=small.CODEC)
-    monkeypatch.setitem(disa.PRESETS, "coded", preset)
     model = small.model()
     sampler = Sampler(preset, model, save_codec(tmp_path / "codec", codec), device="cpu")
     assert sampler.image_shape == (3, 16, 16)

@@ -22,6 +22,7 @@ from disa.tiny.captions import (
     parse,
     phrase,
 )
+from disa.tiny.held_out import combinations_held_out, held_out
 from disa.tiny.scenes import (
     GAP,
     IMAGE_SIZE,
@@ -33,7 +34,6 @@ from disa.tiny.scenes import (
     coverage,
     draw,
     facts,
-    held_out,
     held_out_captions,
     sample_scene,
     scene_at,
@@ -178,7 +178,7 @@ def test_held_out_captions_are_balanced_and_not_of_training():
 
 
 def test_what_is_held_out_is_fixed():
-    held = sorted(key for key in scenes._held_out_combinations() if key.startswith(("colours", "two objects")))
+    held = sorted(key for key in combinations_held_out() if key.startswith(("colours", "two objects")))
     assert held == [
         "colours, cyan, triangle",
         "colours, orange, circle",

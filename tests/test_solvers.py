@@ -18,15 +18,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from disa.core import solvers
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
-from disa.core.problem import Counter, DenoisingProblem, Evaluate, Field, Prediction, TimeGrid
-from disa.core.solvers import SOLVERS, Solver, make_solver, solve
+from disa.core.problem import Bound, DenoisingProblem, Field, Look, Plan, Prediction, TimeGrid
+from disa.core.solve import Meter, solve
+from disa.core.solver import Solver
+from disa.core.solvers import DDIM, DDPM, SOLVERS, Euler, EulerMaruyama, grid_for, make_solver, ode_solver, parse_solver
 from disa.errors import DisaError
-from disa.models import heads
-from disa.models.heads import DiffusionHead, HeadField
+from disa.models import guided
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
+from fields import Said
 
 # Of diffusers, about its own code.
 pytestmark = [
@@ -94,22 +97,24 @@ class GaussianField(Field):
 
     process: CosineDiffusion | FlowMatching = PROCESS
     variance: float | None = None
-    counter: Counter = field(default_factory=Counter)
     states: list[Tensor] = field(default_factory=list)
 
-    def on(self, grid: TimeGrid) -> Evaluate:
+    def on(self, grid: TimeGrid) -> Bound:
         if isinstance(self.process, FlowMatching):
             levels, exact = grid.times, exact_velocity
         else:
             levels, exact = levels_at(self.process, grid.network_times), exact_noise
 
         def evaluate(x: Tensor, denoise_step: int) -> Prediction:
-            self.counter.evaluations += len(x)
             self.states.append(x.clone())
             value = exact(x.double(), float(levels[denoise_step])).to(x.dtype)
             return Prediction(value, None if self.variance is None else torch.full_like(x, self.variance))
 
-        return evaluate
+        return Said.on(grid, evaluate)
+
+    def made(self) -> int:
+        """Rows that it was called with, in all calls together."""
+        return sum(map(len, self.states))
 
     def select(self, rows: Tensor) -> GaussianField:
         return self
@@ -462,10 +467,11 @@ def test_a_solver_without_a_grid_takes_the_one_that_suits_the_process():
 @pytest.mark.parametrize("num_steps", [1, 2, 3, 5, 50])
 def test_every_solver_makes_the_evaluations_of_its_plan(name: str, process: Any, num_steps: int):
     field, solver = GaussianField(process), make_solver(name)
-    tokens = solve(problem_of(field, 7, process=process), solver, num_steps, SeededNoise([3]))
-    assert field.counter.evaluations == 7 * solver.plan(process, num_steps).num_evaluations
-    assert tokens.shape == (7, 4)
-    assert tokens.isfinite().all()
+    solution = solve(problem_of(field, 7, process=process), solver, num_steps, SeededNoise([3]))
+    assert solution.evaluations == field.made() == 7 * solver.plan(process, num_steps).num_evaluations
+    assert solution.steps == num_steps
+    assert solution.tokens.shape == (7, 4)
+    assert solution.tokens.isfinite().all()
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)
@@ -473,21 +479,21 @@ def test_every_solver_makes_the_evaluations_of_its_plan(name: str, process: Any,
 def test_on_a_clean_grid_every_solver_makes_as_many_evaluations_as_asked(name: str, process: Any, num_steps: int):
     field = GaussianField(process)
     solve(problem_of(field, 3, process=process), make_solver(name, "uniform"), num_steps, SeededNoise([3]))
-    assert field.counter.evaluations == 3 * num_steps
+    assert field.made() == 3 * num_steps
 
 
 @pytest.mark.parametrize(("num_steps", "made"), [(1, 1), (2, 2), (3, 2), (5, 4), (25, 24), (50, 50)])
 def test_the_official_split_grid_makes_fewer_evaluations_than_asked(num_steps: int, made: int):
     field = GaussianField(FLOW)
     solve(problem_of(field, 3, process=FLOW), make_solver("euler", "flowar-split"), num_steps, SeededNoise([3]))
-    assert field.counter.evaluations == 3 * made
+    assert field.made() == 3 * made
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim"])
 def test_the_official_clip_makes_fewer_evaluations_than_asked(name: str):
     field = GaussianField()
     solve(problem_of(field, 3), make_solver(name, "clipped-950"), 50, SeededNoise([3]))
-    assert field.counter.evaluations == 3 * 48
+    assert field.made() == 3 * 48
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)
@@ -495,19 +501,20 @@ def test_rows_with_their_own_counts_equal_rows_solved_alone(name: str, process: 
     counts, solver, noise = torch.tensor([5, 2, 9, 2, 5, 1, 1]), make_solver(name), SeededNoise([11])
     field = GaussianField(process)
     problem = problem_of(field, len(counts), ar_step=2, process=process)
-    together = solve(problem, solver, counts, noise)
-    assert field.counter.evaluations == sum(solver.plan(process, n).num_evaluations for n in counts.tolist())
+    solution = solve(problem, solver, counts, noise)
+    together = solution.tokens
+    assert solution.evaluations == field.made() == sum(solver.plan(process, n).num_evaluations for n in counts.tolist())
     for row, count in enumerate(counts.tolist()):
-        alone = solve(problem.select(torch.tensor([row])), solver, count, noise)
+        alone = solve(problem.select(torch.tensor([row])), solver, count, noise).tokens
         assert torch.equal(together[row], alone[0])
-    assert not torch.equal(together[0], solve(problem, solver, 9, noise)[0])
+    assert not torch.equal(together[0], solve(problem, solver, 9, noise).tokens[0])
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)
 def test_a_count_for_all_rows_and_one_for_each_row_are_the_same(name: str, process: Any):
     problem, noise = problem_of(GaussianField(process), 6, process=process), SeededNoise([5])
     each = solve(problem, make_solver(name), torch.full((6,), 4), noise)
-    assert torch.equal(each, solve(problem, make_solver(name), 4, noise))
+    assert torch.equal(each.tokens, solve(problem, make_solver(name), 4, noise).tokens)
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)
@@ -519,7 +526,7 @@ def test_solving_leaves_the_noise_as_it_was_and_gives_float32(name: str, process
             return kept
 
     before = kept.clone()
-    assert solve(problem, make_solver(name), 3, Kept([0])).dtype == torch.float32
+    assert solve(problem, make_solver(name), 3, Kept([0])).tokens.dtype == torch.float32
     assert torch.equal(kept, before)
 
 
@@ -534,11 +541,12 @@ def test_rows_without_steps_are_refused(steps: int | Tensor):
         solve(problem_of(GaussianField(), 2), make_solver("ddpm"), steps, SeededNoise([0]))
 
 
-@dataclass(frozen=True)
-class Other:
+class Other(CosineDiffusion):
     """A process of another kind."""
 
-    predicts: str
+    def __init__(self, predicts: str) -> None:
+        super().__init__()
+        object.__setattr__(self, "predicts", predicts)
 
     def grid(self, name: str, num_steps: int) -> TimeGrid:
         raise AssertionError("no work may be done before the mismatch is found")
@@ -552,10 +560,10 @@ def test_a_solver_refuses_a_process_that_predicts_something_else(name: str, pred
         return
     problem = replace(problem_of(field, 2), process=Other(predicts))
     with pytest.raises(DisaError, match=rf"predicts {' or '.join(solver.takes)}; .*predicts {predicts}"):
-        solvers.grid_for(solver, problem.process, 4)
+        grid_for(solver, problem.process, 4)
     with pytest.raises(DisaError, match="choose .*heun" if predicts == "velocity" else "choose "):
         solve(problem, solver, 4, SeededNoise([0]))
-    assert field.counter.evaluations == 0
+    assert field.made() == 0
 
 
 @pytest.mark.parametrize("name", MULTISTEP)
@@ -563,7 +571,7 @@ def test_multistep_refuses_a_grid_of_fractional_times(name: str):
     field = GaussianField()
     with pytest.raises(DisaError, match="whole timesteps"):
         solve(problem_of(field, 2), make_solver(name, "dpm-950"), 7, SeededNoise([0]))
-    assert field.counter.evaluations == 0
+    assert field.made() == 0
 
 
 @pytest.mark.parametrize(
@@ -614,13 +622,14 @@ def draw(
     head: DiffusionHead, solver: Solver, condition: Tensor, unconditional: Tensor | None = None, scale: float = 1.0,
     process: CosineDiffusion | FlowMatching = PROCESS, interval: tuple[float, float] = (0.0, 1.0),
 ) -> Tensor:  # fmt: skip
-    counter = Counter()
-    field = HeadField.of(head, condition, unconditional, scale, counter, interval)
-    tokens = solve(problem_of(field, len(condition), process=process), solver, 6, SeededNoise([1]))
+    conditions = [half for half in (condition, unconditional) if half is not None]
+    field = Guided(HeadNetwork.of(head, *conditions), scale, interval)
+    solution = solve(problem_of(field, len(condition), process=process), solver, 6, SeededNoise([1]))
     grid = solver.plan(process, 6)
-    guided = 0 if unconditional is None else int(((grid.times >= interval[0]) & (grid.times <= interval[1])).sum())
-    assert counter.evaluations == len(condition) * (grid.num_evaluations + guided)
-    return tokens
+    inside = int(((grid.times >= interval[0]) & (grid.times <= interval[1])).sum())
+    guided = 0 if unconditional is None or scale == 1 else inside
+    assert solution.evaluations == len(condition) * (grid.num_evaluations + guided)
+    return solution.tokens
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)
@@ -643,7 +652,7 @@ def test_guidance_works_with_every_solver(head: DiffusionHead, name: str, proces
 
 def test_the_guided_field_is_the_formula(head: DiffusionHead):
     times, x = np.array([950.0, 20.5, 0.0]), normal(5, 4, dtype=torch.float32)
-    evaluate = HeadField.of(head, CONDITION, OTHER, 2.5, Counter()).on(TimeGrid(times, times, times / 1000))
+    evaluate = Guided(HeadNetwork.of(head, CONDITION, OTHER), 2.5).on(TimeGrid(times, times, times / 1000))
     for i, time in enumerate(times):
         t = torch.full((5,), float(time))
         yes, no = head(x, t, CONDITION), head(x, t, OTHER)
@@ -671,8 +680,8 @@ def test_a_guided_evaluation_has_the_bits_it_has_without_an_interval(head: Diffu
     grid, x = FLOW.grid("uniform", 8), normal(5, 4, dtype=torch.float32)
     inside = grid.within((0.25, 0.7))
     assert inside == [False, False, False, True, True, True, True, False]
-    field = HeadField.of(head, CONDITION, OTHER, 2.5, Counter(), (0.25, 0.7))
-    always, never = replace(field, interval=(0.0, 1.0)), replace(field, unconditional=None)
+    field = Guided(HeadNetwork.of(head, CONDITION, OTHER), 2.5, (0.25, 0.7))
+    always, never = replace(field, interval=(0.0, 1.0)), replace(field, network=HeadNetwork.of(head, CONDITION))
     for order in (range(8), reversed(range(8))):
         some, all_steps, none = field.on(grid), always.on(grid), never.on(grid)
         for i in order:
@@ -683,20 +692,168 @@ def test_a_guided_evaluation_has_the_bits_it_has_without_an_interval(head: Diffu
 
 
 def test_rows_that_are_selected_keep_the_interval(head: DiffusionHead):
-    counter = Counter()
-    field = HeadField.of(head, CONDITION, OTHER, 2.5, counter, (0.0, 0.5))
-    evaluate = field.select(torch.tensor([0, 3])).on(FLOW.grid("uniform", 4))
-    made = []
-    for i in range(4):
-        before = counter.evaluations
-        evaluate(normal(2, 4, dtype=torch.float32), i)
-        made.append(counter.evaluations - before)
-    assert made == [2, 2, 4, 4]
+    field = Guided(HeadNetwork.of(head, CONDITION, OTHER), 2.5, (0.0, 0.5))
+    assert field.select(torch.tensor([0, 3])).on(FLOW.grid("uniform", 4)).costs == [1, 1, 2, 2]
 
 
 def test_looking_ahead_changes_no_bit(head: DiffusionHead, monkeypatch: pytest.MonkeyPatch):
     """Modulations of many denoising steps are computed at once; how many may depend on the number of rows."""
     solver = make_solver("ddpm")
     far = draw(head, solver, CONDITION, OTHER, 2.0)
-    monkeypatch.setattr(heads, "LOOKAHEAD_VALUES", 1)
+    monkeypatch.setattr(guided, "LOOKAHEAD_VALUES", 1)
     assert torch.equal(draw(head, solver, CONDITION, OTHER, 2.0), far)
+
+
+# --- guidance by hand -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.0, -1.0, 1.0, 2.5])
+def test_a_guided_field_is_two_plain_evaluations_mixed_by_hand(head: DiffusionHead, scale: float):
+    """For every scale, below 1 too; the variance is the conditional one."""
+    grid, x = PROCESS.grid("uniform", 4), normal(5, 4, dtype=torch.float32)
+    yes, no = (Guided(HeadNetwork.of(head, half), 1.0).on(grid) for half in (CONDITION, OTHER))
+    bound = Guided(HeadNetwork.of(head, CONDITION, OTHER), scale).on(grid)
+    assert bound.costs == [1 if scale == 1 else 2] * 4
+    for i in range(4):
+        expected = no(x, i).value + scale * (yes(x, i).value - no(x, i).value)
+        torch.testing.assert_close(bound(x, i).value, expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(bound(x, i).variance, yes(x, i).variance, rtol=0, atol=0)
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("process", [PROCESS, FLOW], ids=lambda process: process.predicts)
+def test_conversions_undo_each_other(process: Any):
+    """Of known data and noise, what the network would say gives back the data and, as a velocity, noise - data."""
+    data, noise = normal(6, 4, seed=1), normal(6, 4, seed=2)
+    for level in process.grid("uniform", 7).levels[:-1].tolist():
+        x = process.noised(data, noise, level)
+        value = noise if process.predicts == "noise" else noise - data
+        torch.testing.assert_close(process.data(x, value, level), data)
+        torch.testing.assert_close(process.velocity(x, value, level), noise - data)
+
+
+@pytest.mark.parametrize("process", [PROCESS, FLOW], ids=lambda process: process.predicts)
+def test_in_the_coordinates_of_a_flow_the_state_is_on_a_straight_line(process: Any):
+    data, noise = normal(6, 4, seed=1), normal(6, 4, seed=2)
+    grid, t = process.flow_grid(9)
+    assert (len(t), t[-1]) == (grid.num_evaluations + 1, 0)
+    for level, share in zip(grid.levels.tolist(), t.tolist(), strict=True):
+        x = process.noised(data, noise, level) / process.flow_scale(level)
+        torch.testing.assert_close(x, (1 - share) * data + share * noise)
+
+
+@pytest.mark.parametrize("process", [PROCESS, FLOW], ids=lambda process: process.predicts)
+def test_the_solver_of_the_ode_is_deterministic_and_takes_the_process(process: Any):
+    solver = ode_solver(process)
+    assert process.predicts in solver.takes
+    assert not solver.stochastic
+    assert solver.plan(process, 7).num_evaluations == 7
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_multistep_takes_any_diffusion_that_has_betas(name: str):
+    class Own:
+        predicts, learns_variance, shows_data_in_noise, even_grid = "noise", False, False, "logsnr"
+        betas = PROCESS.betas
+        grid = staticmethod(PROCESS.grid)
+
+    own: Any = Own()
+    solver, start, field = make_solver(name), normal(8, 4, dtype=torch.float32), GaussianField()
+    ends = []
+    for process in (own, PROCESS):
+        grid, problem = solver.plan(process, 7), replace(problem_of(field, 8), process=process)
+        ends.append(solver.run(field.on(grid), problem, grid, start.clone(), torch.empty(0)))
+    assert torch.equal(*ends)
+    own.betas = None
+    with pytest.raises(DisaError, match="whole timesteps and their betas"):
+        solver.plan(own, 7)
+
+
+# --- the text of a solver ---------------------------------------------------------------------------------------------
+
+TEXTS: list[tuple[Any, str]] = [
+    (DDPM(), "ddpm@clipped-950"),
+    (DDPM(temperature=0.9), "ddpm@clipped-950:temperature=0.9"),
+    (DDPM("full", 0.0), "ddpm@full:temperature=0"),
+    (DDIM(), "ddim@ddim-980"),
+    (DDIM("uniform", eta=0.5), "ddim@uniform:eta=0.5"),
+    (DDIM("logsnr", 1 / 3), f"ddim@logsnr:eta={1 / 3!r}"),
+    (Euler("shifted-3"), "euler@shifted-3"),
+    (EulerMaruyama(temperature=1.25), "euler-maruyama@xar-em:temperature=1.25"),
+    (make_solver("heun"), "heun@uniform"),
+    (make_solver("dpm-solver++-2"), "dpm-solver++-2"),
+    (make_solver("dpm-solver-3", "uniform"), "dpm-solver-3@uniform"),
+    (make_solver("dpm-solver++"), "ddim@dpm-950"),
+]
+
+
+@pytest.mark.parametrize(("solver", "text"), TEXTS)
+def test_a_solver_is_its_text(solver: Any, text: str):
+    assert str(solver) == text
+    assert parse_solver(text) == solver == parse_solver(solver)
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+def test_a_name_alone_is_the_solver_with_its_own_grid(name: str):
+    assert parse_solver(name) == make_solver(name) == SOLVERS[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("eulr@uniform", "unknown solver 'eulr'.*heun"),
+        ("ddim@uniform:eta", "expected an option such as eta=0.5 in the solver .*found 'eta'"),
+        ("ddim@uniform:eta=x", "found 'eta=x'"),
+        ("ddim:eta=2", "eta must be 0 to 1"),
+        ("ddpm:eta=0.5", "eta belongs to ddim, not to ddpm"),
+        ("dpm-solver:eta=0.5", "eta belongs to ddim, not to dpm-solver"),
+        ("heun:temperature=0.5", "ddpm and euler-maruyama add; heun adds none"),
+        ("ddpm:temperature=-1", "temperature must be 0 or more"),
+        ("ddim:order=3", "ddim has no option 'order': expected eta"),
+        ("dpm-solver-2:order=3", "dpm-solver-2 has no option 'order': it has none"),
+        ("ddim:grid=3", "ddim has no option 'grid'"),
+    ],
+)
+def test_texts_that_name_no_solver_are_refused(text: str, message: str):
+    with pytest.raises(DisaError, match=message):
+        parse_solver(text)
+
+
+def test_a_temperature_for_ddim_with_eta_is_refused_for_the_right_reason():
+    with pytest.raises(DisaError) as refused:
+        make_solver("ddim", temperature=0.9, eta=0.5)
+    assert "eta scales that of ddim" in str(refused.value)
+    assert "adds none" not in str(refused.value)
+
+
+# --- plans and meters -------------------------------------------------------------------------------------------------
+
+
+def test_every_kind_of_answer_is_a_plan():
+    each, look = torch.tensor([3, 1]), Look(20, 3, 0.5, lambda change: each)
+    assert Plan.of(5) == Plan.of(np.int64(5)) == Plan.of(Plan(5)) == Plan.of(Plan(np.int32(5))) == Plan(5)  # pyright: ignore
+    assert type(Plan.of(np.int16(5)).counts) is int
+    assert Plan.of(each).counts is each
+    assert Plan.of(look) == Plan.of(Plan.of(look)) == Plan(look=look)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, True, 2.0, "4", [1, 2], torch.tensor(3), torch.tensor([[1]]), torch.tensor([1.0]), np.array([1, 2]),
+     torch.tensor([1, 2], dtype=torch.int32), Plan(), Plan(3, Look(20, 3, 0.5, lambda change: change))],
+)  # fmt: skip
+def test_no_other_answer_is(answer: Any):
+    with pytest.raises(DisaError, match="a step policy answers with a whole number, an int64 tensor"):
+        Plan.of(answer)
+
+
+@pytest.mark.parametrize(("name", "process"), PAIRS)
+def test_a_meter_counts_as_solve_does_and_changes_nothing(name: str, process: Any):
+    meter, noise, solver = Meter(), SeededNoise([5]), make_solver(name)
+    problem = problem_of(GaussianField(process), 6, process=process)
+    counts = torch.tensor([2, 5, 2, 1, 5, 5])
+    metered, plain = (solve(one, solver, counts, noise) for one in (meter.on(problem), problem))
+    assert torch.equal(metered.tokens, plain.tokens)
+    assert meter.evaluations == metered.evaluations == plain.evaluations

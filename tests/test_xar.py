@@ -18,7 +18,8 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep, DenoisingProblem
 from disa.core.request import Guidance, Request
-from disa.core.solvers import make_solver, solve
+from disa.core.solve import solve
+from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.layers import initialise
@@ -54,11 +55,7 @@ def plain() -> XAR:
 
 @pytest.fixture(scope="module")
 def packed(plain: XAR) -> XAR:
-    if not can_pack(torch.float32):
-        pytest.skip("this build of PyTorch has no oneDNN kernels to pack weights for")
-    model = deepcopy(plain)
-    assert pack(model) is model
-    return model
+    return small.packed(plain)
 
 
 @pytest.fixture(params=["plain", "packed"])
@@ -298,12 +295,12 @@ def test_selected_rows_are_the_same_problem(model: XAR, scale: float):
     running = turns(model, SEEDS[:3], LABELS[:3], scale=scale)
     problem = [next(running) for _ in range(3)][-1].problem
     with torch.no_grad():
-        full = solve(problem, solver, 4, noise)
-        assert torch.equal(full, solve(problem, solver, 4, noise))
+        full = solve(problem, solver, 4, noise).tokens
+        assert torch.equal(full, solve(problem, solver, 4, noise).tokens)
         for rows in ([2, 0, 0], [1], [2, 1, 0]):
             some = problem.select(torch.tensor(rows))
-            assert torch.equal(solve(some, solver, 4, noise), full[rows])
-            assert torch.equal(solve(some.select(torch.tensor([0])), solver, 4, noise), full[rows[:1]])
+            assert torch.equal(solve(some, solver, 4, noise).tokens, full[rows])
+            assert torch.equal(solve(some.select(torch.tensor([0])), solver, 4, noise).tokens, full[rows[:1]])
 
 
 def test_a_problem_that_is_over_says_so_and_a_selection_of_it_lives_on(plain: XAR):
@@ -322,7 +319,6 @@ def test_a_problem_that_is_over_says_so_and_a_selection_of_it_lives_on(plain: XA
 
 def evaluations(model: XAR, labels: Sequence[int] | None, scale: float, **options: Any) -> list[int]:
     steps = list(turns(model, SEEDS[:2], labels, scale=scale, **options))
-    assert sum(step.evaluations for step in steps) == steps[-1].state.counter.evaluations
     return [step.evaluations for step in steps]
 
 
@@ -332,7 +328,7 @@ def test_the_unconditional_half_is_evaluated_where_guidance_acts(plain: XAR):
     assert evaluations(plain, LABELS[:2], 2.5) == [10, 16, 12, 8]
     assert evaluations(plain, LABELS[:2], 2.5, ramp="constant") == [20, 16, 12, 8]
     assert evaluations(plain, None, 2.5) == [10, 8, 6, 4]
-    assert evaluations(plain, LABELS[:2], 0.5) == [10, 8, 6, 4]
+    assert evaluations(plain, LABELS[:2], 0.5) == [10, 16, 12, 8]
     # Times of the grid: 1, 0.76, 0.52, 0.28, 0.04; then 1, 0.68, 0.36, 0.04; 1, 0.52, 0.04; 1, 0.04.
     inside = evaluations(plain, LABELS[:2], 2.5, ramp="constant", interval=(0.1, 0.7))
     assert inside == [10 + 4, 8 + 4, 6 + 2, 4]
@@ -365,7 +361,7 @@ def test_guidance_and_labels_change_the_image_where_they_should(plain: XAR):
     assert torch.equal(draw(plain, SEEDS[:2], None, scale=3.0), without)
     labelled = draw(plain, SEEDS[:2], [3, 4])
     assert not torch.equal(labelled, without)
-    assert torch.equal(draw(plain, SEEDS[:2], [3, 4], scale=0.5), labelled)
+    assert not torch.equal(draw(plain, SEEDS[:2], [3, 4], scale=0.5), labelled)
     guided = draw(plain, SEEDS[:2], [3, 4], scale=3.0)
     assert torch.equal(guided[:, :, :4, :4], labelled[:, :, :4, :4])
     assert not torch.equal(guided, labelled)

@@ -6,9 +6,8 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 from __future__ import annotations
 
 import math
-from dataclasses import Field as DataField
 from dataclasses import fields
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -50,28 +49,27 @@ class NamedSolver:
     options that are not at their defaults.
     """
 
-    grid: str | None
+    kind: ClassVar[str]
+    takes: ClassVar[tuple[str, ...]]
     structural: ClassVar[tuple[str, ...]] = ("grid",)
-    """Fields that the name or the grid in the text tells; all others are options."""
-    __dataclass_fields__: ClassVar[dict[str, DataField]]
+    """Fields that the name and the grid in the text tell; all others are options."""
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def name(self) -> str:
         """What `SOLVERS` calls it."""
-        raise NotImplementedError
+        return self.kind
 
     @classmethod
     def options(cls) -> dict[str, float]:
         """The options and their defaults."""
-        return {field.name: field.default for field in fields(cls) if field.name not in cls.structural}  # pyright: ignore[reportReturnType]
+        own: dict[str, Any] = {field.name: field.default for field in fields(cls)}
+        return {name: default for name, default in own.items() if name not in cls.structural}
 
     def __str__(self) -> str:
-        grid = "" if self.grid is None else f"@{self.grid}"
-        given = [
-            f"{name}={_number(getattr(self, name))}"
-            for name, default in self.options().items()
-            if getattr(self, name) != default
-        ]
+        values = vars(self)
+        grid = "" if values["grid"] is None else f"@{values['grid']}"
+        given = [f"{name}={_number(values[name])}" for name, own in self.options().items() if values[name] != own]
         return self.name + grid + (f":{','.join(given)}" if given else "")
 
 

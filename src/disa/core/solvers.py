@@ -32,7 +32,7 @@ class DDPM(GridSolver):
 
     grid: str = "clipped-950"
     temperature: float = 1.0
-    name = "ddpm"
+    kind = "ddpm"
     takes = ("noise",)
     stochastic = True
 
@@ -85,7 +85,7 @@ class DDIM(GridSolver):
 
     grid: str = "ddim-980"
     eta: float = 0.0
-    name = "ddim"
+    kind = "ddim"
     takes = ("noise",)
 
     def __post_init__(self) -> None:
@@ -124,7 +124,7 @@ class Euler(GridSolver):
     """Straight steps along the velocity, of order 1: FlowAR's sampler, and what DDIM is for a flow."""
 
     grid: str = "uniform"
-    name = "euler"
+    kind = "euler"
     takes = ("velocity",)
     stochastic = False
 
@@ -144,7 +144,7 @@ class Heun(NamedSolver):
     """
 
     grid: str = "uniform"
-    name = "heun"
+    kind = "heun"
     takes = ("velocity",)
     stochastic = False
 
@@ -179,7 +179,7 @@ class EulerMaruyama(GridSolver):
 
     grid: str = "xar-em"
     temperature: float = 1.0
-    name = "euler-maruyama"
+    kind = "euler-maruyama"
     takes = ("velocity",)
     stochastic = True
 
@@ -266,14 +266,14 @@ def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, 
     known = {"grid", *_options(name)}
     for option in options:
         if option not in known:
-            raise DisaError(_refusal(name, option))
+            raise DisaError(_refusal(name, option, options))
     taken = {option: value for option, value in (preferred or {}).items() if option in known}
     return replace(SOLVERS[name], **(taken | dict(options)))  # pyright: ignore[reportReturnType]
 
 
-def _refusal(name: str, option: str) -> str:
+def _refusal(name: str, option: str, options: Mapping[str, Any]) -> str:
     if option == "temperature":
-        own = f"that of {name} is scaled by eta" if "eta" in _options(name) else f"{name} adds none"
+        own = f"eta scales that of {name}" if options.get("eta") else f"{name} adds none"
         return (
             f"temperature scales the noise that {' and '.join(WITH_TEMPERATURE)} add; {own}. "
             "Leave it out or use one of those."

@@ -43,7 +43,7 @@ class Remembering:
         raise NotImplementedError
 
 
-def of(steps: Any) -> StepPolicy:
+def of(steps: Any) -> Any:
     """A policy from what a caller gave: one, a whole number of denoising steps, or a list of them, one per AR step.
 
     Raises DisaError.
@@ -74,7 +74,7 @@ def describe(policy: StepPolicy) -> str:
         return str(policy)
     while isinstance(policy, partial):
         policy = policy.func
-    named = policy if hasattr(policy, "__qualname__") else type(policy)
+    named: Any = policy if hasattr(policy, "__qualname__") else type(policy)
     return f"{named.__module__}:{named.__qualname__}"
 
 

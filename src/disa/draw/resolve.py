@@ -61,11 +61,13 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
 
 
 def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
-    defaults, given = loaded.defaults, _parts(settings, "guidance")
+    """The same of guidance."""
+    given = _parts(settings, "guidance")
     if isinstance(settings.guidance, Guidance):
         return replace(settings.guidance, **given)
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
-    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress), **given)
+    defaults = loaded.defaults
+    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
 
 
 def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:

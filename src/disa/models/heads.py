@@ -15,12 +15,10 @@ from torch.nn import functional as F
 
 from disa.core.problem import Prediction, TimeGrid
 from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
-from disa.models.layers import sinusoids
+from disa.models.layers import TIME_FEATURES, embed_times
 from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import padding
-
-TIME_FEATURES = 256
 
 
 class ResidualBlock(nn.Module):
@@ -61,8 +59,7 @@ class DiffusionHead(nn.Module):
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
-        features = sinusoids(times, TIME_FEATURES).to(self.time_in.bias.dtype)
-        return self.time_out(self.time_in(features, activation="swish"))
+        return embed_times(times, self.time_in, self.time_out)
 
     def denoise(self, h: Tensor, modulation: Tensor) -> Prediction:
         """h: [R, W] projected input, modulation: [R, (3 depth + 2) W]."""

@@ -1,6 +1,6 @@
 """Leaves that the models share: attention, the ViT block, time features, initial values.
 
-Shapes: B images, L tokens, D width, H heads, n times.
+Shapes: B images, B' with their unconditional halves, L tokens, D width, H heads, n times.
 """
 
 from __future__ import annotations
@@ -10,9 +10,13 @@ import math
 import torch
 from torch import Tensor, nn
 
+from disa.core.request import Request
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import in_tiles
+
+TIME_FEATURES = 256
+"""Sinusoids that a time is embedded by, in every family."""
 
 
 def table(count: int, width: int) -> nn.Embedding:
@@ -82,6 +86,24 @@ class Block(nn.Module):
 def take(x: Tensor, index: Tensor) -> Tensor:
     """x [B, L, D] at token indices [B, N] -> [B, N, D]."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def class_embeddings(request: Request, table: nn.Embedding, no_class: Tensor, guided: bool) -> Tensor:
+    """[B', D] of the classes of a request, those of no class after them where guided; no_class: [1, D].
+
+    Without labels guidance would mix two equal halves, so there is only one.
+    """
+    empty = no_class.expand(request.batch_size, -1)
+    if request.labels is None:
+        return empty
+    embedding = table(request.labels.to(no_class.device))
+    return torch.cat([embedding, empty]) if guided else embedding
+
+
+def embed_times(times: Tensor, time_in: Linear, time_out: Linear) -> Tensor:
+    """Times [n] through their sinusoids and two linear layers -> [n, D]."""
+    features = sinusoids(times, TIME_FEATURES).to(time_in.bias.dtype)
+    return time_out(time_in(features, activation="swish"))
 
 
 def sinusoids(times: Tensor, size: int, longest: float = 10_000) -> Tensor:

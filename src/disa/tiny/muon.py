@@ -26,9 +26,13 @@ class Muon(torch.optim.Optimizer):
     the products that make updates orthogonal."""
 
     def __init__(
-        self, groups: Iterable[dict[str, Any]], lr: float = 1e-3, weight_decay: float = 0.0, momentum: float = 0.95,
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        momentum: float = 0.95,
         dtype: torch.dtype = torch.float32,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "parts": 1})
         self.dtype = dtype
 

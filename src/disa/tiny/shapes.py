@@ -75,9 +75,12 @@ def tokenizer() -> Any:
     base = Tokenizer(models.WordLevel(ids, UNKNOWN))
     base.normalizer, base.pre_tokenizer = normalizer, splitter
     return PreTrainedTokenizerFast(
-        tokenizer_object=base, unk_token=UNKNOWN, eos_token=STOP[0], additional_special_tokens=list(RESERVED),
+        tokenizer_object=base,
+        unk_token=UNKNOWN,
+        eos_token=STOP[0],
+        additional_special_tokens=list(RESERVED),
         clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def prompts_to_draw(text: Text, drawn: Sequence[Captioned], dropped: Tensor, num_image_tokens: int) -> Prompts:

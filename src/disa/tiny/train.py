@@ -85,10 +85,14 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         return {
-            "name": self.name, "seed": self.seed, "iteration": self.iteration, "losses": self.losses,
-            "model": self.model.state_dict(), "average": self.average.state_dict(),
+            "name": self.name,
+            "seed": self.seed,
+            "iteration": self.iteration,
+            "losses": self.losses,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
-        }  # fmt: skip
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from there. Raises DisaError for the state of another model; this trainer is then of no use."""
@@ -156,11 +160,14 @@ def train(
     trainer.task.save(folder, trainer.average)
     write_whole(folder / "loss.png", lambda file: file.write(loss_curve(trainer.losses)))
     summary = {
-        "name": name, "seed": trainer.seed, "iterations": trainer.iteration,
-        "iterations_this_run": trainer.iteration - first, "seconds_this_run": time.perf_counter() - started,
+        "name": name,
+        "seed": trainer.seed,
+        "iterations": trainer.iteration,
+        "iterations_this_run": trainer.iteration - first,
+        "seconds_this_run": time.perf_counter() - started,
         "loss": sum(trainer.losses[-200:]) / max(1, len(trainer.losses[-200:])),
         "held_out_loss": trainer.held_out_loss(),
-    }  # fmt: skip
+    }
     write_json(folder / "training.json", summary)
     return summary
 

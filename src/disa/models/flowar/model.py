@@ -30,10 +30,8 @@ from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadNetwork
 from disa.models.flowar.head import FlowHead
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.layers import table
-from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
-from disa.runtime.kernels import swish
-from disa.runtime.packing import Linear
+from disa.models.layers import class_embeddings, table
+from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 
 
 @dataclass
@@ -54,7 +52,7 @@ class FlowARState:
     ar_step: int = 0
 
 
-class FlowAR(nn.Module):
+class FlowAR(Trunk):
     """The transformer and its head. All methods but `loss` are for inference; state lives in `FlowARState`."""
 
     process = FlowMatching()
@@ -63,16 +61,7 @@ class FlowAR(nn.Module):
         super().__init__()
         self.config = c = config
         self.class_embedding = table(c.num_classes + 1, c.width)
-        self.modulation = Linear(c.width, c.depth * PARTS * c.width)
-        self.token_in = Linear(c.latent_channels, c.width)
-        self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.encoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.encoder = _blocks(c.encoder_depth, c)
-        self.encoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.decoder_in = Linear(c.width, c.width)
-        self.decoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.decoder = _blocks(c.decoder_depth, c)
-        self.decoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.build_trunk(c)
         self.head_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
         self.head = FlowHead(c.latent_channels, c.width, c.head_width, c.head_depth, c.head_heads, c.cross)
 
@@ -88,7 +77,9 @@ class FlowAR(nn.Module):
         self.capabilities.check(request)
         # Guidance grows with the scales, not with the tokens.
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        embedding = self._embedding(request, any(scale != 1 for scale in scales))
+        embedding = class_embeddings(
+            request, self.class_embedding, self.class_embedding.weight[-1:], any(scale != 1 for scale in scales)
+        )
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         modulations, rotations = self.modulations(embedding), self.rotations(embedding.device)
         return FlowARState(request, embedding, scales, modulations, rotations, cache)
@@ -146,35 +137,25 @@ class FlowAR(nn.Module):
         x = self.token_in(tokens.to(self.encoder_positions.dtype))
         return x.repeat(len(state.embedding) // len(x), 1, 1)
 
-    def _embedding(self, request: Request, guided: bool) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where some AR step is guided."""
-        empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(empty.device)
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if guided else embedding
-
     # -- the backbone --------------------------------------------------------------------------------------------
 
     def condition(
-        self, x: Tensor, modulations: Sequence[Tensor], rotation: Rotation, span: slice, cache: KVCache | None = None,
+        self,
+        x: Tensor,
+        modulations: Sequence[Tensor],
+        rotation: Rotation,
+        span: slice,
+        cache: KVCache | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Condition vectors [B', L, D] of the tokens at `span`, which are fed x [B', L, D]. rotation: of all tokens."""
-        rotation = rotation.select(span)
         x = self.token_norm(x + self.encoder_positions[:, span])
-        for layer, block in enumerate(self.encoder):
-            x = block(x, modulations[layer], rotation, cache, layer, mask)
-        x = self.decoder_in(self.encoder_norm(x)) + self.decoder_positions[:, span]
-        for layer, block in enumerate(self.decoder, self.config.encoder_depth):
-            x = block(x, modulations[layer], rotation, cache, layer, mask)
+        x = self.through(x, modulations, span, rotation, cache, mask)
         return self.decoder_norm(x) + self.head_positions[:, span]
 
     def modulations(self, embedding: Tensor) -> Sequence[Tensor]:
         """[B', D] -> [B', 1, 6, D] for each block: they depend on the class alone."""
-        shape = (1, self.config.depth, PARTS, self.config.width)
-        return self.modulation(swish(embedding)).unflatten(-1, shape).unbind(2)
+        return self.block_modulations(embedding[:, None]).unbind(2)
 
     def _first(self, embedding: Tensor) -> Tensor:
         """[B', L, D] the first scale is fed the class."""
@@ -192,8 +173,10 @@ class FlowAR(nn.Module):
         c = self.config
         sides = [torch.arange(scale, device=device) / scale * c.scales[-1] for scale in c.scales]
         rows, columns = torch.cat([torch.cartesian_prod(side, side) for side in sides]).unbind(1)
-        return (Rotation.of(rows, columns, c.width // c.num_heads),
-                Rotation.of(rows, columns, c.head_width // c.head_heads))  # fmt: skip
+        return (
+            Rotation.of(rows, columns, c.width // c.num_heads),
+            Rotation.of(rows, columns, c.head_width // c.head_heads),
+        )
 
     def resized(self, latents: Tensor, scale: int) -> Tensor:
         """Latents [B, C, h, w] of one scale -> tokens [B, L, C] of another, through the largest."""
@@ -242,10 +225,6 @@ class FlowAR(nn.Module):
     def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
         """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
         return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
-
-
-def _blocks(depth: int, config: FlowARConfig) -> nn.ModuleList:
-    return nn.ModuleList(ModulatedBlock(config.width, config.num_heads, config.mlp_ratio) for _ in range(depth))
 
 
 def to_tokens(latents: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from disa.core.request import Guidance, Request
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.layers import Block, table, take
+from disa.models.layers import Block, class_embeddings, table, take
 from disa.models.mar.config import MARConfig
 from disa.runtime.packing import Linear
 
@@ -93,7 +93,8 @@ class MAR(nn.Module):
     def begin(self, request: Request, noise: Noise) -> MARState:
         """Check the request and plan every AR step from the token orders."""
         self.capabilities.check(request)
-        return self.plan(request, noise, self._embedding(request))
+        embedding = class_embeddings(request, self.class_embedding, self.no_class, request.guidance.active)
+        return self.plan(request, noise, embedding)
 
     def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
         """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
@@ -167,15 +168,6 @@ class MAR(nn.Module):
     def finish(self, state: MARState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.unpatchify(state.tokens, state.request.token_grid)
-
-    def _embedding(self, request: Request) -> Tensor:
-        """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""
-        empty = self.no_class.expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(self.no_class.device)
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if request.guidance.active else embedding
 
     def _known(self, request: Request, orders: Tensor) -> tuple[Tensor, Tensor, int]:
         """Tokens [B, L, C] with the given ones filled in, orders that end with them, and how many are unknown."""
@@ -266,9 +258,15 @@ class MAR(nn.Module):
     # -- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, objective: TrainingLoss, latents: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor,
-        t: Tensor, noise: Tensor,
-    ) -> LossTerms:  # fmt: skip
+        self,
+        objective: TrainingLoss,
+        latents: Tensor,
+        embedding: Tensor,
+        visible: Tensor,
+        wanted: Tensor,
+        t: Tensor,
+        noise: Tensor,
+    ) -> LossTerms:
         """Loss terms of the tokens at `wanted` [B, N], each drawn m times: t [m B N], noise [m B N, C].
 
         embedding: [B, D], see `embed`. Rows are m copies of the flattened [B, N]. The official loss is their mean.

@@ -16,7 +16,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
@@ -24,12 +24,10 @@ from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.heads import TIME_FEATURES
-from disa.models.layers import sinusoids, table
-from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
+from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, table
+from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 from disa.models.xar.config import XARConfig
 from disa.models.xar.field import CellNetwork
-from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
 
 
@@ -47,7 +45,7 @@ class XARState:
     ar_step: int = 0
 
 
-class XAR(nn.Module):
+class XAR(Trunk):
     """The transformer. All methods but `loss` are for inference; state lives in `XARState`."""
 
     process = FlowMatching()
@@ -58,16 +56,7 @@ class XAR(nn.Module):
         self.class_embedding = table(c.num_classes + 1, c.width)
         self.time_in = Linear(TIME_FEATURES, c.width)
         self.time_out = Linear(c.width, c.width)
-        self.modulation = Linear(c.width, c.depth * PARTS * c.width)
-        self.token_in = Linear(c.latent_channels, c.width)
-        self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.encoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.encoder = _blocks(c.encoder_depth, c)
-        self.encoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.decoder_in = Linear(c.width, c.width)
-        self.decoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.decoder = _blocks(c.decoder_depth, c)
-        self.decoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.build_trunk(c)
         self.output = Linear(c.width, c.latent_channels)
 
     # -- one generation ------------------------------------------------------------------------------------------
@@ -81,7 +70,9 @@ class XAR(nn.Module):
         c = self.config
         self.capabilities.check(request)
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        embedding = self._embedding(request, any(scale != 1 for scale in scales))
+        embedding = class_embeddings(
+            request, self.class_embedding, self.class_embedding.weight[-1:], any(scale != 1 for scale in scales)
+        )
         tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
@@ -137,43 +128,33 @@ class XAR(nn.Module):
         self.transform(state.tokens[:, span], modulation, span, state.rotation, state.cache.select(rows))
         state.cache.advance(span.stop - span.start)
 
-    def _embedding(self, request: Request, guided: bool) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where some AR step is guided."""
-        empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(empty.device)
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if guided else embedding
-
     # -- the network ---------------------------------------------------------------------------------------------
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, D]."""
-        features = sinusoids(times, TIME_FEATURES).to(self.time_in.bias.dtype)
-        return self.time_out(self.time_in(features, activation="swish"))
+        return embed_times(times, self.time_in, self.time_out)
 
     def modulations(self, condition: Tensor) -> Tensor:
-        """Class plus time [..., D] -> [..., depth, 6, D], of all blocks: they depend on no token."""
-        return self.modulation(swish(condition)).unflatten(-1, (self.config.depth, PARTS, self.config.width))
+        """Class plus time [..., D] -> [..., depth, 6, D] of all blocks."""
+        return self.block_modulations(condition)
 
     def transform(
-        self, x: Tensor, modulation: Tensor, span: slice, rotation: Rotation, cache: KVCache | None = None,
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        span: slice,
+        rotation: Rotation,
+        cache: KVCache | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Through all blocks: tokens x [B, n N, C] at `span`, modulations [B', n, depth, 6, D] -> [B', n N, D].
 
         Both halves of B' share x; n is 1, or the number of cells in training. rotation: of all L tokens.
         """
-        x, rotation = self.token_in(x.to(self.encoder_positions.dtype)), rotation.select(span)
+        x = self.token_in(x.to(self.encoder_positions.dtype))
         h = self.token_norm(x + self.encoder_positions[:, span]).repeat(len(modulation) // len(x), 1, 1)
-        parts = modulation.unbind(2)
-        for layer, block in enumerate(self.encoder):
-            h = block(h, _spread(parts[layer], h), rotation, cache, layer, mask)
-        h = self.decoder_in(self.encoder_norm(h)) + self.decoder_positions[:, span]
-        for layer, block in enumerate(self.decoder, self.config.encoder_depth):
-            h = block(h, _spread(parts[layer], h), rotation, cache, layer, mask)
-        return h
+        parts = (_spread(part, h) for part in modulation.unbind(2))
+        return self.through(h, parts, span, rotation, cache, mask)
 
     def velocity(self, h: Tensor) -> Tensor:
         """[B', N, D] of `transform` -> [B', N, C], float32."""
@@ -231,10 +212,6 @@ class XAR(nn.Module):
     def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
         """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
         return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
-
-
-def _blocks(depth: int, config: XARConfig) -> nn.ModuleList:
-    return nn.ModuleList(ModulatedBlock(config.width, config.num_heads, config.mlp_ratio) for _ in range(depth))
 
 
 def _spread(modulation: Tensor, h: Tensor) -> Tensor:

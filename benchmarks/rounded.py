@@ -1,0 +1,126 @@
+"""The embedded models with their weights rounded to bfloat16, against the weights that training wrote.
+
+    python benchmarks/rounded.py measure --weights FOLDER   # -> results/rounded.json, and a picture to look at
+    python benchmarks/rounded.py write --weights FOLDER     # the rounded weights -> the package
+
+FOLDER holds MODEL.safetensors in float32, one for each model: the `model.safetensors` of `disa train MODEL`. Both
+versions compute in float32 and draw the same seeds with the preset's settings; only the weights differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import machine, note, publish
+from safetensors.torch import load_file, save_file
+from tables import RESULTS, ROOT
+from torch import Tensor
+
+from disa import Sampler, Samples
+from disa.draw.pictures import grid, png
+from disa.errors import DisaError
+from disa.study.metrics import Resampled
+from disa.tiny.judge import score
+from disa.tiny.quality import measure_digits
+from disa.tiny.scenes import held_out_captions
+
+MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
+PACKAGE = ROOT / "src" / "disa" / "tiny" / "weights"
+SHOWN = 14
+"""Images of each model in the picture, as drawn by either version."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("measure", "write"))
+    parser.add_argument("--weights", type=Path, default=PACKAGE, help="the folder of float32 weights")
+    parser.add_argument("--digits", type=int, default=500, help="images of each model that draws digits")
+    parser.add_argument("--captions", type=int, default=300, help="images of the model that draws from captions")
+    parser.add_argument("--first-seed", type=int, default=800_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=RESULTS / "rounded.json")
+    parser.add_argument("--picture", type=Path, default=Path("rounded.png"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.action == "write":
+        for model in MODELS:
+            round_file(options.weights / f"{model}.safetensors", PACKAGE / f"{model}.safetensors")
+        return
+    counts = {model: options.captions if model == "harmon-shapes" else options.digits for model in MODELS}
+    rows, strips = [], []
+    for model, count in counts.items():
+        row, strip = measured(model, options.weights, range(options.first_seed, options.first_seed + count))
+        rows.append(row)
+        strips.append(strip)
+        options.picture.write_bytes(png(grid(torch.cat(strips), columns=SHOWN)))
+        publish({"machine": machine(), "first_seed": options.first_seed, "models": rows}, options.out)
+
+
+def round_file(source: Path, target: Path) -> None:
+    """Write a file of float32 weights anew in bfloat16."""
+    weights = load_file(source)
+    if {value.dtype for value in weights.values()} != {torch.float32}:
+        raise DisaError(f"{source} is rounded already: expected the float32 weights that training wrote.")
+    save_file({name: value.bfloat16() for name, value in weights.items()}, target, {"format": "pt"})
+
+
+def measured(model: str, weights: Path, seeds: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
+    """What rounding the weights of a model does to its images, and some of them, [2 SHOWN, 3, H, W] in [0, 1]."""
+    exact_file = weights / f"{model}.safetensors"
+    with tempfile.TemporaryDirectory() as folder:
+        rounded_file = Path(folder) / exact_file.name
+        round_file(exact_file, rounded_file)
+        sizes = [file.stat().st_size for file in (exact_file, rounded_file)]
+        exact, rounded = (drawn(model, file, seeds) for file in (exact_file, rounded_file))
+    (quality, resampled), (rounded_quality, resampled_rounded) = (quality_of(part) for part in (exact, rounded))
+    gaps = (exact.images - rounded.images).abs().flatten(1).mean(1)
+    row = {
+        "model": model,
+        "images": len(seeds),
+        "settings": exact.settings,
+        "bytes": sizes,
+        "quality": quality,
+        "rounded_quality": rounded_quality,
+        "difference": asdict((resampled_rounded - resampled).spread()),
+        "mean_pixel_difference": gaps.mean().item(),
+        "largest_pixel_difference_of_an_image": gaps.max().item(),
+        "prompts_rewritten_otherwise": unequal(exact.rewritten, rounded.rewritten),
+    }
+    note(f"{model}: {resampled.value:.4g}, rounded {resampled_rounded.value:.4g}")
+    strip = torch.cat([part.images[:SHOWN] for part in (exact, rounded)])
+    # Models of digits and of shapes share a picture.
+    strip = torch.nn.functional.interpolate(strip, size=(48, 48), mode="nearest").expand(-1, 3, -1, -1)
+    return row, strip
+
+
+def drawn(model: str, weights: Path, seeds: Sequence[int]) -> Samples:
+    sampler = Sampler.load(model, checkpoint=weights, device="cpu")
+    assert all(value.dtype == torch.float32 for value in sampler.model.state_dict().values())
+    if model == "harmon-shapes":
+        return sampler.sample(prompts=held_out_captions(len(seeds), seed=seeds[0]), seeds=seeds)
+    return sampler.sample(labels=[seed % 10 for seed in seeds], seeds=seeds)
+
+
+def quality_of(samples: Samples) -> tuple[dict[str, Any], Resampled]:
+    """The model's measures, and its headline on every resample: lower is better for digits, higher for shapes."""
+    images = samples.images * 2 - 1
+    if samples.prompts is not None:
+        report = score(images, samples.prompts)
+        return {"score": asdict(report.overall)}, report.resampled
+    quality, resampled = measure_digits(images, torch.tensor(samples.labels))
+    return asdict(quality), resampled
+
+
+def unequal(first: list[str] | None, second: list[str] | None) -> int | None:
+    """How many texts of two lists differ; None where there are none."""
+    return None if first is None or second is None else sum(a != b for a, b in zip(first, second, strict=True))
+
+
+if __name__ == "__main__":
+    main()
