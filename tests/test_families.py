@@ -14,6 +14,7 @@ from torch import Tensor
 import small
 from disa import cli
 from disa.core.steps import parse
+from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
@@ -155,7 +156,7 @@ def test_evaluations_and_rows_are_counted(preset: Preset) -> None:
 
 def test_policies_start_from_the_same_noise_and_can_be_compared(preset: Preset) -> None:
     model = sampler(preset)
-    result = compare(model, ["constant:6", "linear:6-2"], [0, 1], [0, 1], model.settings(batch_size=2))
+    result = compare(model, ["constant:6", "linear:6-2"], Inputs.paired([0, 1], [0, 1]), model.settings(batch_size=2))
     assert [policy.steps for policy in result.policies] == ["constant:6", "linear:6-2"]
     assert result.policies[1].counts == [6, 4, 3, 2]
     assert result.policies[1].evaluations < result.policies[0].evaluations
@@ -222,7 +223,7 @@ def test_sample_writes_pictures(
     assert run(monkeypatch, "sample", *options) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["settings"]["model"] == preset.name
-    with Image.open(out / "seed000007_label0003.png") as picture:
+    with Image.open(out / "samples" / "seed000007_label0003.png") as picture:
         assert picture.size == (32, 32)
 
 
