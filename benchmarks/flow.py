@@ -35,11 +35,11 @@ from disa.core.noise import SeededNoise
 from disa.core.request import Request
 from disa.core.solvers import make_solver
 from disa.core.steps import parse
-from disa.draw.sampler import DTYPES
-from disa.models import layers
 from disa.models.registry import PRESETS
 from disa.models.transformer import KVCache, causal_mask
 from disa.models.xar.model import XAR
+from disa.runtime import packing
+from disa.runtime.devices import DTYPES
 
 RUNS = {
     "flowar-small": {"batch": 2, "cpu_seconds": 26.7, "cpu_seconds_head": 23.4, "network_calls": 96},
@@ -91,8 +91,8 @@ def start(args: argparse.Namespace, name: str, kind: str, dtype: str) -> Variant
     model = random_model(name, DTYPES[dtype])
     if kind == "plain":
         model = PLAIN[PRESETS[name].family](model)
-    elif layers.can_pack(DTYPES[dtype]):
-        model = layers.pack(model)
+    elif packing.can_pack(DTYPES[dtype]):
+        model = packing.pack(model)
     return Variant(name, kind, dtype, batch, steps, model)
 
 
@@ -142,7 +142,7 @@ def watched(variant: Variant) -> Iterator[list[float]]:
     if isinstance(variant.model, PlainModel):
         places = [(variant.model, "linear")]
     else:
-        linear = layers.Linear | layers.PackedLinear
+        linear = packing.Linear | packing.PackedLinear
         places = [(module, "forward") for module in variant.model.modules() if isinstance(module, linear)]
     for place, name in places:
         setattr(place, name, watch(getattr(place, name)))
@@ -192,9 +192,9 @@ def floor_seconds(variant: Variant) -> float:
 def product_seconds(shape: Shape, dtype: torch.dtype) -> float:
     rows, inputs, outputs = shape
     x = torch.randn(rows, inputs).to(dtype)
-    layer: nn.Module = layers.Linear(inputs, outputs).to(dtype).requires_grad_(False)
-    if layers.can_pack(dtype):
-        layer = layers.PackedLinear(layer)  # pyright: ignore[reportArgumentType]
+    layer: nn.Module = packing.Linear(inputs, outputs).to(dtype).requires_grad_(False)
+    if packing.can_pack(dtype):
+        layer = packing.PackedLinear(layer)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
         layer(x)
         return min(cpu_clock(lambda: layer(x)) for _ in range(3))
@@ -205,7 +205,7 @@ def summarise(variant: Variant, plain: float) -> dict[str, Any]:
     cpu, floor = statistics.median(variant.cpu_seconds), floor_seconds(variant)
     row = {
         "model": variant.name, "variant": variant.kind, "dtype": variant.dtype, "batch": variant.batch,
-        "steps": variant.steps, "packed": variant.kind == "disa" and layers.can_pack(DTYPES[variant.dtype]),
+        "steps": variant.steps, "packed": variant.kind == "disa" and packing.can_pack(DTYPES[variant.dtype]),
         "cpu_seconds": cpu, "cpu_seconds_range": [min(variant.cpu_seconds), max(variant.cpu_seconds)],
         "seconds_head": statistics.median(variant.seconds_head), "evaluations": variant.evaluations,
         "relative_difference": variant.difference, "share_linear": variant.share_linear,
@@ -319,7 +319,7 @@ def main() -> None:
     args = arguments()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"benchmark": "flow", "threads": 1, **machine(), "repeats": args.repeats}
-    dtypes = [dtype for dtype in args.dtypes if dtype != "bf16" or layers.has_fast_bf16()]
+    dtypes = [dtype for dtype in args.dtypes if dtype != "bf16" or packing.has_fast_bf16()]
     left_out = {} if dtypes == args.dtypes else {"disa bf16": NO_BF16}
     if args.fused:
         result["fused"] = compare_fused(args, dtypes)

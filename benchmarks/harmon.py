@@ -33,11 +33,11 @@ from disa.core.noise import SeededNoise
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import make_solver
 from disa.core.steps import parse
-from disa.draw.sampler import DTYPES
-from disa.models import layers
 from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import FixedLength
 from disa.models.registry import PRESETS
+from disa.runtime import packing
+from disa.runtime.devices import DTYPES
 
 PARTS = ("prompts", "llm", "encoder", "decoder", "head", "rest")
 """prompts: what the language model reads once; llm: with the projections to and from it; rest: plans and accounts."""
@@ -107,7 +107,7 @@ def watched(model: Harmon, clock: Clock) -> Iterator[None]:
         (model, "read", "prompts"), (model.llm, "forward", "llm"), (model.proj_in, "forward", "llm"),
         (model.proj_out, "forward", "llm"), (model.mar, "encode", "encoder"), (model.mar, "decode", "decoder"),
     ]  # fmt: skip
-    linear = [m for m in model.modules() if isinstance(m, layers.Linear | layers.PackedLinear)]
+    linear = [m for m in model.modules() if isinstance(m, packing.Linear | packing.PackedLinear)]
     solve = generate.solve
     generate.solve = clock.timed("head", solve)
     for owner, name, part in parts:
@@ -151,8 +151,8 @@ def measure(name: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     variants, speeds = [], {}
     for dtype in args.dtypes:
         model: Any = random_model(name, DTYPES[dtype]).to(args.device)
-        if args.device == "cpu" and layers.can_pack(DTYPES[dtype]):
-            layers.pack(model)
+        if args.device == "cpu" and packing.can_pack(DTYPES[dtype]):
+            packing.pack(model)
         variants += [Variant(name, model, dtype, batch, steps) for batch in args.batch for steps in args.steps]
         speeds[dtype] = 0.0
     for variant in variants:
@@ -173,9 +173,9 @@ def product_speed(dtype: str, device: str) -> float:
     """FLOP/s of a large matrix product, packed where the CPU can, the best of three."""
     size, clock = 8192 if device == "cuda" else 2048, Clock(device)
     x = torch.randn(size, size, device=device, dtype=DTYPES[dtype])
-    layer: torch.nn.Module = layers.Linear(size, size).to(x).requires_grad_(False)
-    if device == "cpu" and layers.can_pack(DTYPES[dtype]):
-        layer = layers.PackedLinear(layer)  # pyright: ignore[reportArgumentType]
+    layer: torch.nn.Module = packing.Linear(size, size).to(x).requires_grad_(False)
+    if device == "cpu" and packing.can_pack(DTYPES[dtype]):
+        layer = packing.PackedLinear(layer)  # pyright: ignore[reportArgumentType]
     times = []
     for _ in range(4):
         started = clock.now()
@@ -244,7 +244,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     torch.set_num_threads(args.threads)
-    if args.device == "cpu" and "bf16" in args.dtypes and not layers.has_fast_bf16():
+    if args.device == "cpu" and "bf16" in args.dtypes and not packing.has_fast_bf16():
         raise SystemExit(f"{NO_BF16}: leave bf16 out.")
     rows = [row for name in args.models for row in measure(name, args)]
     show(rows)

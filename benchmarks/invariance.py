@@ -5,7 +5,7 @@
 
 disa promises that an image does not depend on its batch. That holds where every kernel does, so each is tried alone: M
 rows on their own against the same rows of a large call, for every M from 1 to 64 and some more, at several places of
-the large call; attention for every number of queries, with some images against many. `layers.MIN_ROWS` is the number to
+the large call; attention for every number of queries, with some images against many. `tiles.MIN_ROWS` is the number to
 which disa pads smaller calls, so only what is bad from there on counts. Then disa's own block and head, which do the
 padding, have to hold for every number. What is broken makes the exit code 1; bf16 is shown, but nothing is promised.
 
@@ -28,7 +28,9 @@ from torch.nn import functional as F
 from disa.core.diffusion import CosineDiffusion
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.layers import MIN_ROWS, Block, can_pack, initialise, pack
+from disa.models.layers import Block, initialise
+from disa.runtime.packing import can_pack, pack
+from disa.runtime.tiles import MIN_ROWS
 
 Kernel = Callable[[Tensor], Tensor]
 
@@ -240,7 +242,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
     args = parser.parse_args()
-    print(f"some rows on their own against the same rows of a large call; layers.MIN_ROWS = {MIN_ROWS}\n")
+    print(f"some rows on their own against the same rows of a large call; tiles.MIN_ROWS = {MIN_ROWS}\n")
     found: list[Finding] = []
     with torch.no_grad():
         for threads in args.threads:

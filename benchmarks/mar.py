@@ -36,11 +36,11 @@ from disa.core.problem import ARStep
 from disa.core.request import Guidance, Request
 from disa.core.solvers import DDPM
 from disa.core.steps import parse
-from disa.draw.sampler import DTYPES
-from disa.models import layers
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR, masked_counts
 from disa.models.registry import PRESETS
+from disa.runtime import packing
+from disa.runtime.devices import DTYPES
 
 OFFICIAL = {"cpu_seconds": 48.2, "cpu_seconds_head": 15.7, "network_calls": 427, "threads": 1, "batch": 1}
 """The official code, fp32, on another machine (two AVX-512 cores of an EPYC): recorded, not measured here."""
@@ -81,8 +81,8 @@ def serve(work: Work, kind: str, dtype: str, pipe: Connection) -> None:
     """Draw batches of the sizes that arrive, until 0; answer each with its timing and the latents."""
     torch.set_num_threads(work.threads)
     model = random_model(PRESETS[work.size].architecture, DTYPES[dtype], work.device)
-    if kind == "disa" and work.device == "cpu" and layers.can_pack(DTYPES[dtype]):
-        layers.pack(model)
+    if kind == "disa" and work.device == "cpu" and packing.can_pack(DTYPES[dtype]):
+        packing.pack(model)
     runner, solver = (model, DDPM()) if kind == "disa" else (PlainMAR(model), PlainDDPM())
     while batch_size := pipe.recv():
         pipe.send(draw(work, runner, solver, batch_size))
@@ -172,7 +172,7 @@ def gemm_speed(dtype: torch.dtype, device: str) -> float:
     size = 8192 if device == "cuda" else 2048
     x = torch.randn(size, size, device=device, dtype=dtype)
     products: list[Callable[[], object]] = [lambda: F.linear(x, x)]
-    if device == "cpu" and layers.can_pack(dtype):
+    if device == "cpu" and packing.can_pack(dtype):
         packed = torch.ops.mkldnn._reorder_linear_weight(x, None)
         products.append(lambda: torch.ops.mkldnn._linear_pointwise(x, packed, None, "none", [], "none"))
     return 2 * size**3 / min(clock(product, device) for product in products for _ in range(3))

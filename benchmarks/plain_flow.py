@@ -25,8 +25,7 @@ from disa.core.request import Request
 from disa.models.flowar import model as flowar
 from disa.models.flowar import names as flowar_names
 from disa.models.flowar.model import FlowAR
-from disa.models.heads import TIME_FEATURES
-from disa.models.layers import sinusoids
+from disa.models.layers import TIME_FEATURES, sinusoids
 from disa.models.transformer import NORM_EPS, causal_mask
 from disa.models.xar import names as xar_names
 from disa.models.xar.model import XAR

@@ -418,7 +418,7 @@ def test_every_form_of_the_autoencoder_loads(coded: dict[str, Tensor], folder: P
 
 
 def test_a_wrong_autoencoder_is_refused(coded: dict[str, Tensor], folder: Path, tmp_path: Path) -> None:
-    preset, name = PRESETS["small"], "decoder.conv_in.weight"
+    preset, name = PRESETS["small"], "decoder.conv_out.weight"
     wrong = {
         "missing": {key: value for key, value in coded.items() if key != name},
         "another": {"generator.weight": torch.zeros(3)},

@@ -310,7 +310,7 @@ POLICIES: list[StepPolicy] = [constant(3), row_wise, looking, scoring, selecting
 def test_reported_evaluations_are_the_rows_that_reach_the_network(
     family: Family, guidance: Guidance, policy: StepPolicy, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(heads, "_padding", lambda *_: 0)  # rows that only fill a tile are no evaluations
+    monkeypatch.setattr(heads, "padding", lambda *_: 0)  # rows that only fill a tile are no evaluations
     with counting(*family.network) as rows:
         for step in family.turns(guidance, policy):
             assert step.evaluations == sum(rows)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 # Lowest first. A place is a module or a package right under disa; the package's own __init__ is "disa".
 # A place may import the places of its own line and of the lines above it here.
 LAYERS = (
-    "errors files",
+    "errors files layout",
     "core",
     "runtime",
     "codecs",

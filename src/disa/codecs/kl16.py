@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.layout import check_layout
+from disa.runtime.tiles import one_by_one
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 NORM_EPS = 1e-6  # not a field of the config: diffusers has it built in
 NOMINAL_SIZE = 256  # pixels; what the official code places its attention by, and the side of a tile
-NAMES_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -153,33 +154,9 @@ class _Leaf(NamedTuple):
 def _convert(
     state_dict: Mapping[str, Tensor], pairs: Sequence[tuple[_Parameter, _Parameter]], source: str
 ) -> dict[str, Tensor]:
-    _check_names(state_dict, [before.name for before, _ in pairs], source)
-    _check_shapes(state_dict, [before for before, _ in pairs], source)
+    layout = {before.name: before.shape for before, _ in pairs}
+    check_layout(state_dict, layout, model=f"the {source} names of this VAE config")
     return {after.name: state_dict[before.name].reshape(after.shape) for before, after in pairs}
-
-
-def _check_names(state_dict: Mapping[str, Tensor], expected: Sequence[str], source: str) -> None:
-    missing = [name for name in expected if name not in state_dict]
-    known = set(expected)
-    unexpected = [name for name in state_dict if name not in known]
-    problems = [_some(kind, names) for kind, names in (("missing", missing), ("unexpected", unexpected)) if names]
-    if problems:
-        raise DisaError(f"these are not the {source} weights of this VAE config: {'; '.join(problems)}.")
-
-
-def _check_shapes(state_dict: Mapping[str, Tensor], expected: Sequence[_Parameter], source: str) -> None:
-    found = {name: tuple(getattr(state_dict[name], "shape", ())) for name, _ in expected}
-    wrong = [
-        f"{name} is {list(found[name])}, expected {list(shape)}" for name, shape in expected if found[name] != shape
-    ]
-    if wrong:
-        raise DisaError(f"these are not the {source} weights of this VAE config: {_some('wrong in shape', wrong)}.")
-
-
-def _some(kind: str, names: Sequence[str]) -> str:
-    """How many names there are and the first few of them, on one line whatever a foreign file calls its entries."""
-    shown = [" ".join(str(name).split()) for name in names[:NAMES_SHOWN]]
-    return f"{len(names)} {kind} ({', '.join(shown)}{', ...' if len(names) > NAMES_SHOWN else ''})"
 
 
 def _leaves(config: VAEConfig) -> Iterator[_Leaf]:
@@ -339,10 +316,7 @@ class LatentCodec:
         """`network` on float32 `rows` in the model's precision and on its device, back in float32."""
         parameter = next(self.model.parameters())
         rows = rows.to(parameter.device).to(parameter.dtype).contiguous()
-        if rows.device.type != "cpu":
-            return network(rows).float()
-        # Convolutions on a CPU round differently for other batch sizes; alone, an image is always bit-equal.
-        return torch.cat([network(row) for row in rows.split(1)]).float()
+        return one_by_one(network, rows).float()
 
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_channels:

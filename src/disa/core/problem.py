@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disa.core.capabilities import Capabilities
 from disa.core.request import Request
 from disa.errors import DisaError
 
@@ -255,6 +256,14 @@ class Architecture(Protocol):
         ...
 
 
+class Preview(NamedTuple):
+    """Images under way. latents: [B, C, H, W], undrawn: [B, 1, h, w] booleans over tokens, True where the latents mean
+    nothing yet; None where a coarse image is whole."""
+
+    latents: Tensor
+    undrawn: Tensor | None = None
+
+
 class ARModel(Protocol):
     """What a model implements: it states problems and takes in solutions, it never solves them."""
 
@@ -264,8 +273,9 @@ class ARModel(Protocol):
     @property
     def process(self) -> Process: ...
 
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """Refuse a number of AR steps; num_unknown: tokens to draw where others are given, else None."""
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can draw."""
         ...
 
     def begin(self, request: Request, noise: Noise) -> Any:
@@ -278,6 +288,14 @@ class ARModel(Protocol):
 
     def accept(self, state: Any, tokens: Tensor) -> None:
         """Take in the tokens [R, *shape] of the problem posed last."""
+        ...
+
+    def preview(self, state: Any) -> Preview:
+        """What there is of the images so far; the state stays as it is."""
+        ...
+
+    def ahead(self, state: Any, noise: Noise) -> Any:
+        """A state of its own that goes on from here to the end, in as few AR steps as the model can."""
         ...
 
     def finish(self, state: Any) -> Tensor:

@@ -30,15 +30,16 @@ from disa.core.solvers import WITH_TEMPERATURE, grid_for, make_solver
 from disa.core.steps import StepPolicy
 from disa.draw.samples import Samples, TraceStep, check_output_type, convert
 from disa.errors import DisaError
-from disa.models import layers
 from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import DESCRIBE, Text, penalised, sampled
+from disa.models.layers import initialise
 from disa.models.registry import PRESETS, Model, Preset, find_preset
 from disa.policies import adaptive
+from disa.runtime import clock, packing
+from disa.runtime.devices import pick_device, pick_dtype
 from disa.weights import checkpoints
 
 T = TypeVar("T")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Codec(Protocol):
@@ -89,10 +90,7 @@ class Sampler:
             raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
         self._codec, self._text = codec, tokenizer
         model = model.to(self.device, pick_dtype(dtype)).requires_grad_(False).eval()
-        if self.device.type == "cpu" and layers.can_pack(pick_dtype(dtype)):
-            layers.pack(model)
-        elif self.device.type == "cpu" and dtype == "bf16":
-            warnings.warn("this processor has no bfloat16 instructions: fp32 is faster here", stacklevel=2)
+        packing.prepare(model, self.device, pick_dtype(dtype))
         self.model = model
 
     @classmethod
@@ -137,7 +135,7 @@ class Sampler:
         pick_device(device)
         pick_dtype(dtype)
         model = preset.build()
-        layers.initialise(model, seed)
+        initialise(model, seed)
         return cls(preset, model, PixelCodec(), device, dtype, tokenizer)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -222,9 +220,8 @@ class Sampler:
     @property
     def token_grid(self) -> tuple[int, int]:
         """Rows and columns of tokens, each of which can be kept or drawn again. Raises DisaError where none can."""
+        self.model.capabilities.check_keeps_tokens()
         height, width = self._latent_size(self.preset.token_grid)
-        num_tokens = self.model.config.num_tokens
-        self.model.check(min(self.preset.num_ar_steps, num_tokens), num_tokens)
         return height // self._patch, width // self._patch
 
     def settings(
@@ -247,7 +244,7 @@ class Sampler:
         )
         size = num_ar_steps if num_ar_steps is not None else preset.num_ar_steps
         token_grid = self._token_grid(height, width)
-        self.model.check(size, None if token_grid is None else math.prod(token_grid))
+        self.model.capabilities.check_ar_steps(size, None if token_grid is None else math.prod(token_grid))
         if batch_size is not None and batch_size < 1:
             raise DisaError(f"the batch size must be 1 or more, found {batch_size}.")
         given = {"scale": guidance, "ramp": ramp, "interval": interval}
@@ -430,7 +427,7 @@ class Run:
         known: Tensor | None, mask: Tensor | None,
         prompts: list[str] | None = None, negative_prompt: str | None = None,
     ) -> None:  # fmt: skip
-        _check_labels(labels, sampler.model.config.num_classes)
+        sampler.model.capabilities.check_labels(labels or ())
         SeededNoise(seeds)
         self.sampler, self.labels, self.seeds, self.settings = sampler, labels, seeds, settings
         self.prompts, self.negative_prompt = prompts, negative_prompt
@@ -491,7 +488,9 @@ class Run:
                 raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
             grid = self.settings.token_grid
             everything = None if grid is None else math.prod(grid)
-            self.sampler.model.check(self.settings.num_ar_steps, everything if count < 0 else count)
+            self.sampler.model.capabilities.check_ar_steps(
+                self.settings.num_ar_steps, everything if count < 0 else count
+            )
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
@@ -509,7 +508,7 @@ class Run:
             len(batch), settings.num_ar_steps, labels, settings.guidance, known, mask, prompts, settings.token_grid
         )
         noise = SeededNoise([self.seeds[i] for i in batch], sampler.device)
-        for step in generate_steps(sampler.model, request, settings.policy, settings.solver, noise):
+        for step in generate_steps(sampler.model, request, settings.policy, settings.solver, noise, clock.now):
             self._record(step)
             if step.ar_step == settings.num_ar_steps - 1:
                 self._keep(batch, sampler.model.finish(step.state))
@@ -611,30 +610,6 @@ def _whole_numbers(values: Any, what: str) -> list[int]:
 def _choice(temperature: float | None, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """How the next token of each text is chosen; None for the likeliest."""
     return (lambda logits: logits.argmax(-1)) if temperature is None else sampled(seeds, temperature)
-
-
-def pick_device(device: str | torch.device | None) -> torch.device:
-    """The device that is asked for, if it is there; else CUDA, MPS or the CPU."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=device).cpu()
-    except (RuntimeError, AssertionError) as error:
-        raise DisaError(f"the device {device!r} cannot be used here. Leave it out to take the best one.") from error
-    return torch.device(device)
-
-
-def pick_dtype(name: str) -> torch.dtype:
-    """The type of weights and activations by its name."""
-    if name not in DTYPES:
-        raise DisaError(f"unknown dtype {name!r}: expected {' or '.join(DTYPES)}.")
-    return DTYPES[name]
-
-
-def _check_labels(labels: list[int] | None, num_classes: int) -> None:
-    wrong = [label for label in labels or () if not 0 <= label < num_classes]
-    if wrong:
-        raise DisaError(f"labels must be 0 to {num_classes - 1}, found {wrong[0]}.")
 
 
 def _per_image(

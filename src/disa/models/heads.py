@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +15,10 @@ from torch.nn import functional as F
 
 from disa.core.problem import Prediction, TimeGrid
 from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
-from disa.models.layers import Linear, sinusoids, swish, tiles
-
-TIME_FEATURES = 256
+from disa.models.layers import TIME_FEATURES, embed_times
+from disa.runtime.kernels import swish
+from disa.runtime.packing import Linear
+from disa.runtime.tiles import padding
 
 
 class ResidualBlock(nn.Module):
@@ -59,8 +59,7 @@ class DiffusionHead(nn.Module):
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
-        features = sinusoids(times, TIME_FEATURES).to(self.time_in.bias.dtype)
-        return self.time_out(self.time_in(features, activation="swish"))
+        return embed_times(times, self.time_in, self.time_out)
 
     def denoise(self, h: Tensor, modulation: Tensor) -> Prediction:
         """h: [R, W] projected input, modulation: [R, (3 depth + 2) W]."""
@@ -104,8 +103,7 @@ class _BoundHead:
 
     def __init__(self, network: HeadNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
         self.head, self.num_halves, condition = network.head, num_halves, network.condition
-        on_cpu = condition.device.type == "cpu"
-        self.padding = _padding(condition.shape[1], set(num_halves)) if on_cpu else 0
+        self.padding = padding(condition.shape[1], set(num_halves), condition.device)
         self.condition = F.pad(condition, (0, 0, 0, self.padding))
         self.times = self.head.time_table(network_times(grid, condition.device))
         values = self.condition.shape[:2].numel() * self.head.modulation.out_features
@@ -124,12 +122,3 @@ class _BoundHead:
         """[stretch, num_halves R', ...] modulations of all blocks."""
         mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
         return self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
-
-
-def _padding(num_rows: int, num_halves: set[int]) -> int:
-    """How many rows each half lacks for so many halves to be one tile."""
-
-    def is_one_tile(rows: int) -> bool:
-        return tiles(rows) == (rows,)
-
-    return next(lack for lack in count() if all(is_one_tile(halves * (num_rows + lack)) for halves in num_halves))

@@ -9,6 +9,39 @@ import torch
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.layout import check_names
+
+TRUNK = {
+    "class_embedding": "class_emb",
+    "token_in": "z_proj",
+    "token_norm": "z_proj_ln",
+    "encoder_positions": "encoder_pos_embed_learned",
+    "encoder": "encoder_blocks",
+    "decoder_in": "decoder_embed",
+    "decoder_positions": "decoder_pos_embed_learned",
+    "decoder": "decoder_blocks",
+    "head_positions": "diffusion_pos_embed_learned",
+}
+"""Our names of what MAR, FlowAR and xAR have around their blocks, and the official ones."""
+HEAD = {
+    "time_in": "time_embed.mlp.0",
+    "time_out": "time_embed.mlp.2",
+    "condition": "cond_embed",
+    "input": "input_proj",
+    "output": "final_layer.linear",
+}
+"""The same of the heads of MAR and FlowAR."""
+GATED_MLP = {".mlp.gate.": ".mlp.fc1_g.", ".mlp.value.": ".mlp.fc1_x.", ".mlp.out.": ".mlp.fc2."}
+"""The same of a layer inside the blocks of FlowAR and xAR."""
+
+
+def renamed(name: str, first: Mapping[str, str], inside: Mapping[str, str] | None = None) -> str:
+    """A name whose first part has another name, and what stands inside of it."""
+    module, dot, rest = name.partition(".")
+    name = first.get(module, module) + dot + rest
+    for ours, official in (inside or {}).items():
+        name = name.replace(ours, official)
+    return name
 
 
 @dataclass(frozen=True)
@@ -50,7 +83,7 @@ class NameMap:
     def from_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Every official tensor, and no other but ignored ones, must be there."""
         state = self.known(state)
-        check_names(self.official, set(state))
+        check_names(self.official, state)
         return {
             name: state[parts[0].name] if len(parts) == 1 else torch.cat([state[part.name] for part in parts])
             for name, parts in self.parts.items()
@@ -58,7 +91,7 @@ class NameMap:
 
     def to_official(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The reverse of `from_official`."""
-        check_names(set(self.parts), set(state))
+        check_names(self.parts, state)
         official: dict[str, Tensor] = {}
         for name, parts in self.parts.items():
             pieces = [state[name]] if len(parts) == 1 else state[name].split([part.rows or 0 for part in parts])
@@ -69,12 +102,3 @@ class NameMap:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and (a.is_meta or b.is_meta or torch.equal(a, b))
-
-
-def check_names(expected: set[str], found: set[str]) -> None:
-    """One line that says what is missing and what does not belong."""
-    missing, extra = sorted(expected - found), sorted(found - expected)
-    if missing or extra:
-        parts = [f"{len(names)} {word} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-                 for word, names in (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
-        raise DisaError(f"the checkpoint does not fit this model: of its tensors {' and '.join(parts)}.")

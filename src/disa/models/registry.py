@@ -33,22 +33,17 @@ Model = MAR | FlowAR | XAR | Harmon
 
 @dataclass(frozen=True)
 class Family:
-    """What the models of one paper share: how they are built from an architecture, and their official names.
-
-    prompts: whether they draw from prompts, not from labels. any_size: whether images of any size can be drawn.
-    """
+    """What the models of one paper share: how they are built from an architecture, and their official names."""
 
     model: Callable[[Any], Model]
     official_names: Callable[[Any], NameMap]
-    prompts: bool = False
-    any_size: bool = False
 
 
 FAMILIES = {
-    "mar": Family(MAR, mar.official_names, any_size=True),
+    "mar": Family(MAR, mar.official_names),
     "flowar": Family(FlowAR, flowar.official_names),
     "xar": Family(XAR, xar.official_names),
-    "harmon": Family(Harmon, harmon.official_names, prompts=True, any_size=True),
+    "harmon": Family(Harmon, harmon.official_names),
 }
 
 
@@ -109,12 +104,12 @@ class Preset:
     @property
     def prompts(self) -> bool:
         """Whether it draws from prompts, not from labels."""
-        return FAMILIES[self.family].prompts
+        return self.architecture.capabilities.condition == "prompts"
 
     @property
     def any_size(self) -> bool:
         """Whether it can draw images of other sizes than its own."""
-        return FAMILIES[self.family].any_size
+        return self.architecture.capabilities.any_size
 
     @property
     def embedded(self) -> bool:

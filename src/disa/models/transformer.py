@@ -5,13 +5,16 @@ Shapes: B images (twice as many with guidance), L tokens of a call, M tokens cac
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.models.layers import Linear, attend
+from disa.runtime.kernels import attend, swish
+from disa.runtime.packing import Linear
 
 NORM_EPS = 1e-6
 PARTS = 6
@@ -121,13 +124,93 @@ class ModulatedBlock(nn.Module):
         self.mlp = GatedMLP(width, mlp_ratio)
 
     def forward(
-        self, x: Tensor, modulation: Tensor, rotation: Rotation, cache: KVCache | None = None, layer: int = 0,
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        rotation: Rotation,
+        cache: KVCache | None = None,
+        layer: int = 0,
         mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x: [B, L, D]; modulation: [B, 1 or L, 6, D]."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         x = torch.addcmul(x, gate1, self.attn(modulated(x, shift1, scale1), rotation, cache, layer, mask))
         return torch.addcmul(x, gate2, self.mlp(modulated(x, shift2, scale2)))
+
+
+class TrunkConfig(Protocol):
+    """What a `Trunk` is built from."""
+
+    @property
+    def latent_channels(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def num_heads(self) -> int: ...
+
+    @property
+    def mlp_ratio(self) -> float: ...
+
+    @property
+    def encoder_depth(self) -> int: ...
+
+    @property
+    def decoder_depth(self) -> int: ...
+
+
+class Trunk(nn.Module):
+    """An encoder and a decoder of modulated blocks, each with positions of its own, between what a model puts around.
+
+    A model calls `build_trunk` at the place that these parameters have in its order.
+    """
+
+    def build_trunk(self, c: TrunkConfig) -> None:
+        """Make the layers; the modulations of all blocks are one linear layer."""
+
+        def blocks(depth: int) -> nn.ModuleList:
+            return nn.ModuleList(ModulatedBlock(c.width, c.num_heads, c.mlp_ratio) for _ in range(depth))
+
+        self.modulation = Linear(c.width, (c.encoder_depth + c.decoder_depth) * PARTS * c.width)
+        self.token_in = Linear(c.latent_channels, c.width)
+        self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.encoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
+        self.encoder = blocks(c.encoder_depth)
+        self.encoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.decoder_in = Linear(c.width, c.width)
+        self.decoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
+        self.decoder = blocks(c.decoder_depth)
+        self.decoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+
+    def block_modulations(self, condition: Tensor) -> Tensor:
+        """Conditions [..., D] -> [..., depth, 6, D], of all blocks: they depend on no token."""
+        width = self.encoder_positions.shape[-1]
+        return self.modulation(swish(condition)).unflatten(-1, (-1, PARTS, width))
+
+    def through(
+        self,
+        x: Tensor,
+        modulations: Iterable[Tensor],
+        span: slice,
+        rotation: Rotation,
+        cache: KVCache | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Normed tokens x [B', L, D] at `span` through all blocks. rotation: of all tokens; mask: see `attend`.
+
+        modulations: [B', 1 or L, 6, D] of each block, asked for when the block needs it.
+        """
+        layers, rotation = enumerate(modulations), rotation.select(span)
+        for block, (layer, modulation) in zip(self.encoder, layers, strict=False):
+            x = block(x, modulation, rotation, cache, layer, mask)
+        x = self.decoder_in(self.encoder_norm(x)) + self.decoder_positions[:, span]
+        for block, (layer, modulation) in zip(self.decoder, layers, strict=True):
+            x = block(x, modulation, rotation, cache, layer, mask)
+        return x
 
 
 def rms_norm(x: Tensor) -> Tensor:

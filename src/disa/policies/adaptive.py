@@ -29,8 +29,8 @@ from disa.core.solver import Solver
 from disa.core.solvers import grid_for, grid_for_parts
 from disa.core.steps import Remembering
 from disa.errors import DisaError
-from disa.models.layers import Linear
 from disa.models.registry import Preset
+from disa.runtime.packing import Linear
 from disa.weights.checkpoints import in_package, read_tensors
 
 Score = Callable[[DenoisingProblem], Tensor]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from itertools import count, islice
 from typing import Any
@@ -23,16 +22,14 @@ from torch.nn import functional
 
 from disa.core.noise import SeededNoise
 from disa.core.problem import DenoisingProblem
-from disa.core.request import Guidance
 from disa.core.solve import Meter, solve
 from disa.core.solver import Solver, precise
 from disa.core.solvers import grid_for, ode_solver
 from disa.draw.sampler import Sampler, Settings
 from disa.draw.samples import Samples, Wanted
 from disa.errors import DisaError
-from disa.models.layers import Linear, Swish
-from disa.models.mar.model import MARState
-from disa.models.xar.model import XARState
+from disa.models.layers import Swish
+from disa.runtime.packing import Linear
 
 EXPECTED = {
     "error": -1,
@@ -435,48 +432,21 @@ def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise, 
     meter: counts what predicting evaluates. Images [up to 4, channels, height, width] in [0, 1]. FlowAR's first scales
     are shown as they are, coarse.
     """
-    latents, undrawn = _drawn(sampler, state)
+    latents, undrawn = sampler.model.preview(state)
     size = sampler.model.config.latent_size if undrawn is None else tuple(latents.shape[-2:])
     whole = functional.interpolate(latents, size, mode="nearest")
     drawn = sampler.decode(whole[:SHOWN_IMAGES])
     if undrawn is not None:
         gray = functional.interpolate(undrawn[:SHOWN_IMAGES].float(), tuple(drawn.shape[-2:]), mode="nearest") > 0
         drawn = drawn.masked_fill(gray, 0.5)
-    rest = _rest(sampler, state, latents, undrawn, lambda problem: predict(meter.on(problem), noise), noise)
+    rest = _rest(sampler, state, lambda problem: predict(meter.on(problem), noise), noise)
     return drawn.cpu(), sampler.decode(rest[:SHOWN_IMAGES]).cpu()
 
 
-def _drawn(sampler: Sampler, state: Any) -> tuple[Tensor, Tensor | None]:
-    """Latents [B, C, H, W], and where they are not drawn yet: [B, 1, h, w] over tokens, None if a scale is whole."""
-    model: Any = sampler.model
-    latents = model.finish(state)
-    if isinstance(state, MARState):
-        left = state.orders[:, : state.num_masked[state.ar_step]]
-        undrawn = torch.zeros_like(state.orders, dtype=torch.bool).scatter_(1, left, True)
-        return latents, undrawn.view(len(undrawn), 1, *(state.request.token_grid or model.config.grid))
-    if isinstance(state, XARState):
-        undrawn = torch.zeros_like(state.tokens[..., :1])
-        undrawn[:, model.span(state.ar_step).start :] = 1
-        return latents, model.to_latents(undrawn) > 0
-    return latents, None
-
-
-def _rest(
-    sampler: Sampler,
-    state: Any,
-    latents: Tensor,
-    undrawn: Tensor | None,
-    predict: Callable[[DenoisingProblem], Tensor],
-    noise: SeededNoise,
-) -> Tensor:
+def _rest(sampler: Sampler, state: Any, predict: Callable[[DenoisingProblem], Tensor], noise: SeededNoise) -> Tensor:
     """Latents [B, C, H, W] with the rest predicted: all at once by MAR and Harmon, by the others in their own order."""
     model: Any = sampler.model
-    if isinstance(state, MARState):
-        assert undrawn is not None
-        everything = replace(state.request, num_ar_steps=1, guidance=Guidance(), known=latents, mask=undrawn[:, 0])
-        ahead = model.begin(everything, noise)
-    else:
-        ahead = deepcopy(state)
+    ahead = model.ahead(state, noise)
     while ahead.ar_step < ahead.request.num_ar_steps:
         model.accept(ahead, predict(model.pose(ahead)))
     return model.finish(ahead)

@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from disa.draw.pictures import plot_png
 from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_whole
-from disa.models.layers import has_fast_bf16
+from disa.runtime.packing import has_fast_bf16
 from disa.tiny.muon import Muon
 from disa.tiny.tasks import Recipe, find_task
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
 
 OFFICIAL_CLASSES = 1000
@@ -60,6 +61,12 @@ class FlowARConfig:
     def depth(self) -> int:
         return self.encoder_depth + self.decoder_depth
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            "FlowAR", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group="scale"
+        )
+
     @classmethod
     def from_official(cls, arguments: dict) -> FlowARConfig:
         """From the constructor arguments of the official FlowAR class. Raises DisaError."""
@@ -67,9 +74,11 @@ class FlowARConfig:
         side = arguments["img_size"] // arguments["vae_stride"]
         plain = arguments["buffer_size"] == 0 and arguments["patch_size"] == 1
         if not (same and plain and side == arguments["scale"][-1] == OFFICIAL_SIDE):
-            raise DisaError("FlowAR needs no buffer, patches of 1, one width and number of heads for encoder and "
-                            f"decoder, and a last scale of {OFFICIAL_SIDE}, the side of the latents; "
-                            f"found {arguments}.")  # fmt: skip
+            raise DisaError(
+                "FlowAR needs no buffer, patches of 1, one width and number of heads for encoder and "
+                f"decoder, and a last scale of {OFFICIAL_SIDE}, the side of the latents; "
+                f"found {arguments}."
+            )
         return cls(
             scales=tuple(arguments["scale"]),
             latent_channels=arguments["vae_embed_dim"],

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from disa.models.heads import TIME_FEATURES
-from disa.models.layers import Linear, attend, sinusoids, swish
+from disa.models.layers import TIME_FEATURES, embed_times
 from disa.models.transformer import NORM_EPS, PARTS, GatedMLP, ModulatedBlock, RotaryAttention, Rotation, modulated
+from disa.runtime.kernels import attend, swish
+from disa.runtime.packing import Linear
 
 HEAD_MLP_RATIO = 4.0
 
@@ -98,10 +99,11 @@ class FlowHead(nn.Module):
         self.condition = Linear(condition_width, width)
         self.input = Linear(channels, width)
         self.blocks = nn.ModuleList(
-            CrossBlock(width, condition_width, num_heads) if cross
+            CrossBlock(width, condition_width, num_heads)
+            if cross
             else ModulatedBlock(width, num_heads, HEAD_MLP_RATIO, bias=False)
             for _ in range(depth)
-        )  # fmt: skip
+        )
         parts = [PARTS // 2 if cross else PARTS] * depth + [2]
         self.modulation = nn.ModuleList(Linear(width, count * width) for count in parts)
         self.output = Linear(width, channels)
@@ -114,8 +116,7 @@ class FlowHead(nn.Module):
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
-        features = sinusoids(times, TIME_FEATURES).to(self.time_in.bias.dtype)
-        return self.time_out(self.time_in(features, activation="swish"))
+        return embed_times(times, self.time_in, self.time_out)
 
     def timed(self, times: Tensor) -> list[Tensor]:
         """Times [n, W] -> modulations [n, 1, 3, W] for each block; none without cross-attention."""

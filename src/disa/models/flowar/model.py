@@ -13,6 +13,7 @@ images first; P such halves of the rows in the head.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -20,16 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadNetwork
 from disa.models.flowar.head import FlowHead
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.layers import Linear, swish, table
-from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
+from disa.models.layers import class_embeddings, table
+from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 
 
 @dataclass
@@ -50,7 +52,7 @@ class FlowARState:
     ar_step: int = 0
 
 
-class FlowAR(nn.Module):
+class FlowAR(Trunk):
     """The transformer and its head. All methods but `loss` are for inference; state lives in `FlowARState`."""
 
     process = FlowMatching()
@@ -59,41 +61,27 @@ class FlowAR(nn.Module):
         super().__init__()
         self.config = c = config
         self.class_embedding = table(c.num_classes + 1, c.width)
-        self.modulation = Linear(c.width, c.depth * PARTS * c.width)
-        self.token_in = Linear(c.latent_channels, c.width)
-        self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.encoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.encoder = _blocks(c.encoder_depth, c)
-        self.encoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.decoder_in = Linear(c.width, c.width)
-        self.decoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.decoder = _blocks(c.decoder_depth, c)
-        self.decoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.build_trunk(c)
         self.head_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
         self.head = FlowHead(c.latent_channels, c.width, c.head_width, c.head_depth, c.head_heads, c.cross)
 
     # -- one generation ------------------------------------------------------------------------------------------
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
     def begin(self, request: Request, noise: Noise) -> FlowARState:
         """Check the request, and compute what does not change from scale to scale."""
         c = self.config
-        request.check_fits("FlowAR", "labels")
-        self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
+        self.capabilities.check(request)
         # Guidance grows with the scales, not with the tokens.
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        embedding = self._embedding(request, any(scale != 1 for scale in scales))
+        guided = any(scale != 1 for scale in scales)
+        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         modulations, rotations = self.modulations(embedding), self.rotations(embedding.device)
         return FlowARState(request, embedding, scales, modulations, rotations, cache)
-
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
-        count = self.config.num_ar_steps
-        if num_ar_steps != count:
-            raise DisaError(f"this FlowAR draws its {count} scales one after the other: the number of AR steps must be "
-                            f"{count}, found {num_ar_steps}.")  # fmt: skip
-        if num_unknown is not None:
-            raise DisaError("FlowAR draws whole images scale by scale and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: FlowARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of all tokens of the next scale.
@@ -127,6 +115,14 @@ class FlowAR(nn.Module):
         state.cache.advance(tokens.shape[1])
         state.ar_step += 1
 
+    def preview(self, state: FlowARState) -> Preview:
+        """The scale drawn last, as it is: coarse, but whole."""
+        return Preview(self.finish(state))
+
+    def ahead(self, state: FlowARState, noise: Noise) -> FlowARState:
+        """A copy that goes on scale by scale."""
+        return deepcopy(state)
+
     def finish(self, state: FlowARState) -> Tensor:
         """Latents [B, C, H, W]."""
         assert state.sample is not None
@@ -140,37 +136,25 @@ class FlowAR(nn.Module):
         x = self.token_in(tokens.to(self.encoder_positions.dtype))
         return x.repeat(len(state.embedding) // len(x), 1, 1)
 
-    def _embedding(self, request: Request, guided: bool) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where some AR step is guided."""
-        empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(empty.device)
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
-            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if guided else embedding
-
     # -- the backbone --------------------------------------------------------------------------------------------
 
     def condition(
-        self, x: Tensor, modulations: Sequence[Tensor], rotation: Rotation, span: slice, cache: KVCache | None = None,
+        self,
+        x: Tensor,
+        modulations: Sequence[Tensor],
+        rotation: Rotation,
+        span: slice,
+        cache: KVCache | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Condition vectors [B', L, D] of the tokens at `span`, which are fed x [B', L, D]. rotation: of all tokens."""
-        rotation = rotation.select(span)
         x = self.token_norm(x + self.encoder_positions[:, span])
-        for layer, block in enumerate(self.encoder):
-            x = block(x, modulations[layer], rotation, cache, layer, mask)
-        x = self.decoder_in(self.encoder_norm(x)) + self.decoder_positions[:, span]
-        for layer, block in enumerate(self.decoder, self.config.encoder_depth):
-            x = block(x, modulations[layer], rotation, cache, layer, mask)
+        x = self.through(x, modulations, span, rotation, cache, mask)
         return self.decoder_norm(x) + self.head_positions[:, span]
 
     def modulations(self, embedding: Tensor) -> Sequence[Tensor]:
         """[B', D] -> [B', 1, 6, D] for each block: they depend on the class alone."""
-        shape = (1, self.config.depth, PARTS, self.config.width)
-        return self.modulation(swish(embedding)).unflatten(-1, shape).unbind(2)
+        return self.block_modulations(embedding[:, None]).unbind(2)
 
     def _first(self, embedding: Tensor) -> Tensor:
         """[B', L, D] the first scale is fed the class."""
@@ -188,8 +172,10 @@ class FlowAR(nn.Module):
         c = self.config
         sides = [torch.arange(scale, device=device) / scale * c.scales[-1] for scale in c.scales]
         rows, columns = torch.cat([torch.cartesian_prod(side, side) for side in sides]).unbind(1)
-        return (Rotation.of(rows, columns, c.width // c.num_heads),
-                Rotation.of(rows, columns, c.head_width // c.head_heads))  # fmt: skip
+        return (
+            Rotation.of(rows, columns, c.width // c.num_heads),
+            Rotation.of(rows, columns, c.head_width // c.head_heads),
+        )
 
     def resized(self, latents: Tensor, scale: int) -> Tensor:
         """Latents [B, C, h, w] of one scale -> tokens [B, L, C] of another, through the largest."""
@@ -238,10 +224,6 @@ class FlowAR(nn.Module):
     def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
         """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
         return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
-
-
-def _blocks(depth: int, config: FlowARConfig) -> nn.ModuleList:
-    return nn.ModuleList(ModulatedBlock(config.width, config.num_heads, config.mlp_ratio) for _ in range(depth))
 
 
 def to_tokens(latents: Tensor) -> Tensor:

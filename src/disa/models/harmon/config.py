@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from disa.core.capabilities import Capabilities
 from disa.models.mar.config import MARConfig
 
 
@@ -26,6 +27,10 @@ class HarmonConfig(MARConfig):
     def num_image_tokens(self, grid: tuple[int, int] | None = None) -> int:
         """Places that an image takes in the language model, buffer included; grid: None for the model's own."""
         return math.prod(grid or self.grid) + self.buffer_size
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("Harmon", "prompts", self.num_tokens, any_size=True, keeps_tokens=True, describes=True)
 
     @classmethod
     def from_official(cls, arguments: dict) -> HarmonConfig:

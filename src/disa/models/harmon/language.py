@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
-from disa.models.layers import Swish, adopt, attend
+from disa.models.layers import Swish
+from disa.runtime.kernels import attend, cos_and_sin
+from disa.runtime.packing import adopt
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,7 @@ def conditional(prefixes: list[Prefix], num_images: int) -> list[Prefix]:
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of rotary positions [R, T] -> [R, T, head width] each; it has no buffers to be lost or rounded.
-
-    On a CPU they are taken in float64: a vector kernel may round the end of a tensor differently from its body.
-    """
+    """Cosines and sines [R, T, head width] of rotary positions [R, T]; it has no buffers to be lost or rounded."""
 
     def __init__(self, head_width: int, base: float) -> None:
         super().__init__()
@@ -59,9 +58,8 @@ class Rotary(nn.Module):
     def forward(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         exponents = torch.arange(0, self.head_width, 2, device=x.device).float() / self.head_width
         angles = positions[:, :, None].float() * (1.0 / self.base**exponents)
-        angles = torch.cat([angles, angles], dim=-1)
-        angles = angles.double() if x.device.type == "cpu" else angles
-        return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        cos, sin = cos_and_sin(torch.cat([angles, angles], dim=-1))
+        return cos.to(x.dtype), sin.to(x.dtype)
 
 
 def language_model(config: HarmonConfig) -> Any:
@@ -72,11 +70,17 @@ def language_model(config: HarmonConfig) -> Any:
         raise DisaError('Harmon needs transformers: pip install "disa[harmon]".') from error
     AttentionInterface.register("disa", _attention)
     arguments: dict[str, Any] = {
-        "vocab_size": config.vocab_size, "hidden_size": config.llm_width, "intermediate_size": config.llm_hidden,
-        "num_hidden_layers": config.llm_depth, "num_attention_heads": config.llm_heads,
-        "num_key_value_heads": config.llm_kv_heads, "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.llm_norm_eps, "hidden_act": "silu", "attn_implementation": "disa",
-    }  # fmt: skip
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.llm_width,
+        "intermediate_size": config.llm_hidden,
+        "num_hidden_layers": config.llm_depth,
+        "num_attention_heads": config.llm_heads,
+        "num_key_value_heads": config.llm_kv_heads,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.llm_norm_eps,
+        "hidden_act": "silu",
+        "attn_implementation": "disa",
+    }
     model: Any = Qwen2Model(Qwen2Config(**arguments))
     model.rotary_emb = Rotary(config.llm_width // config.llm_heads, config.rope_base)
     for layer in model.layers:

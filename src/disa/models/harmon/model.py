@@ -20,14 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from disa.core.capabilities import Capabilities
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
-from disa.core.problem import DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, causal, conditional, empty_cache, language_model
-from disa.models.layers import Linear, linear
 from disa.models.mar.model import MAR, MARState, Positions
+from disa.runtime.kernels import linear
+from disa.runtime.packing import Linear
+from disa.runtime.tiles import sums_vary
 
 IGNORED = -100
 """The target of a token that is not learned."""
@@ -68,13 +71,13 @@ class Harmon(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """Every AR step draws at least one of the unknown tokens; None if all are. Raises DisaError."""
-        self.mar.check(num_ar_steps, num_unknown)
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
 
     def begin(self, request: Request, noise: Noise) -> HarmonState:
         """Check the request, plan every AR step, and run the prompts through the language model."""
-        request.check_fits("Harmon", "prompts", "token_grid")
+        self.capabilities.check(request)
         if request.prompts is None:
             raise DisaError("Harmon draws from prompts: found none. Give one prompt per image.")
         planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1))
@@ -97,6 +100,14 @@ class Harmon(nn.Module):
         """tokens: [B N, C] of the problem posed last."""
         self.mar.accept(state, tokens)
 
+    def preview(self, state: HarmonState) -> Preview:
+        """What is drawn so far, and which tokens are not."""
+        return self.mar.preview(state)
+
+    def ahead(self, state: HarmonState, noise: Noise) -> HarmonState:
+        """A state that draws all that is left in one AR step, without guidance."""
+        return self.begin(self.mar.rest(state), noise)
+
     def finish(self, state: HarmonState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.mar.finish(state)
@@ -105,8 +116,10 @@ class Harmon(nn.Module):
         """Ids must be in the vocabulary, and what follows a prompt must have positions left."""
         ids, longest = prompts.ids, int(prompts.lengths.max())
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise DisaError(f"token ids must be 0 to {self.config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
-                            "the prompts were made with another model's tokenizer.")  # fmt: skip
+            raise DisaError(
+                f"token ids must be 0 to {self.config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
+                "the prompts were made with another model's tokenizer."
+            )
         if longest + num_following > self.config.max_positions:
             room = self.config.max_positions - num_following
             raise DisaError(f"a prompt may have at most {room} tokens here, found {longest}: shorten it.")
@@ -116,16 +129,15 @@ class Harmon(nn.Module):
     def read(self, prompts: Prompts, longest: int) -> list[Prefix]:
         """Keys and values of prompts, padding included: nothing real attends to it. At most `longest` tokens follow.
 
-        On a CPU prompts of equal length go together, so that no key is padding and an image does not depend on its
-        batch: masked keys would change the order in which a kernel sums. Elsewhere, and in training, one call reads
-        them all.
+        Where masked keys would change the order in which a kernel sums, prompts of equal length go together, so that
+        no key is padding and an image does not depend on its batch. Elsewhere, and in training, one call reads all.
         """
         device = self.mar.no_class.device
         ids, lengths = prompts.ids.to(device), prompts.lengths.to(device)
         everything = torch.arange(len(ids), device=device)
         apart = [everything[lengths == length] for length in lengths.unique()]
-        together = device.type != "cpu" or torch.is_grad_enabled()
-        return [self._read(ids, lengths, rows, longest) for rows in ([everything] if together else apart)]
+        groups = apart if sums_vary(device) else [everything]
+        return [self._read(ids, lengths, rows, longest) for rows in groups]
 
     def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, longest: int) -> Prefix:
         lengths = lengths[rows]
@@ -186,10 +198,14 @@ class Harmon(nn.Module):
 
     @torch.no_grad()
     def describe(
-        self, latents: Tensor, ids: Tensor, image_token: int,
+        self,
+        latents: Tensor,
+        ids: Tensor,
+        image_token: int,
         choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
-        stop_ids: Collection[int] = (), max_tokens: int = 1024,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        stop_ids: Collection[int] = (),
+        max_tokens: int = 1024,
+    ) -> Iterator[Tensor]:
         """Token ids [B] of a text about each image, one turn a token.
 
         latents: [B, C, H, W]; ids: [B, T] or [T] prompts in which `image_token` stands L + P times. choose: logits
@@ -200,9 +216,12 @@ class Harmon(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, ids: Tensor, choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
-        stop_ids: Collection[int] = (), max_tokens: int = 1024,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        self,
+        ids: Tensor,
+        choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
+        stop_ids: Collection[int] = (),
+        max_tokens: int = 1024,
+    ) -> Iterator[Tensor]:
         """The same of an answer to each text [B, T], without an image."""
         x = self.llm.embed_tokens(ids.to(self.mar.no_class.device))
         return self._written(x, choose, stop_ids, max_tokens)
@@ -232,8 +251,9 @@ class Harmon(nn.Module):
         places = ids == image_token
         counts = places.sum(1)
         if (counts != visual.shape[1]).any():
-            raise DisaError(f"a prompt about these images holds the image token {visual.shape[1]} times, "
-                            f"found {counts.tolist()}.")  # fmt: skip
+            raise DisaError(
+                f"a prompt about these images holds the image token {visual.shape[1]} times, found {counts.tolist()}."
+            )
         words = self.llm.embed_tokens(ids.masked_fill(places, 0))
         return words.masked_scatter(places[:, :, None], visual.to(words.dtype))
 
@@ -244,9 +264,15 @@ class Harmon(nn.Module):
     # -- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, objective: TrainingLoss, latents: Tensor, prompts: Prompts, visible: Tensor, wanted: Tensor,
-        t: Tensor, noise: Tensor,
-    ) -> LossTerms:  # fmt: skip
+        self,
+        objective: TrainingLoss,
+        latents: Tensor,
+        prompts: Prompts,
+        visible: Tensor,
+        wanted: Tensor,
+        t: Tensor,
+        noise: Tensor,
+    ) -> LossTerms:
         """Text to image: `MAR.loss` with one prompt per image instead of a class; latents may be of any size.
 
         visible: [B, V], wanted: [B, N], t: [m B N], noise: [m B N, C]. Officially a tenth of the prompts is the

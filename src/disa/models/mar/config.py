@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from disa.core.capabilities import Capabilities
+
 
 @dataclass(frozen=True)
 class MARConfig:
@@ -37,6 +39,10 @@ class MARConfig:
     @property
     def token_channels(self) -> int:
         return self.latent_channels * self.patch_size**2
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities("MAR", "labels", self.num_tokens, self.num_classes, any_size=True, keeps_tokens=True)
 
     @classmethod
     def from_official(cls, arguments: dict) -> MARConfig:

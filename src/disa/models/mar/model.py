@@ -11,20 +11,22 @@ D width, K AR steps; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from disa.core.capabilities import Capabilities
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
-from disa.core.problem import DenoisingProblem, Noise
-from disa.core.request import Request
+from disa.core.problem import DenoisingProblem, Noise, Preview
+from disa.core.request import Guidance, Request
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.layers import Block, Linear, table, take
+from disa.models.layers import Block, class_embeddings, table, take
 from disa.models.mar.config import MARConfig
+from disa.runtime.packing import Linear
 
 
 @dataclass(frozen=True)
@@ -84,22 +86,20 @@ class MAR(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """Every AR step draws at least one of the unknown tokens; None if all are. Raises DisaError."""
-        count = self.config.num_tokens if num_unknown is None else num_unknown
-        if not 1 <= num_ar_steps <= count:
-            raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
 
     def begin(self, request: Request, noise: Noise) -> MARState:
         """Check the request and plan every AR step from the token orders."""
-        request.check_fits("MAR", "labels", "token_grid")
-        return self.plan(request, noise, self._embedding(request))
+        self.capabilities.check(request)
+        embedding = class_embeddings(request, self.class_embedding, self.no_class, request.guidance.active)
+        return self.plan(request, noise, embedding)
 
     def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
         """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
         num_tokens = math.prod(request.token_grid or self.config.grid)
         known, orders, num_unknown = self._known(request, noise.orders(num_tokens))
-        self.check(request.num_ar_steps, num_unknown)
         num_masked = masked_counts(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
         # The official formula leaves one token masked at the last AR step.
@@ -148,20 +148,26 @@ class MAR(nn.Module):
         state.tokens.scatter_(1, index, tokens.view(*drawn.shape, -1).to(state.tokens.dtype))
         state.ar_step += 1
 
+    def preview(self, state: MARState) -> Preview:
+        """What is drawn so far, and which tokens are not."""
+        left = state.orders[:, : state.num_masked[state.ar_step]]
+        undrawn = torch.zeros_like(state.orders, dtype=torch.bool).scatter_(1, left, True)
+        rows, columns = state.request.token_grid or self.config.grid
+        return Preview(self.finish(state), undrawn.view(-1, 1, rows, columns))
+
+    def ahead(self, state: MARState, noise: Noise) -> MARState:
+        """A state that draws all that is left in one AR step, without guidance."""
+        return self.begin(self.rest(state), noise)
+
+    def rest(self, state: MARState) -> Request:
+        """What is left to draw, as a request for one AR step without guidance."""
+        known, undrawn = self.preview(state)
+        assert undrawn is not None
+        return replace(state.request, num_ar_steps=1, guidance=Guidance(), known=known, mask=undrawn[:, 0])
+
     def finish(self, state: MARState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.unpatchify(state.tokens, state.request.token_grid)
-
-    def _embedding(self, request: Request) -> Tensor:
-        """[B', D] class embeddings; without labels guidance would mix two equal halves, so there is only one."""
-        empty = self.no_class.expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(self.no_class.device)
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
-            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if request.guidance.active else embedding
 
     def _known(self, request: Request, orders: Tensor) -> tuple[Tensor, Tensor, int]:
         """Tokens [B, L, C] with the given ones filled in, orders that end with them, and how many are unknown."""
@@ -252,9 +258,15 @@ class MAR(nn.Module):
     # -- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, objective: TrainingLoss, latents: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor,
-        t: Tensor, noise: Tensor,
-    ) -> LossTerms:  # fmt: skip
+        self,
+        objective: TrainingLoss,
+        latents: Tensor,
+        embedding: Tensor,
+        visible: Tensor,
+        wanted: Tensor,
+        t: Tensor,
+        noise: Tensor,
+    ) -> LossTerms:
         """Loss terms of the tokens at `wanted` [B, N], each drawn m times: t [m B N], noise [m B N, C].
 
         embedding: [B, D], see `embed`. Rows are m copies of the flattened [B, N]. The official loss is their mean.

@@ -6,27 +6,9 @@ import torch
 
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
-from disa.models.naming import NameMap, Part
+from disa.models.naming import HEAD, TRUNK, NameMap, Part, renamed
 
-_TRUNK = {
-    "class_embedding": "class_emb",
-    "no_class": "fake_latent",
-    "token_in": "z_proj",
-    "token_norm": "z_proj_ln",
-    "encoder_positions": "encoder_pos_embed_learned",
-    "encoder": "encoder_blocks",
-    "decoder_in": "decoder_embed",
-    "decoder_positions": "decoder_pos_embed_learned",
-    "decoder": "decoder_blocks",
-    "head_positions": "diffusion_pos_embed_learned",
-}
-_HEAD = {
-    "time_in": "time_embed.mlp.0",
-    "time_out": "time_embed.mlp.2",
-    "condition": "cond_embed",
-    "input": "input_proj",
-    "output": "final_layer.linear",
-}
+_TRUNK = TRUNK | {"no_class": "fake_latent"}
 _HEAD_BLOCK = {"norm": "in_ln", "fc1": "mlp.0", "fc2": "mlp.2"}
 
 
@@ -40,7 +22,7 @@ def official_names(config: MARConfig) -> NameMap:
 def _official_name(name: str, config: MARConfig) -> list[Part]:
     first, _, rest = name.partition(".")
     if first != "head":
-        return [Part(".".join(filter(None, (_TRUNK.get(first, first), rest))))]
+        return [Part(renamed(name, _TRUNK))]
     layer, _, leaf = rest.partition(".")
     if layer == "modulation":
         width, net = config.head_width, "diffloss.net"
@@ -49,4 +31,4 @@ def _official_name(name: str, config: MARConfig) -> list[Part]:
     if layer == "blocks":
         index, part, leaf = leaf.split(".")
         return [Part(f"diffloss.net.res_blocks.{index}.{_HEAD_BLOCK[part]}.{leaf}")]
-    return [Part(f"diffloss.net.{_HEAD[layer]}.{leaf}")]
+    return [Part(f"diffloss.net.{renamed(rest, HEAD)}")]

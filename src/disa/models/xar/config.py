@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
 
 OFFICIAL_CLASSES = 1000
 """Classes that the official table holds, whatever its arguments say; one more row stands for no class."""
 _CONSTRAINED = (
-    "patch_size", "clusters", "encoder_embed_dim", "decoder_embed_dim", "encoder_num_heads", "decoder_num_heads",
-)  # fmt: skip
+    "patch_size",
+    "clusters",
+    "encoder_embed_dim",
+    "decoder_embed_dim",
+    "encoder_num_heads",
+    "decoder_num_heads",
+)
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ class XARConfig:
     def depth(self) -> int:
         return self.encoder_depth + self.decoder_depth
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            "xAR", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group="cell"
+        )
+
     @classmethod
     def from_official(cls, arguments: dict) -> XARConfig:
         """From the constructor arguments of the official xAR class. Raises DisaError."""
@@ -58,8 +70,10 @@ class XARConfig:
         shape = {name: arguments[name] for name in _CONSTRAINED}
         same = all(shape[f"encoder_{name}"] == shape[f"decoder_{name}"] for name in ("embed_dim", "num_heads"))
         if shape["patch_size"] != 1 or not same or across**2 != shape["clusters"]:
-            raise DisaError("xAR needs patches of 1, encoder and decoder of one width and number of heads, and "
-                            f"a square number of cells; found {shape}.")  # fmt: skip
+            raise DisaError(
+                "xAR needs patches of 1, encoder and decoder of one width and number of heads, and "
+                f"a square number of cells; found {shape}."
+            )
         return cls(
             latent_size=(side, side),
             latent_channels=arguments["vae_embed_dim"],

@@ -12,21 +12,23 @@ K cells; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import DenoisingProblem, Noise
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.heads import TIME_FEATURES
-from disa.models.layers import Linear, sinusoids, swish, table
-from disa.models.transformer import NORM_EPS, PARTS, KVCache, ModulatedBlock, Rotation, causal_mask
+from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, table
+from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 from disa.models.xar.config import XARConfig
 from disa.models.xar.field import CellNetwork
+from disa.runtime.packing import Linear
 
 
 @dataclass
@@ -43,7 +45,7 @@ class XARState:
     ar_step: int = 0
 
 
-class XAR(nn.Module):
+class XAR(Trunk):
     """The transformer. All methods but `loss` are for inference; state lives in `XARState`."""
 
     process = FlowMatching()
@@ -54,38 +56,25 @@ class XAR(nn.Module):
         self.class_embedding = table(c.num_classes + 1, c.width)
         self.time_in = Linear(TIME_FEATURES, c.width)
         self.time_out = Linear(c.width, c.width)
-        self.modulation = Linear(c.width, c.depth * PARTS * c.width)
-        self.token_in = Linear(c.latent_channels, c.width)
-        self.token_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.encoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.encoder = _blocks(c.encoder_depth, c)
-        self.encoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
-        self.decoder_in = Linear(c.width, c.width)
-        self.decoder_positions = nn.Parameter(torch.empty(1, c.num_tokens, c.width))
-        self.decoder = _blocks(c.decoder_depth, c)
-        self.decoder_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.build_trunk(c)
         self.output = Linear(c.width, c.latent_channels)
 
     # -- one generation ------------------------------------------------------------------------------------------
 
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
     def begin(self, request: Request, noise: Noise) -> XARState:
         """Check the request, and make room for the keys and values of every cell."""
         c = self.config
-        request.check_fits("xAR", "labels")
-        self.check(request.num_ar_steps, None if request.known is None else c.num_tokens)
+        self.capabilities.check(request)
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        embedding = self._embedding(request, any(scale != 1 for scale in scales))
+        guided = any(scale != 1 for scale in scales)
+        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
         tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
-
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """num_unknown: tokens to draw where others are given, or None. Raises DisaError."""
-        if num_ar_steps != self.config.num_ar_steps:
-            raise DisaError(f"this xAR draws one cell an AR step: the number of AR steps must be "
-                            f"{self.config.num_ar_steps}, found {num_ar_steps}.")  # fmt: skip
-        if num_unknown is not None:
-            raise DisaError("xAR draws whole cells in a fixed order and cannot keep known tokens; use a MAR model.")
 
     def pose(self, state: XARState) -> DenoisingProblem:
         """The backbone pass: keys and values of the cell that was drawn last.
@@ -116,6 +105,16 @@ class XAR(nn.Module):
         state.tokens[:, self.span(state.ar_step)] = tokens.to(state.tokens.dtype)
         state.ar_step += 1
 
+    def preview(self, state: XARState) -> Preview:
+        """The finished cells, and where the others are."""
+        undrawn = torch.zeros_like(state.tokens[..., :1])
+        undrawn[:, self.span(state.ar_step).start :] = 1
+        return Preview(self.finish(state), self.to_latents(undrawn) > 0)
+
+    def ahead(self, state: XARState, noise: Noise) -> XARState:
+        """A copy that goes on cell by cell."""
+        return deepcopy(state)
+
     def finish(self, state: XARState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.to_latents(state.tokens)
@@ -128,45 +127,33 @@ class XAR(nn.Module):
         self.transform(state.tokens[:, span], modulation, span, state.rotation, state.cache.select(rows))
         state.cache.advance(span.stop - span.start)
 
-    def _embedding(self, request: Request, guided: bool) -> Tensor:
-        """[B', D] class embeddings; the second half is there only where some AR step is guided."""
-        empty = self.class_embedding.weight[-1:].expand(request.batch_size, -1)
-        if request.labels is None:
-            return empty
-        labels = request.labels.to(empty.device)
-        if labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < self.config.num_classes:
-            raise DisaError(f"labels must be 0 to {self.config.num_classes - 1}, found {labels.tolist()}.")
-        embedding = self.class_embedding(labels)
-        return torch.cat([embedding, empty]) if guided else embedding
-
     # -- the network ---------------------------------------------------------------------------------------------
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, D]."""
-        features = sinusoids(times, TIME_FEATURES).to(self.time_in.bias.dtype)
-        return self.time_out(self.time_in(features, activation="swish"))
+        return embed_times(times, self.time_in, self.time_out)
 
     def modulations(self, condition: Tensor) -> Tensor:
-        """Class plus time [..., D] -> [..., depth, 6, D], of all blocks: they depend on no token."""
-        return self.modulation(swish(condition)).unflatten(-1, (self.config.depth, PARTS, self.config.width))
+        """Class plus time [..., D] -> [..., depth, 6, D] of all blocks."""
+        return self.block_modulations(condition)
 
     def transform(
-        self, x: Tensor, modulation: Tensor, span: slice, rotation: Rotation, cache: KVCache | None = None,
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        span: slice,
+        rotation: Rotation,
+        cache: KVCache | None = None,
         mask: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """Through all blocks: tokens x [B, n N, C] at `span`, modulations [B', n, depth, 6, D] -> [B', n N, D].
 
         Both halves of B' share x; n is 1, or the number of cells in training. rotation: of all L tokens.
         """
-        x, rotation = self.token_in(x.to(self.encoder_positions.dtype)), rotation.select(span)
+        x = self.token_in(x.to(self.encoder_positions.dtype))
         h = self.token_norm(x + self.encoder_positions[:, span]).repeat(len(modulation) // len(x), 1, 1)
-        parts = modulation.unbind(2)
-        for layer, block in enumerate(self.encoder):
-            h = block(h, _spread(parts[layer], h), rotation, cache, layer, mask)
-        h = self.decoder_in(self.encoder_norm(h)) + self.decoder_positions[:, span]
-        for layer, block in enumerate(self.decoder, self.config.encoder_depth):
-            h = block(h, _spread(parts[layer], h), rotation, cache, layer, mask)
-        return h
+        parts = (_spread(part, h) for part in modulation.unbind(2))
+        return self.through(h, parts, span, rotation, cache, mask)
 
     def velocity(self, h: Tensor) -> Tensor:
         """[B', N, D] of `transform` -> [B', N, C], float32."""
@@ -224,10 +211,6 @@ class XAR(nn.Module):
     def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
         """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
         return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
-
-
-def _blocks(depth: int, config: XARConfig) -> nn.ModuleList:
-    return nn.ModuleList(ModulatedBlock(config.width, config.num_heads, config.mlp_ratio) for _ in range(depth))
 
 
 def _spread(modulation: Tensor, h: Tensor) -> Tensor:

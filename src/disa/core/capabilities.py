@@ -1,0 +1,69 @@
+"""What a model can draw, and the one place where a request is held against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from disa.core.request import Request
+from disa.errors import DisaError
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a model can do; messages call it by its family."""
+
+    family: str
+    condition: Literal["labels", "prompts"]
+    num_tokens: int
+    """Tokens of an image of the model's own size."""
+    num_classes: int | None = None
+    """Labels are 0 to one less; None where prompts are drawn."""
+    any_size: bool = False
+    """Whether images of other sizes than its own can be drawn."""
+    keeps_tokens: bool = False
+    """Whether tokens that are known can be kept, and the others drawn."""
+    describes: bool = False
+    """Whether it can write a text about an image."""
+    num_ar_steps: int | None = None
+    """The only number of AR steps that there is; None for any from 1 to the number of tokens to draw."""
+    group: str = "token"
+    """What an AR step draws where their number is fixed."""
+
+    def check(self, request: Request) -> None:
+        """Refuse a request that the model cannot draw. Raises DisaError."""
+        request.check_fits(self.family, self.condition, *(["token_grid"] if self.any_size else []))
+        if request.labels is not None:
+            self.check_labels(request.labels.tolist())
+        if request.known is not None:
+            self.check_keeps_tokens()
+        num_tokens = None if request.token_grid is None else math.prod(request.token_grid)
+        unknown = num_tokens if request.mask is None else int(request.mask.flatten(1).sum(1).min())
+        self.check_ar_steps(request.num_ar_steps, unknown)
+
+    def check_ar_steps(self, num_ar_steps: int, num_tokens: int | None = None) -> None:
+        """Every AR step draws at least one token; num_tokens: to draw, None for those of an image. Raises DisaError."""
+        if self.num_ar_steps is not None and num_ar_steps != self.num_ar_steps:
+            raise DisaError(
+                f"{self._in_order}: the number of AR steps must be {self.num_ar_steps}, found {num_ar_steps}."
+            )
+        count = self.num_tokens if num_tokens is None else num_tokens
+        if not 1 <= num_ar_steps <= count:
+            raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
+
+    def check_keeps_tokens(self) -> None:
+        """Refuse known tokens where they cannot be kept. Raises DisaError."""
+        if not self.keeps_tokens:
+            raise DisaError(f"{self._in_order} and cannot keep known tokens; use a MAR model.")
+
+    def check_labels(self, labels: Iterable[int]) -> None:
+        """Every label must be a class of the model. Raises DisaError."""
+        wrong = [label for label in labels if not 0 <= label < (self.num_classes or 0)]
+        if wrong:
+            raise DisaError(f"labels must be 0 to {(self.num_classes or 0) - 1}, found {wrong[0]}.")
+
+    @property
+    def _in_order(self) -> str:
+        return f"this {self.family} draws its {self.num_ar_steps} {self.group}s one after the other"
