@@ -26,7 +26,7 @@ from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant
 from disa.errors import DisaError
 from disa.models import heads
-from disa.policies.adaptive import spread_of_draws
+from disa.policies.scores import spread_of_draws
 from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
