@@ -394,8 +394,8 @@ def test_a_table_warns_where_it_was_not_measured(tmp_path: Path) -> None:
     others: list[tuple[str, Callable[[], object]]] = [
         ("guidance 2.0 .here 3.0.", lambda: sampler.settings(f"table:{path}", guidance=3.0)),
         ("ramp linear .here constant.", lambda: sampler.settings(f"table:{path}", ramp="constant")),
-        ("solver DDPM.*here DDIM", lambda: sampler.settings(f"table:{path}", solver="ddim")),
-        ("solver DDPM.*uniform.*here DDPM.*logsnr", lambda: sampler.settings(f"table:{path}", grid="logsnr")),
+        ("solver ddpm@uniform .here ddim@ddim-980.", lambda: sampler.settings(f"table:{path}", solver="ddim")),
+        ("solver ddpm@uniform .here ddpm@logsnr.", lambda: sampler.settings(f"table:{path}", grid="logsnr")),
         ("measured for weights .*here", lambda: small.sampler(seed=1).settings(f"table:{path}")),
         ("resampled to 3", lambda: sampler.settings(f"table:{path}", num_ar_steps=3)),
     ]
