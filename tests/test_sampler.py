@@ -301,7 +301,7 @@ def test_eta_is_the_noise_that_ddim_adds(sampler: Sampler) -> None:
     drawn = {eta: sampler.sample(3, [5, 6], solver="ddim", eta=eta) for eta in (None, 0.0, 1.0)}
     assert torch.equal(drawn[None].latents, drawn[0.0].latents)
     assert not torch.equal(drawn[0.0].latents, drawn[1.0].latents)
-    assert "eta=1.0" in drawn[1.0].report()["settings"]["solver"]
+    assert drawn[1.0].report()["settings"]["solver"] == "ddim@ddim-980:eta=1"
 
 
 def test_one_image_is_told_the_shape_of_its_mask(sampler: Sampler) -> None:
