@@ -58,14 +58,7 @@ def test_what_it_cannot_is_refused(model: Capabilities, request_: Request, messa
 
 def test_only_harmon_draws_from_prompts_and_describes_and_only_flows_have_fixed_ar_steps() -> None:
     for preset in PRESETS.values():
-        can = preset.spec.architecture.capabilities
-        assert (
-            (can.condition == "prompts")
-            == can.describes
-            == (can.num_classes is None)
-            == (preset.spec.family == "harmon")
-        )
-        assert (
-            can.any_size == can.keeps_tokens == (can.num_ar_steps is None) == (preset.spec.family in {"mar", "harmon"})
-        )
+        can, family = preset.spec.architecture.capabilities, preset.spec.family
+        assert (can.condition == "prompts") == can.describes == (can.num_classes is None) == (family == "harmon")
+        assert can.any_size == can.keeps_tokens == (can.num_ar_steps is None) == (family in {"mar", "harmon"})
         can.check_ar_steps(preset.defaults.num_ar_steps)
