@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from common import machine, note, publish
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from tables import RESULTS, ROOT
 from torch import Tensor
 
@@ -40,6 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("measure", "write"))
     parser.add_argument("--weights", type=Path, default=PACKAGE, help="the folder of float32 weights")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--digits", type=int, default=500, help="images of each model that draws digits")
     parser.add_argument("--captions", type=int, default=300, help="images of the model that draws from captions")
     parser.add_argument("--first-seed", type=int, default=800_000)
@@ -49,10 +50,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.action == "write":
-        for model in MODELS:
+        for model in options.models:
             round_file(options.weights / f"{model}.safetensors", PACKAGE / f"{model}.safetensors")
         return
-    counts = {model: options.captions if model == "harmon-shapes" else options.digits for model in MODELS}
+    counts = {model: options.captions if model == "harmon-shapes" else options.digits for model in options.models}
     rows, strips = [], []
     for model, count in counts.items():
         row, strip = measured(model, options.weights, range(options.first_seed, options.first_seed + count))
@@ -67,7 +68,7 @@ def round_file(source: Path, target: Path) -> None:
     weights = load_file(source)
     if {value.dtype for value in weights.values()} != {torch.float32}:
         raise DisaError(f"{source} is rounded already: expected the float32 weights that training wrote.")
-    save_file({name: value.bfloat16() for name, value in weights.items()}, target, {"format": "pt"})
+    target.write_bytes(save({name: value.bfloat16() for name, value in weights.items()}, {"format": "pt"}))
 
 
 def measured(model: str, weights: Path, seeds: Sequence[int]) -> tuple[dict[str, Any], Tensor]:

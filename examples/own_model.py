@@ -64,29 +64,13 @@ class State:
     line: int = 0
 
 
-@dataclass(frozen=True)
-class Config:
-    """What every architecture says of itself."""
-
-    num_classes: int = 0
-    num_tokens: int = LINES
-    latent_channels: int = 1
-    latent_size: tuple[int, int] = (LINES, WIDTH)
-
-
 class LineModel:
     """Draws LINES lines in as many AR steps."""
 
-    config = Config()
-    process = FlowMatching()
-
-    def check(self, num_ar_steps: int, num_unknown: int | None) -> None:
-        """Refuse what the model cannot do; num_unknown: tokens to draw where the others are given."""
-        if num_ar_steps != LINES or num_unknown is not None:
-            raise disa.DisaError(f"a picture is drawn in {LINES} AR steps, all of it: found {num_ar_steps}.")
-
     def begin(self, request: Request, noise: Noise) -> State:
-        self.check(request.num_ar_steps, None if request.mask is None else int(request.mask.sum()))
+        """Refuse what the model cannot do, and plan the rest."""
+        if request.num_ar_steps != LINES:
+            raise disa.DisaError(f"a picture is drawn in {LINES} AR steps, found {request.num_ar_steps}.")
         return State(torch.zeros(request.batch_size, LINES, WIDTH))
 
     def pose(self, state: State) -> DenoisingProblem:
@@ -95,7 +79,7 @@ class LineModel:
         image = torch.arange(len(above))
         return DenoisingProblem(
             field=LineField(above, 2 / (1 + state.line)),
-            process=self.process,
+            process=FlowMatching(),
             shape=(WIDTH,),
             image=image,
             position=torch.full_like(image, state.line),

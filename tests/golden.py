@@ -20,7 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official, split_moments
+from disa.codecs.base import split_moments
+from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official
 from disa.core import steps as policies
 from disa.core.diffusion import CosineDiffusion, TrainingLoss
 from disa.core.flow import FlowLoss, FlowMatching

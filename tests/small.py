@@ -1,6 +1,7 @@
 """A MAR so small that every test can afford it: 16 tokens of 2x2 pixels, ten classes, random weights."""
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,9 +15,11 @@ from disa.draw.sampler import Sampler
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
-from disa.models.registry import PRESETS, find_preset
+from disa.models.registry import find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
-from disa.weights.checkpoints import build_model, save_model
+from disa.runtime.packing import can_pack, pack
+from disa.weights.build import build_model
+from disa.weights.folders import save_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,18 +49,13 @@ def changed(preset: Preset, **values: Any) -> Preset:
 
 
 def weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:
-    """Random everywhere, also where training starts at zero, so that everything that is drawn depends on them."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in MAR(config).state_dict().items()}
-    values = {name: torch.randn(shape, generator=random) for name, shape in shapes.items()}
-    scaled = {name: value / math.sqrt(value.shape[-1]) for name, value in values.items() if value.dim() > 1}
-    return {name: scaled.get(name, float("norm" in name and "weight" in name) + 0.1 * values[name]) for name in values}
+    """Of a `randomised` MAR, under our names."""
+    return randomised(MAR(config), seed).state_dict()
 
 
-def randomised(model: Model) -> Model:
+def randomised(model: Model, seed: int = 0) -> Model:
     """The same model with every weight random, also those that training starts at zero; norm gains near 1."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             values = torch.randn(parameter.shape, generator=random)
@@ -66,6 +64,15 @@ def randomised(model: Model) -> Model:
             else:
                 parameter.copy_(values / math.sqrt(parameter.shape[-1]) if parameter.dim() > 1 else 0.1 * values)
     return model.requires_grad_(False).eval()
+
+
+def packed(model: Model) -> Model:
+    """A packed copy; skips the test where weights cannot be packed."""
+    if not can_pack(torch.float32):
+        pytest.skip("this build of PyTorch cannot pack weights")
+    copy = deepcopy(model)
+    assert pack(copy) is copy
+    return copy
 
 
 def official_weights(config: MARConfig = CONFIG, seed: int = 0) -> dict[str, Tensor]:
@@ -83,11 +90,8 @@ def sampler(dtype: str = "fp32", seed: int = 0) -> Sampler:
     return Sampler(PRESET, model(seed), device="cpu", dtype=dtype)
 
 
-def folder(path: Path, seed: int = 0) -> Path:
-    """A folder that `disa sample --model` takes; it says that it is mar-digits, of another architecture."""
-    return save_model(path, changed(find_preset("mar-digits"), architecture=CONFIG), weights(seed=seed))
-
-
-def without_codec(monkeypatch: pytest.MonkeyPatch) -> None:
-    """This model draws pixels, so the `mar-digits` that its folder names must not have an autoencoder."""
-    monkeypatch.setitem(PRESETS, "mar-digits", changed(find_preset("mar-digits"), codec=None))
+def folder(path: Path, seed: int = 0, **values: Any) -> Path:
+    """A folder that `disa sample --model` takes: mar-digits of another architecture, and of pixels."""
+    return save_model(
+        path, changed(find_preset("mar-digits"), architecture=CONFIG, codec=None, **values), weights(seed=seed)
+    )

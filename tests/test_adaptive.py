@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,8 @@ from disa.core.problem import Bound, DenoisingProblem, Field, Look, Prediction, 
 from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun
+from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
-from disa.draw.samples import Wanted
 from disa.errors import DisaError
 from disa.models.harmon.text import FixedLength
 from disa.models.registry import find_preset
@@ -39,7 +40,7 @@ from disa.policies.adaptive import (
     without_waste,
 )
 from disa.study.fit import fit_probe, save
-from disa.weights.checkpoints import build_model
+from disa.weights.build import build_model
 from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -63,7 +64,7 @@ def make(family: str) -> Sampler:
     return families.sampler(families.shrunk(f"{family}-digits"))
 
 
-def asked(sampler: Sampler, seeds: list[int]) -> dict[str, list[int] | list[str] | None]:
+def asked(sampler: Sampler, seeds: list[int]) -> dict[str, Any]:
     """Labels or prompts for seeds."""
     if sampler.preset.prompts:
         return {"labels": None, "prompts": ["a prompt"] * len(seeds), "seeds": seeds}
@@ -78,11 +79,10 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def of(family: str) -> Path:
         if family not in made:
             sampler, seeds = make(family), list(range(100, 112))
-            given = asked(sampler, seeds)
-            wanted = Wanted(given.get("labels"), seeds, given.get("prompts"))  # pyright: ignore[reportArgumentType]
-            settings = sampler.settings("constant:3", num_ar_steps=None if family in families.FAMILIES else 3)
+            wanted = Inputs.paired(**asked(sampler, seeds))
+            settings = sampler.settings(steps="constant:3", num_ar_steps=None if family in families.FAMILIES else 3)
             path = tmp_path_factory.mktemp("probes") / f"{family}.safetensors"
-            made[family] = save(path, fit_probe(sampler, wanted, settings).fit)
+            made[family] = save(path, fit_probe(sampler, wanted, settings).probe)
         return made[family]
 
     return of
@@ -147,9 +147,9 @@ def test_room_is_kept_for_rows_that_are_expected_to_need_it():
 
 def test_what_matters_more_to_the_image_gets_more():
     """FlowAR's first scale moves everything after it, so that it gets most steps although its own errors are small."""
-    settings = Sampler.load("flowar-digits", device="cpu").settings("mlp:25-4@10")
-    assert isinstance(settings.policy, Adaptive)
-    importance = settings.policy.error_model.importance
+    settings = Sampler.load("flowar-digits", device="cpu").settings(steps="mlp:25-4@10")
+    assert isinstance(settings.steps, Adaptive)
+    importance = settings.steps.error_model.importance
     assert importance.tolist() == sorted(importance.tolist(), reverse=True)
     assert importance[0] > importance[-1] + 2
 
@@ -291,12 +291,13 @@ def test_budgets_and_bounds_hold_for_every_image_and_evaluations_are_counted(
 ):
     sampler = make(family)
     for text in fitting_policies(family):
-        settings = sampler.settings(f"{text}:{probes(family)}", guidance=1.0, batch_size=4)
-        policy = settings.policy
+        settings = sampler.settings(steps=f"{text}:{probes(family)}", guidance=1.0, batch_size=4)
+        policy = settings.steps
         assert isinstance(policy, Adaptive)
         cost = policy.cost if policy.score is not None else 0
         spent, rows = torch.zeros(4), 0
-        for step in sampler.start(**asked(sampler, [5, 6, 7, 8]), settings=settings):  # pyright: ignore[reportArgumentType]
+        for turn in sampler.start(Inputs.paired(**asked(sampler, [5, 6, 7, 8])), settings):
+            step = turn.step
             assert isinstance(step.steps, Tensor)
             assert policy.spending.late <= step.steps.min() <= step.steps.max() <= policy.spending.early
             spent += (step.steps + cost).view(4, -1).sum(1)
@@ -349,8 +350,8 @@ def test_every_solver_goes_with_a_policy_that_looks_before(solver: str, probes: 
 
 def test_a_probe_is_a_function_of_its_seeds_and_comes_back_from_its_file(tmp_path: Path):
     sampler = small.sampler()
-    settings = sampler.settings("constant:3", num_ar_steps=3)
-    wanted = Wanted([seed % 10 for seed in range(12)], list(range(12)))
+    settings = sampler.settings(steps="constant:3", num_ar_steps=3)
+    wanted = Inputs.in_turn(range(12), range(10))
     first, second = (fit_probe(sampler, wanted, replace(settings, batch_size=size)) for size in (12, 12))
     other = fit_probe(sampler, wanted, replace(settings, batch_size=5))
     assert first.report() == second.report() == other.report()
@@ -371,8 +372,8 @@ def test_a_probe_is_a_function_of_its_seeds_and_comes_back_from_its_file(tmp_pat
 def test_a_score_that_is_the_error_is_known_to_be_it():
     """A researcher's score: here the answer itself, which must agree with itself, with slope 1."""
     sampler = small.sampler()
-    settings = sampler.settings("constant:3", num_ar_steps=3)
-    wanted = Wanted([seed % 10 for seed in range(16)], list(range(16)))
+    settings = sampler.settings(steps="constant:3", num_ar_steps=3)
+    wanted = Inputs.in_turn(range(16), range(10))
     noises = iter([SeededNoise(list(range(i, min(i + 4, 16)))) for i in range(0, 16, 4) for _ in range(3)])
 
     def answer(problem: DenoisingProblem) -> Tensor:
@@ -395,7 +396,9 @@ def test_a_score_that_is_the_error_is_known_to_be_it():
 
 
 def test_a_budget_alone_goes_with_the_bounds_of_the_preset():
-    policies = [Sampler.load("mar-digits", device="cpu").settings(text).policy for text in ("mlp@18", "mlp:50-5@18")]
+    policies = [
+        Sampler.load("mar-digits", device="cpu").settings(steps=text).steps for text in ("mlp@18", "mlp:50-5@18")
+    ]
     assert str(policies[0]) == str(policies[1]) == "mlp:50-5@18"
 
 
@@ -403,7 +406,7 @@ def test_a_budget_alone_goes_with_the_bounds_of_the_preset():
 @pytest.mark.parametrize("form", ["mlp", "variance", "straight"])
 def test_plain_forms_take_the_defaults_of_the_embedded_models(name: str, form: str):
     sampler = Sampler.load(name, device="cpu")
-    policy = sampler.settings(form).policy
+    policy = sampler.settings(steps=form).steps
     assert isinstance(policy, Adaptive)
     assert str(policy.spending) == find_preset(name).defaults.spending
     assert str(policy).startswith(form)
@@ -429,23 +432,23 @@ def test_plain_forms_take_the_defaults_of_the_embedded_models(name: str, form: s
 )
 def test_mistakes_are_found_before_any_work(text: str, hint: str, probes: Callable[[str], Path]):
     with pytest.raises(DisaError, match=hint):
-        small.sampler().settings(text.format(probes("mar")))
+        small.sampler().settings(steps=text.format(probes("mar")))
 
 
 def test_what_cannot_go_together_is_refused_before_any_work(probes: Callable[[str], Path], tmp_path: Path):
     with pytest.raises(DisaError, match="other weights"):
-        small.sampler(seed=1).settings(f"mlp:9-2:{probes('mar')}")
+        small.sampler(seed=1).settings(steps=f"mlp:9-2:{probes('mar')}")
     with pytest.raises(DisaError, match="other weights: expected flowar-digits"):
-        make("flowar").settings(f"mlp:9-2:{probes('mar')}")
+        make("flowar").settings(steps=f"mlp:9-2:{probes('mar')}")
     with pytest.raises(DisaError, match="none ships for small"):
-        small.sampler().settings("mlp")
+        small.sampler().settings(steps="mlp")
     with pytest.raises(DisaError, match="knows nothing of variance:head"):
-        make("flowar").settings(f"variance:head:9-2:{probes('flowar')}")
+        make("flowar").settings(steps=f"variance:head:9-2:{probes('flowar')}")
     with pytest.raises(DisaError, match="cannot change the size of its steps on the way: choose euler, euler-maruyama"):
-        make("flowar").settings(f"straight:16-4:{probes('flowar')}", solver="heun")
+        make("flowar").settings(steps=f"straight:16-4:{probes('flowar')}", solver="heun")
     other = small.folder(tmp_path / "model") / "model.safetensors"
     with pytest.raises(DisaError, match="is not a probe"):
-        small.sampler().settings(f"mlp:9-2:{other}")
+        small.sampler().settings(steps=f"mlp:9-2:{other}")
 
 
 def test_a_look_needs_a_solver_that_can_change_its_steps():
@@ -472,8 +475,7 @@ def test_a_budget_needs_to_know_the_rows_to_come():
 # -- command line ----------------------------------------------------------------------------------------------------
 
 
-def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    small.without_codec(monkeypatch)
+def test_fit_probe_writes_what_steps_read(disa: Command, tmp_path: Path):
     model, probe = small.folder(tmp_path / "model"), tmp_path / "probe.safetensors"
     base = ("--model", model, "--num-ar-steps", 3, "--device", "cpu")
     report = disa("fit-probe", *base, "--seeds", "100000-100011", "--out", probe, "--json").json()

@@ -27,8 +27,9 @@ from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, make_solver
 from disa.core.steps import constant, table
+from disa.draw.inputs import Inputs
+from disa.draw.run import Run
 from disa.draw.sampler import Sampler
-from disa.draw.samples import Wanted
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
 from disa.study.calibrate import (
@@ -49,7 +50,7 @@ from disa.study.calibrate import (
 )
 from disa.tiny.captions import parse
 
-WANTED = Wanted([0, 1, 2], [7, 8, 9])
+INPUTS = Inputs([7, 8, 9], [0, 1, 2])
 REFERENCE = 12
 
 
@@ -215,34 +216,30 @@ def sampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return test_families.sampler(preset)
 
 
-def asked(sampler: Sampler) -> Wanted:
-    return Wanted(None, WANTED.seeds, ["a", "b", "c"]) if sampler.preset.prompts else WANTED
+def asked(sampler: Sampler) -> Inputs:
+    return Inputs(INPUTS.seeds, prompts=["a", "b", "c"]) if sampler.preset.prompts else INPUTS
 
 
 def test_costs_are_what_drawing_makes(sampler: Sampler) -> None:
-    settings = sampler.settings("constant:2", batch_size=2)
+    settings = sampler.settings(steps="constant:2", batch_size=2)
     wanted, counts = asked(sampler), [1, 2, 4, 5]
     found = measure(sampler, wanted, settings, counts, REFERENCE, nothing)
     every = np.arange(1, 9)
     costs = costs_of(sampler, settings, every, np.array(found.evaluations), counts)
     for count in every:
-        drawn = sampler.start(**vars(wanted), settings=sampler.with_policy(settings, constant(int(count))))
-        made = [step.evaluations for step in drawn]
+        made = [turn.step.evaluations for turn in sampler.start(wanted, settings, steps=constant(int(count)))]
         per_image = np.reshape(made, (2, -1)).sum(axis=0) / len(wanted.seeds)
         assert costs[:, count - 1] == pytest.approx(per_image)
 
 
 def test_measuring_does_not_change_the_images(sampler: Sampler) -> None:
-    wanted, settings = asked(sampler), sampler.settings("linear:3-2", batch_size=3)
+    wanted, settings = asked(sampler), sampler.settings(steps="linear:3-2", batch_size=3)
     shape = settings.num_ar_steps, 2
     noise, errors = SeededNoise(wanted.seeds), np.zeros(shape)
-    ruler = Ruler(settings.policy, settings.solver, [1, 2], 4, noise, errors, np.zeros(shape))
+    ruler = Ruler(settings.steps, settings.solver, [1, 2], 4, noise, errors, np.zeros(shape))
     latents = []
-    for policy in (settings.policy, ruler):
-        drawn = sampler.start(**vars(wanted), settings=replace(settings, policy=policy))
-        for _ in drawn:
-            pass
-        latents.append(drawn.result("latent").latents)
+    for policy in (settings.steps, ruler):
+        latents.append(Run(sampler, wanted, replace(settings, steps=policy), "latent").result().latents)
     assert torch.equal(*latents)
     assert (errors > 0).all()
 
@@ -250,7 +247,7 @@ def test_measuring_does_not_change_the_images(sampler: Sampler) -> None:
 def test_errors_do_not_depend_on_the_batch() -> None:
     sampler = small.sampler()
     found = [
-        measure(sampler, WANTED, sampler.settings("constant:2", batch_size=size), [1, 3], REFERENCE, nothing)
+        measure(sampler, INPUTS, sampler.settings(steps="constant:2", batch_size=size), [1, 3], REFERENCE, nothing)
         for size in (1, 3)
     ]
     assert np.array(found[0].errors) == pytest.approx(np.array(found[1].errors), rel=1e-12)
@@ -259,7 +256,7 @@ def test_errors_do_not_depend_on_the_batch() -> None:
 
 def test_the_reference_has_no_error() -> None:
     sampler = small.sampler()
-    found = measure(sampler, WANTED, sampler.settings(), [1, REFERENCE], REFERENCE, nothing)
+    found = measure(sampler, INPUTS, sampler.settings(), [1, REFERENCE], REFERENCE, nothing)
     errors = np.array(found.errors)
     assert (errors[:, 0] > 0).all()
     assert (errors[:, 1] == 0).all()
@@ -280,9 +277,9 @@ class Faint:
 def test_the_gain_of_what_nothing_follows_is_what_the_picture_shows_of_it() -> None:
     sampler = Sampler(small.PRESET, small.model(0), Faint(), device="cpu")
     shown = (Faint.scale / 2) ** 2  # pictures are from 0 to 1, what is decoded from -1 to 1
-    alone = gains(sampler, WANTED, sampler.settings(num_ar_steps=1), nothing)
+    alone = gains(sampler, INPUTS, sampler.settings(num_ar_steps=1), nothing)
     assert alone == pytest.approx([shown], rel=1e-4)
-    several = gains(sampler, WANTED, sampler.settings(num_ar_steps=4), nothing)
+    several = gains(sampler, INPUTS, sampler.settings(num_ar_steps=4), nothing)
     assert several[-1] == pytest.approx(shown, rel=1e-4)
     # MAR keeps what is drawn, so a disturbance is in the image, with what follows from it.
     assert min(several) > 0.999 * shown
@@ -293,8 +290,8 @@ def test_an_image_that_becomes_another_does_not_decide() -> None:
     """The gain of several images is the geometric mean of theirs."""
     sampler = Sampler(small.PRESET, small.model(0), Faint(), device="cpu")
     settings = sampler.settings(num_ar_steps=4)
-    each = [gains(sampler, WANTED.part(slice(i, i + 1)), settings, nothing) for i in range(3)]
-    together = gains(sampler, WANTED, settings, nothing)
+    each = [gains(sampler, INPUTS.part(slice(i, i + 1)), settings, nothing) for i in range(3)]
+    together = gains(sampler, INPUTS, settings, nothing)
     assert together == pytest.approx(np.exp(np.log(each).mean(axis=0)).tolist(), rel=1e-3)
 
 
@@ -303,7 +300,7 @@ def test_an_image_that_does_not_show_a_disturbance_does_not_decide_either() -> N
         scale = 0.0
 
     sampler = Sampler(small.PRESET, small.model(0), Black(), device="cpu")
-    assert gains(sampler, WANTED, sampler.settings(num_ar_steps=2), nothing) == pytest.approx([1e-6, 1e-6])
+    assert gains(sampler, INPUTS, sampler.settings(num_ar_steps=2), nothing) == pytest.approx([1e-6, 1e-6])
 
 
 def test_only_one_ar_step_is_disturbed() -> None:
@@ -322,8 +319,7 @@ def test_only_one_ar_step_is_disturbed() -> None:
 def test_the_budget_is_kept_and_spent(sampler: Sampler) -> None:
     wanted, settings = asked(sampler), sampler.settings(batch_size=3)
     [result] = calibrate(sampler, wanted, settings, ["linear:4-2"], REFERENCE)
-    drawn = sampler.start(**vars(wanted), settings=sampler.with_policy(settings, result.table))
-    made = sum(step.evaluations for step in drawn) / len(wanted.seeds)
+    made = sampler.start(wanted, settings, "latent", steps=result.table).result().evaluations / len(wanted)
     assert made == result.evaluations <= result.budget
     assert made > 0.6 * result.budget
     assert max(result.table.values) > 1
@@ -332,7 +328,7 @@ def test_the_budget_is_kept_and_spent(sampler: Sampler) -> None:
 def test_no_count_is_chosen_that_adds_nothing_to_its_grid() -> None:
     """flowar-split makes 10 evaluations of 11 steps: between measured counts, 11 is no better than 10."""
     sampler = test_families.sampler(test_families.shrunk("flowar-digits"))
-    [result] = calibrate(sampler, WANTED.part(slice(1)), sampler.settings(), ["linear:14-6"], 40)
+    [result] = calibrate(sampler, INPUTS.part(slice(1)), sampler.settings(), ["linear:14-6"], 40)
     assert max(result.table.values) > 4
     assert all(count == 1 or count % 2 == 0 for count in result.table.values)
 
@@ -341,11 +337,11 @@ def test_budgets_are_shares_counts_and_policies() -> None:
     sampler = small.sampler()
     settings = sampler.settings()
     # 16 tokens, guidance counts two; the original policy is constant:6.
-    assert read_budget(sampler, WANTED, settings, "0.5") == (0.5 * 6 * 2 * 16, 16)
-    assert read_budget(sampler, WANTED, settings, "1") == (6 * 2 * 16, 16)
-    assert read_budget(sampler, WANTED, settings, "7.5") == (7.5 * 16, 16)
+    assert read_budget(sampler, INPUTS, settings, "0.5") == (0.5 * 6 * 2 * 16, 16)
+    assert read_budget(sampler, INPUTS, settings, "1") == (6 * 2 * 16, 16)
+    assert read_budget(sampler, INPUTS, settings, "7.5") == (7.5 * 16, 16)
     drawn = sampler.sample(0, 5, steps="linear:4-2", output_type="latent")
-    assert read_budget(sampler, WANTED, settings, "linear:4-2") == (drawn.evaluations, 16)
+    assert read_budget(sampler, INPUTS, settings, "linear:4-2") == (drawn.evaluations, 16)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +360,7 @@ def test_budgets_are_shares_counts_and_policies() -> None:
 def test_a_budget_that_cannot_be(budget: str, message: str) -> None:
     sampler = small.sampler()
     with pytest.raises(DisaError, match=message):
-        read_budget(sampler, WANTED, sampler.settings(), budget)
+        read_budget(sampler, INPUTS, sampler.settings(), budget)
 
 
 def test_a_reference_must_be_longer_than_what_it_measures() -> None:
@@ -382,7 +378,7 @@ def test_a_reference_must_be_longer_than_what_it_measures() -> None:
 
 
 def written(sampler: Sampler, path: Path) -> Path:
-    [result] = calibrate(sampler, WANTED, sampler.settings(), ["0.5"], REFERENCE)
+    [result] = calibrate(sampler, INPUTS, sampler.settings(), ["0.5"], REFERENCE)
     path.write_text(json.dumps(result.report()))
     return path
 
@@ -392,14 +388,14 @@ def test_a_table_warns_where_it_was_not_measured(tmp_path: Path) -> None:
     path = written(sampler, tmp_path / "table.json")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        sampler.settings(f"table:{path}")
+        sampler.settings(steps=f"table:{path}")
     others: list[tuple[str, Callable[[], object]]] = [
-        ("guidance 2.0 .here 3.0.", lambda: sampler.settings(f"table:{path}", guidance=3.0)),
-        ("ramp linear .here constant.", lambda: sampler.settings(f"table:{path}", ramp="constant")),
-        ("solver DDPM.*here DDIM", lambda: sampler.settings(f"table:{path}", solver="ddim")),
-        ("solver DDPM.*uniform.*here DDPM.*logsnr", lambda: sampler.settings(f"table:{path}", grid="logsnr")),
-        ("measured for weights .*here", lambda: small.sampler(seed=1).settings(f"table:{path}")),
-        ("resampled to 3", lambda: sampler.settings(f"table:{path}", num_ar_steps=3)),
+        ("guidance 2.0 .here 3.0.", lambda: sampler.settings(steps=f"table:{path}", guidance=3.0)),
+        ("ramp linear .here constant.", lambda: sampler.settings(steps=f"table:{path}", ramp="constant")),
+        ("solver ddpm.*here ddim", lambda: sampler.settings(steps=f"table:{path}", solver="ddim")),
+        ("solver ddpm@uniform .here ddpm@logsnr", lambda: sampler.settings(steps=f"table:{path}", grid="logsnr")),
+        ("measured for weights .*here", lambda: small.sampler(seed=1).settings(steps=f"table:{path}")),
+        ("resampled to 3", lambda: sampler.settings(steps=f"table:{path}", num_ar_steps=3)),
     ]
     for message, make in others:
         with pytest.warns(UserWarning, match=message):
@@ -414,7 +410,7 @@ def test_a_table_without_provenance_does_not_warn(tmp_path: Path) -> None:
     (tmp_path / "plain.json").write_text("[4, 3, 2, 1]")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        small.sampler().settings(f"table:{tmp_path / 'plain.json'}", guidance=3.0)
+        small.sampler().settings(steps=f"table:{tmp_path / 'plain.json'}", guidance=3.0)
 
 
 def test_a_provenance_that_is_none(tmp_path: Path) -> None:
@@ -426,10 +422,7 @@ def test_a_provenance_that_is_none(tmp_path: Path) -> None:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def test_the_command_writes_a_table_that_the_others_take(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    small.without_codec(monkeypatch)
+def test_the_command_writes_a_table_that_the_others_take(disa: Command, tmp_path: Path) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     quick = ("--model", model, "--num-ar-steps", 3, "--grid", "uniform", "--device", "cpu")
     arguments = (*quick, "--budget", 6, "--reference", 16, "--seeds", "5-7", "--out", out)
@@ -467,19 +460,15 @@ def test_the_command_writes_a_table_that_the_others_take(
         (("--budget", 4, "--labels", "77"), "labels must be 0 to 9"),
     ],
 )
-def test_mistakes_are_one_line(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[object, ...], words: str
-) -> None:
-    small.without_codec(monkeypatch)
-    monkeypatch.setitem(PRESETS, "mar-digits", small.changed(PRESETS["mar-digits"], original="constant:1"))
-    model = small.folder(tmp_path / "model")
+def test_mistakes_are_one_line(disa: Command, tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:
+    model = small.folder(tmp_path / "model", original="constant:1")
     done = disa("calibrate", "--model", model, "--num-ar-steps", 3, *arguments, "--out", tmp_path / "out")
     assert words in complaint(done)
 
 
 def test_seeds_and_captions_are_there_without_being_asked_for() -> None:
-    def wanted(name: str, asked: AskedInTurn) -> Wanted:
-        return asked.read().filled(find_preset(name), NUM_IMAGES, FIRST_SEED).repeated(NUM_IMAGES)
+    def wanted(name: str, asked: AskedInTurn) -> Inputs:
+        return asked.in_turn(find_preset(name), NUM_IMAGES, FIRST_SEED)
 
     digits = wanted("mar-digits", AskedInTurn())
     assert (digits.seeds, digits.prompts) == (list(range(100_000, 100_016)), None)

@@ -58,7 +58,7 @@ def test_what_it_cannot_is_refused(model: Capabilities, request_: Request, messa
 
 def test_only_harmon_draws_from_prompts_and_describes_and_only_flows_have_fixed_ar_steps() -> None:
     for preset in PRESETS.values():
-        can = preset.architecture.capabilities
-        assert (can.condition == "prompts") == can.describes == (can.num_classes is None) == (preset.family == "harmon")
-        assert can.any_size == can.keeps_tokens == (can.num_ar_steps is None) == (preset.family in {"mar", "harmon"})
-        can.check_ar_steps(preset.num_ar_steps)
+        can, family = preset.spec.architecture.capabilities, preset.spec.family
+        assert (can.condition == "prompts") == can.describes == (can.num_classes is None) == (family == "harmon")
+        assert can.any_size == can.keeps_tokens == (can.num_ar_steps is None) == (family in {"mar", "harmon"})
+        can.check_ar_steps(preset.defaults.num_ar_steps)

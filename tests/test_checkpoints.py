@@ -28,8 +28,10 @@ from disa.files import make_folder, write_text, write_whole
 from disa.models.mar.model import MAR
 from disa.models.registry import PRESETS
 from disa.models.spec import HubFile
-from disa.weights import checkpoints
-from disa.weights.checkpoints import check_hash, convert, hash_record, load_codec, load_folder, load_model
+from disa.weights.convert import convert
+from disa.weights.folders import load_folder, save_model
+from disa.weights.load import load_codec, load_model
+from disa.weights.trust import check_hash, hash_file, hash_record
 
 
 @pytest.fixture(autouse=True)
@@ -268,7 +270,7 @@ def test_a_file_that_changed_is_refused(tmp_path: Path, cache: Path) -> None:
     path = saved(small.weights(seed=0), tmp_path / "weights.pth")
     load(path)
     (entry,) = json.loads(hash_record().read_text()).values()
-    assert entry["sha256"] == checkpoints.hash_file(path)
+    assert entry["sha256"] == hash_file(path)
     assert hash_record().parent == cache
     os.utime(path)  # touched, but the same
     load(path)
@@ -315,7 +317,7 @@ def test_other_entries_stay_in_the_record(tmp_path: Path) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return checkpoints.save_model(tmp_path / "model", small.PRESET, small.weights())
+    return save_model(tmp_path / "model", small.PRESET, small.weights())
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -327,15 +329,48 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda about: about.clear(), "is not a model folder of disa ('preset')"),
-        (lambda about: about["architecture"].update(colour=3), "is not a model folder"),
-        (lambda about: about["architecture"].update(latent_size=8), "is not a model folder"),
-        (lambda about: about["architecture"].update(latent_size=[8]), "is not a model folder"),
+        (lambda about: about.clear(), "has no format and no preset"),
+        (lambda about: about["architecture"].update(colour=3), "architecture has an unknown field 'colour'"),
+        (lambda about: about["architecture"].update(latent_size=8), "architecture.latent_size is 8"),
+        (lambda about: about["architecture"].update(latent_size=[8]), "expected a list of 2"),
+        (lambda about: about["architecture"].update(latent_size=[8, 3]), "cut into patches of 2"),
+        (lambda about: about["architecture"].update(latent_size=[1 << 23, 1 << 23]), "found (1, 20, 32)"),
         (lambda about: about["architecture"].update(head_width="32"), "head_width is '32'"),
+        (lambda about: about["architecture"].update(head_width=True), "head_width is True"),
+        (lambda about: about["architecture"].update(head_width=32.0), "head_width is 32.0"),
+        (lambda about: about["architecture"].update(mlp_ratio=float("nan")), "mlp_ratio is nan"),
         (lambda about: about["architecture"].update(encoder_heads=0), "encoder_heads is 0"),
+        (lambda about: about["architecture"].update(encoder_heads=5), "encoder_heads = 5 must divide encoder_width"),
+        (lambda about: about["architecture"].update(encoder_depth=1 << 40), "a whole number from 1 to 512"),
         (lambda about: about["architecture"].update(head_depth=3), "missing"),
-        (lambda about: about.update(preset="large"), "unknown model 'large'"),
-        (lambda about: about.update(preset=["small"]), "unknown model"),
+        (lambda about: about.update(architecture=[]), "architecture is []: expected an object"),
+        (lambda about: about.update(family="gan"), "family is 'gan': expected one of mar, flowar, xar, harmon"),
+        (lambda about: about.update(family=["mar"]), "family is ['mar']"),
+        (lambda about: about.update(family="xar"), "architecture has an unknown field"),
+        (lambda about: about.update(name="../small"), "name is '../small'"),
+        (lambda about: about.update(name=""), "name is ''"),
+        (lambda about: about.update(name={"a": 1}), "name is {'a': 1}"),
+        (lambda about: about.update(format=3), "this version of disa reads 2: update disa"),
+        (lambda about: about.update(format=[[]] * 99), "format is a list"),
+        (lambda about: about.pop("codec"), "codec is missing"),
+        (lambda about: about.update(codec="kl16"), "codec is 'kl16': expected null or an object"),
+        (lambda about: about.update(codec={"kind": "gan"}), "whose kind is kl16 or small-vae"),
+        (lambda about: about.update(codec={"kind": "kl16", "block_widths": [3]}), "multiples of norm_groups"),
+        (lambda about: about.update(codec={"kind": "small-vae"}), "latent_channels is 8: they must be equal"),
+        (lambda about: about["defaults"].pop("num_ar_steps"), "defaults.num_ar_steps is missing"),
+        (lambda about: about["defaults"].update(num_ar_steps=0), "defaults.num_ar_steps is 0"),
+        (lambda about: about["defaults"].update(guidance="2"), "defaults.guidance is '2'"),
+        (lambda about: about["defaults"].update(guidance=float("inf")), "defaults.guidance is inf"),
+        (lambda about: about["defaults"].update(ramp="up"), "unknown guidance ramp 'up'"),
+        (lambda about: about["defaults"].update(interval=[0.9, 0.1]), "0 <= low <= high <= 1"),
+        (lambda about: about["defaults"].update(solver="magic"), "magic"),
+        (lambda about: about["defaults"].update(steps=50), "defaults.steps is 50"),
+        (lambda about: about["defaults"].update(steps="linear:\n5-3"), "printable"),
+        (lambda about: about["defaults"].update(spending="50"), "defaults.spending is '50'"),
+        (lambda about: about["defaults"].update(variance_by="luck"), "defaults.variance_by is 'luck'"),
+        (lambda about: about["defaults"].update(size=[512]), "defaults.size is [512]"),
+        (lambda about: about["defaults"].update(rewrite=1), "defaults.rewrite is 1"),
+        (lambda about: about["defaults"].update(seed=1), "defaults has an unknown field 'seed'"),
         (lambda about: about.update(sha256="0"), "its SHA-256 differs"),
     ],
 )
@@ -343,6 +378,57 @@ def test_a_changed_config_is_refused(folder: Path, change: Callable[[dict[str, A
     load_folder(folder)
     change_config(folder, change)
     assert words in refusal(lambda: load_folder(folder))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000, '{"a":' * 100_000, "{}" + " " * (1 << 20), "[]", "null", "3", '"mar"', "", "{", "\xff\xfe",
+        '{"format": ' + "9" * 10_000 + "}", '{"library": "disa", "format": 2}',
+    ],
+)  # fmt: skip
+def test_a_config_that_is_no_config_is_refused(folder: Path, text: str) -> None:
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    assert "config.json" in refusal(lambda: load_folder(folder))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda about: about.update(preset="large"), "unknown model 'large'"),
+        (lambda about: about.update(preset=["small"]), "unknown model"),
+        (lambda about: about["architecture"].update(head_width=0), "head_width is 0"),
+    ],
+)
+def test_a_changed_config_of_the_first_format_is_refused(
+    folder: Path, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    as_the_first_format(folder)
+    change_config(folder, change)
+    assert words in refusal(lambda: load_folder(folder))
+
+
+def as_the_first_format(folder: Path) -> None:
+    """Rewrite a folder's `config.json` as the first format had it."""
+
+    def rewrite(about: dict[str, Any]) -> None:
+        about["preset"] = about["name"]
+        for key in ("format", "name", "codec", "defaults", "assets"):
+            del about[key]
+
+    change_config(folder, rewrite)
+
+
+def test_a_folder_of_the_first_format_loads(folder: Path) -> None:
+    as_the_first_format(folder)
+    preset, model, _ = load_folder(folder)
+    assert preset == small.PRESET
+    assert equal(model.state_dict(), small.weights())
+
+
+def test_keys_beside_the_known_ones_are_ignored(folder: Path) -> None:
+    change_config(folder, lambda about: about.update(_name_or_path="hub", architectures=["MAR"]))
+    assert load_folder(folder)[0] == small.PRESET
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -403,7 +489,8 @@ def coded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     return vae.to_official(vae.build(small.CODEC).state_dict(), small.CODEC)
 
 
-def test_every_form_of_the_autoencoder_loads(coded: dict[str, Tensor], folder: Path, tmp_path: Path) -> None:
+def test_every_form_of_the_autoencoder_loads(coded: dict[str, Tensor], tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", PRESETS["small"], small.weights())
     preset, expected = PRESETS["small"], vae.from_official(coded, small.CODEC)
     official = saved({"model": coded, "step": 3}, tmp_path / "kl16.ckpt")
     files = convert(folder, "small", tmp_path / "both", codec=official)
@@ -418,8 +505,9 @@ def test_every_form_of_the_autoencoder_loads(coded: dict[str, Tensor], folder: P
     assert (tmp_path / "copy/vae/config.json").is_file()
 
 
-def test_a_wrong_autoencoder_is_refused(coded: dict[str, Tensor], folder: Path, tmp_path: Path) -> None:
-    preset, name = PRESETS["small"], "decoder.conv_in.weight"
+def test_a_wrong_autoencoder_is_refused(coded: dict[str, Tensor], tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model", PRESETS["small"], small.weights())
+    preset, name = PRESETS["small"], "decoder.conv_out.weight"
     wrong = {
         "missing": {key: value for key, value in coded.items() if key != name},
         "another": {"generator.weight": torch.zeros(3)},
@@ -510,7 +598,7 @@ def test_ctrl_c_at_any_line_of_a_write_leaves_whole_files(tmp_path: Path) -> Non
 
 def test_the_old_weights_survive_a_full_disk(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "replace", full)
-    refusal(lambda: checkpoints.save_model(folder, small.PRESET, small.weights(seed=1)))
+    refusal(lambda: save_model(folder, small.PRESET, small.weights(seed=1)))
     assert equal(load_folder(folder)[1].state_dict(), small.weights(seed=0))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
 
@@ -549,7 +637,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_really_full_disk(tiny_disk: Path) -> None:
     good = write_text(tiny_disk / "good", "x" * 30_000)
     assert "No space left on device" in refusal(lambda: write_text(good, "y" * 50_000))
-    message = refusal(lambda: checkpoints.save_model(tiny_disk / "model", small.PRESET, small.weights()))
+    message = refusal(lambda: save_model(tiny_disk / "model", small.PRESET, small.weights()))
     assert "No space left on device" in message
     big = {"state": torch.zeros(20_000)}
     assert "No space left on device" in refusal(lambda: write_whole(good, lambda file: torch.save(big, file)))

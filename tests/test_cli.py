@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -22,14 +23,9 @@ from PIL import Image
 import small
 from command import Command, complaint, files, only_whole
 from disa import cli
-from disa.cli.options import parse_labels, parse_numbers
+from disa.cli.texts import parse_box, parse_labels, parse_numbers
 from disa.models.registry import PRESETS
 from disa.tiny import train as training
-
-
-@pytest.fixture(autouse=True)
-def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.without_codec(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +46,13 @@ def test_sample_writes_pictures_a_grid_and_a_trace(disa: Command, model: Path, t
         "sample", "--model", model, "--labels", "3,5-6", "--seeds", "7-9", "--guidance", 1.5, *QUICK, "--out", out
     )
     assert (done.code, done.err) == (0, "")
-    assert "3 images in" in done.out
+    assert done.out.startswith("3 images: ")
     assert f"are in {out}" in done.out
-    names = ["seed000007_label0003.png", "seed000008_label0005.png", "seed000009_label0006.png"]
+    pairs = ("seed000007_label0003", "seed000008_label0005", "seed000009_label0006")
+    names = [f"samples/{pair}.png" for pair in pairs]
     assert only_whole(out) == ["grid.png", *names, "trace.json"]
     trace = json.loads((out / "trace.json").read_text())
-    assert trace["files"] == names
+    assert (trace["files"], trace["images_counted"]) == (names, 3)
     assert (trace["labels"], trace["seeds"]) == ([3, 5, 6], [7, 8, 9])
     assert [step["steps"] for step in trace["trace"]] == [4, 3, 2, 2]
     assert trace["settings"]["steps"] == "linear:4-2"
@@ -66,7 +63,7 @@ def test_sample_writes_pictures_a_grid_and_a_trace(disa: Command, model: Path, t
 
 def test_sample_without_classes(disa: Command, model: Path, tmp_path: Path) -> None:
     done = disa("sample", "--model", model, "--labels", "none", "--seeds", "3-4", *QUICK, "--out", tmp_path, "--json")
-    assert done.json()["files"] == ["seed000003.png", "seed000004.png"]
+    assert done.json()["files"] == ["samples/seed000003.png", "samples/seed000004.png"]
 
 
 def test_sample_keeps_what_is_outside_the_box(disa: Command, model: Path, tmp_path: Path) -> None:
@@ -76,7 +73,7 @@ def test_sample_keeps_what_is_outside_the_box(disa: Command, model: Path, tmp_pa
     options = ("--keep", tmp_path / "in.png", "--box", "1,1,3,4", "--seeds", "0-1", "--labels", 3)
     assert disa("sample", "--model", model, *options, *QUICK, "--out", tmp_path / "out").code == 0
     for seed in range(2):
-        with Image.open(tmp_path / f"out/seed00000{seed}_label0003.png") as image:
+        with Image.open(tmp_path / f"out/samples/seed00000{seed}_label0003.png") as image:
             inside = {(x, y) for x in range(2, 8) for y in range(2, 6)}
             changed = {(x, y) for x in range(8) for y in range(8) if image.getpixel((x, y)) != picture.getpixel((x, y))}
         assert changed
@@ -117,7 +114,7 @@ def test_a_table_is_only_resampled_for_what_is_asked(disa: Command, model: Path,
 def small_digits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`mar-digits`, but small, and its embedded weights too."""
     monkeypatch.setitem(PRESETS, "mar-digits", small.changed(small.PRESET, name="mar-digits", page=""))
-    monkeypatch.setattr("disa.weights.checkpoints.resources.files", lambda package: model / "embedded")
+    monkeypatch.setattr("disa.weights.package.resources.files", lambda package: model / "embedded")
     (model / "embedded/weights").mkdir(parents=True, exist_ok=True)
     (model / "embedded/weights/mar-digits.safetensors").write_bytes((model / "model.safetensors").read_bytes())
 
@@ -237,6 +234,7 @@ def test_numbers_and_ranges() -> None:
     assert parse_numbers("0-3", "seeds") == [0, 1, 2, 3]
     assert parse_numbers("1,5,8-9,5", "seeds") == [1, 5, 8, 9, 5]
     assert parse_labels("none") is None
+    assert parse_box("1,0,3,2") == [1, 0, 3, 2]
 
 
 BAD_SAMPLES = [
@@ -273,13 +271,22 @@ BAD_SAMPLES = [
     (["--guidance", "strong"], "'--guidance'"),
     (
         ["--solver", "ddim", "--temperature", "0.9"],
-        "temperature scales the noise that ddpm and euler-maruyama add; ddim adds none",
+        "temperature scales the noise that ddpm and euler-maruyama add; that of ddim is scaled by eta",
     ),
     (["--eta", "0.5"], "eta belongs to ddim, not to ddpm"),
     (["--solver", "ddim", "--eta", "1.5"], "eta must be 0 to 1, found 1.5"),
     (["--temperature", "-1"], "temperature must be 0 or more, found -1.0"),
     (["--vae", "kl16.ckpt"], "mar-digits has no autoencoder, its tokens are pixels: leave kl16.ckpt out"),
-    (["--guidance-interval", "0.9"], "the guidance interval must be two times like 0-0.9, found '0.9'"),
+    (["--guidance-interval", "0.9"], "interval must be two numbers like 0-0.9, found '0.9'"),
+    (["--guidance-progress", "all"], "progress must be two numbers like 0-0.9, found 'all'"),
+    (
+        ["--guidance-progress", "0.9-0.1"],
+        "the guidance progress must be two shares 0 <= low <= high <= 1",
+    ),
+    (["--per-label", "0"], "'--per-label'"),
+    (["--per-label", "2", "--labels", "3", "--seeds", "0-2"], "2 images per label need 2 seeds, found 3"),
+    (["--size", "8"], "size must be height and width like 512x768, found '8'"),
+    (["--height", "9"], "height and width must be multiples of 2, found 9x8"),
     (["--guidance-interval", "0.9-0.1"], "two times 0 <= low <= high <= 1, found (0.9, 0.1)"),
     (["--checkpoint", "last.pth"], "a checkpoint needs the name of its model, one of mar-digits"),
     (["--keep", "in.png"], "--keep and --box go together"),
@@ -383,24 +390,40 @@ def test_what_is_given_is_text_not_markup(disa: Command, model: Path, tmp_path: 
 # -- full disks and Ctrl-C -----------------------------------------------------------------------------------------
 
 
-def test_a_disk_that_is_full_in_the_middle_of_writing(
-    disa: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    arguments = ("sample", "--model", model, "--labels", 3, "--seeds", "0-3", *QUICK, "--out", tmp_path)
-    assert disa(*arguments).code == 0
-    before = {name: (tmp_path / name).read_bytes() for name in only_whole(tmp_path)}
-    rename, renamed = os.replace, []
+@contextlib.contextmanager
+def full_after(count: int) -> Iterator[list[str]]:
+    """A disk that takes so many more files, whose names it gives."""
+    rename, renamed = os.replace, list[str]()
 
     def replace_until_full(source: Any, target: Any) -> None:
-        if len(renamed) == 2:
+        if len(renamed) == count:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         renamed.append(Path(target).name)
         rename(source, target)
 
-    monkeypatch.setattr(os, "replace", replace_until_full)
-    said = complaint(disa(*arguments, "--guidance", 3))
-    assert f"could not write {tmp_path}/seed000002_label0003.png: No space left on device" in said
-    after = {name: (tmp_path / name).read_bytes() for name in only_whole(tmp_path)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", replace_until_full)
+        yield renamed
+
+
+def test_a_disk_that_is_full_in_the_middle_of_writing(disa: Command, model: Path, tmp_path: Path) -> None:
+    """Each file is the new one or the old one, and the rest is drawn when there is room again."""
+
+    def contents() -> dict[str, bytes]:
+        return {Path(name).name: (tmp_path / name).read_bytes() for name in only_whole(tmp_path)}
+
+    arguments = ("sample", "--model", model, "--labels", 3, "--seeds", "0-3", *QUICK, "--out", tmp_path)
+    with full_after(2) as renamed:
+        said = complaint(disa(*arguments))
+    assert f"could not write {tmp_path}/samples/seed000002_label0003.png: No space left on device" in said
+    assert sorted(contents()) == renamed == ["seed000000_label0003.png", "seed000001_label0003.png"]
+    assert disa(*arguments, "--resume", "--json").json()["drawn"] == 2
+    before = contents()
+    assert len(before) == 6
+    # The size of batches is told in a file, but changes no image.
+    with full_after(2) as renamed:
+        complaint(disa(*arguments, "--batch-size", 3))
+    after = contents()
     assert set(after) == set(before)
     assert {name for name in after if after[name] != before[name]} == set(renamed)
 
@@ -421,11 +444,7 @@ def start(model: Path, tmp_path: Path) -> Iterator[Callable[..., subprocess.Pope
     """Start `disa sample` into tmp_path / "out" as its own process; it is ended after the test."""
     # Where the tests run in the background of a shell, SIGINT is ignored, and children inherit that.
     program = (
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); import disa; "
-        "from dataclasses import replace; "
-        "preset = disa.PRESETS['mar-digits']; "
-        "disa.PRESETS['mar-digits'] = replace(preset, spec=replace(preset.spec, codec=None)); "
-        "from disa.cli import main; main()"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from disa.cli import main; main()"
     )
     started: list[subprocess.Popen[str]] = []
 
@@ -458,13 +477,40 @@ def interrupt_when(process: subprocess.Popen[str], ready: Callable[[], bool]) ->
 
 
 def test_ctrl_c_while_drawing(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
+    out = tmp_path / "out"
     process = start("--seeds", "0-999", "--num-ar-steps", 16, "--steps", "constant:900")
-    interrupt_when(process, (tmp_path / "out").is_dir)
-    assert only_whole(tmp_path / "out") == []
+    interrupt_when(process, (out / "samples").is_dir)
+    assert only_whole(out) == []
+
+
+def drawn(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "samples").glob("seed*.png")}
 
 
 def test_ctrl_c_while_writing(start: Callable[..., subprocess.Popen[str]], tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = start("--seeds", "0-4999", "--num-ar-steps", 1, "--steps", "constant:1", "--batch-size", 1000)
-    interrupt_when(process, lambda: out.is_dir() and len(list(out.glob("seed*.png"))) > 3)
-    assert 3 < len(only_whole(out)) < 5_000
+    interrupt_when(process, lambda: len(drawn(out)) > 3)
+    assert 3 < len(drawn(out)) < 5_000
+    only_whole(out)
+
+
+def test_after_ctrl_c_what_was_drawn_is_kept_and_the_rest_resumed(
+    start: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """Byte by byte what one run without an interruption writes."""
+    options = ("--seeds", "0-31", "--num-ar-steps", 16, "--steps", "constant:12", "--batch-size", 4)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    process = start(*options)
+    interrupt_when(process, lambda: len(drawn(out)) >= 4)
+    only_whole(out)
+    kept = drawn(out)
+    assert 4 <= len(kept) < 32
+    times = {name: (out / "samples" / name).stat().st_mtime_ns for name in kept}
+    printed, said = start(*options, "--resume", "--json").communicate(timeout=100)
+    report = json.loads(printed)
+    assert (said, report["drawn"]) == ("", 32 - len(kept))
+    assert {name: (out / "samples" / name).stat().st_mtime_ns for name in kept} == times
+    assert start(*options, "--out", whole).wait(timeout=100) == 0
+    assert only_whole(out) == only_whole(whole)
+    assert drawn(out) == drawn(whole)

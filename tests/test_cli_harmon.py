@@ -19,16 +19,16 @@ import small
 from command import Command, complaint, files, only_whole
 from disa.cli.drawing import _texts
 from disa.draw.editing import squared
-from disa.draw.prompts import pair_per_prompt, read_prompts, slug
+from disa.draw.inputs import Inputs
+from disa.draw.prompts import read_prompts, slug
 from disa.draw.sampler import Sampler
-from disa.draw.samples import Wanted
-from disa.errors import DisaError
 from disa.models.harmon.names import official_names
 from disa.models.harmon.text import FixedLength, Text
 from disa.models.registry import PRESETS
-from disa.study.compare import bench, compare
+from disa.study.bench import bench
+from disa.study.compare import compare
 from disa.tiny.measures import MEASURES
-from disa.weights.checkpoints import build_model
+from disa.weights.build import build_model
 from test_harmon import CONFIG, PRESET, random_weights, tokenizer
 
 pytest.importorskip("transformers")
@@ -81,10 +81,11 @@ def test_prompts_and_seeds_are_paired_and_name_the_files(
     report = disa("sample", "--model", model, *arguments, *QUICK, "--out", tmp_path, "--json").json()
     assert report["prompts"] == ["a red circle", "A blue/../square!"]
     first, second = report["files"]
-    assert first == "seed000003_a-red-circle.png"
-    assert second.startswith("seed000005_a-blue-square-")
+    assert first == "samples/seed000003_a-red-circle.png"
+    assert second.startswith("samples/seed000005_a-blue-square-")
     assert only_whole(tmp_path) == sorted([first, second, "grid.png", "trace.json"])
-    assert json.loads((tmp_path / "trace.json").read_text()) == {k: v for k, v in report.items() if k != "out"}
+    trace = json.loads((tmp_path / "trace.json").read_text())
+    assert report == trace | {"drawn": 2, "out": str(tmp_path)}
     drawn = sampler.sample(prompts="a red circle", seeds=3, steps="constant:2", num_ar_steps=2, output_type="pil")
     assert (pixels(tmp_path / first) == np.array(drawn.images[0])).all()
 
@@ -93,10 +94,10 @@ def test_a_single_prompt_is_repeated(disa: Command, model: Path, tmp_path: Path)
     arguments = ("--prompt", "a cat", "--seeds", "0-2", "--negative-prompt", "a dog", "--size", "4x6")
     done = disa("sample", "--model", model, *arguments, *QUICK, "--out", tmp_path)
     assert (done.code, done.err) == (0, "")
-    assert "3 images in" in done.out
+    assert done.out.startswith("3 images: ")
     trace = json.loads((tmp_path / "trace.json").read_text())
-    assert trace["files"] == [f"seed00000{seed}_a-cat.png" for seed in range(3)]
-    assert (trace["settings"]["negative_prompt"], trace["settings"]["token_grid"]) == ("a dog", [4, 6])
+    assert trace["files"] == [f"samples/seed00000{seed}_a-cat.png" for seed in range(3)]
+    assert (trace["negative_prompt"], trace["settings"]["size"]) == ("a dog", [4, 6])
     assert pixels(tmp_path / trace["files"][0]).shape == (4, 6, 3)
 
 
@@ -104,9 +105,9 @@ def test_rewritten_prompts_are_told(disa: Command, model: Path, sampler: Sampler
     arguments = ("sample", "--model", model, "--prompt", "a cat", "--seeds", "3-4", *QUICK, "--out", tmp_path)
     report = disa(*arguments, "--rewrite", "--json").json()
     assert report["rewritten"] == sampler.rewrite(["a cat"] * 2, [3, 4])
-    assert report["files"] == [f"seed00000{seed}_a-cat.png" for seed in (3, 4)]
+    assert report["files"] == [f"samples/seed00000{seed}_a-cat.png" for seed in (3, 4)]
     assert "drew" in disa(*arguments, "--rewrite").out
-    assert "rewritten" not in disa(*arguments, "--json").json()
+    assert "rewritten" not in disa(*arguments, "--replace", "--json").json()
 
 
 def test_geneval_gets_its_folders(disa: Command, model: Path, sampler: Sampler, tmp_path: Path) -> None:
@@ -146,14 +147,6 @@ def test_a_prompt_draws_inside_the_box_only(disa: Command, model: Path, tmp_path
 def test_files_of_prompts(tmp_path: Path, text: str) -> None:
     (tmp_path / "file").write_text(text)
     assert [entry["prompt"] for entry in read_prompts(tmp_path / "file")] == ["a cat", "a dog"]
-
-
-def test_prompts_with_as_many_seeds_each() -> None:
-    assert pair_per_prompt(["a", "b"], None, 2) == (["a", "a", "b", "b"], [0, 1, 0, 1])
-    assert pair_per_prompt(["a", "b"], [5, 6], 2)[1] == [5, 6, 5, 6]
-    assert pair_per_prompt(["a", "b"], [5, 6, 7, 8], 2)[1] == [5, 6, 7, 8]
-    with pytest.raises(DisaError, match="2 images per prompt need 2 seeds or 4, one per image, found 3"):
-        pair_per_prompt(["a", "b"], [5, 6, 7], 2)
 
 
 def test_slugs_are_safe_short_and_tell_prompts_apart() -> None:
@@ -274,7 +267,7 @@ def test_compare_takes_prompts_in_turn(disa: Command, model: Path, tmp_path: Pat
     arguments = ("--prompt", "a cat", "--prompt", "a dog", "--seeds", "0-2", "--negative-prompt", "a cow")
     report = disa("compare", "--model", model, *arguments, *policies, "--out", tmp_path, "--json").json()
     assert report["prompts"] == ["a cat", "a dog", "a cat"]
-    assert report["settings"]["negative_prompt"] == "a cow"
+    assert (report["negative_prompt"], report["seeds"]) == ("a cow", [0, 1, 2])
     assert report["policies"][0]["quality"] is None
     assert only_whole(tmp_path) == ["compare.json", "compare.png", "steps.png"]
 
@@ -312,7 +305,7 @@ def test_right_pictures_score_higher_than_wrong_ones() -> None:
     random = np.random.default_rng(0)
     scenes = [sample_scene(random) for _ in range(40)]
     right = torch.stack([torch.from_numpy(draw(scene)).permute(2, 0, 1) for scene, _ in scenes]) / 255
-    measure, wanted = MEASURES["shapes"], Wanted(None, list(range(40)), [caption for _, caption in scenes])
+    measure, wanted = MEASURES["shapes"], Inputs.paired(range(40), prompts=[caption for _, caption in scenes])
     assert measure.refusal(right, wanted) == ""
     assert measure.refusal(right[:19], wanted) == "expected 20 images or more, found 19"
     assert measure.refusal(right[..., :32], wanted) == "expected images of 48x48, found 48x32"
@@ -333,8 +326,9 @@ def test_presets_name_measures_that_there_are() -> None:
 
 def test_compare_as_a_function(sampler: Sampler) -> None:
     settings = sampler.settings(num_ar_steps=2)
-    result = compare(sampler, ["constant:2", "constant:1"], None, [0, 1], settings, prompts="a cat")
-    assert result.wanted == Wanted(None, [0, 1], ["a cat", "a cat"])
+    inputs = Inputs.paired([0, 1], prompts="a cat")
+    result = compare(sampler, ["constant:2", "constant:1"], inputs, settings)
+    assert result.inputs is inputs
     assert result.report()["prompts"] == ["a cat", "a cat"]
 
 
@@ -391,16 +385,14 @@ def test_bad_files_of_prompts(disa: Command, model: Path, tmp_path: Path, name: 
         ("model", ["--prompt", "a", "--prompt", "b", "--seeds", "0-2"], "there are 2 and 3"),
         ("model", ["--prompt", "a", "--per-prompt", "0"], "'--per-prompt'"),
         ("model", ["--prompt", "a", "--per-prompt", "2", "--seeds", "0"], "2 images per prompt need 2 seeds, found 1"),
-        ("model", ["--prompt", "a", "--size", "4"], "--size must be height and width like 512x768, found '4'"),
+        ("model", ["--prompt", "a", "--size", "4"], "size must be height and width like 512x768, found '4'"),
         ("model", ["--prompt", "a", "--size", "0x4"], "height and width must be multiples of 1, found 0x4"),
         ("model", ["--prompt", "a", "--tokenizer", "./absent"], "no tokenizer could be read from ./absent"),
     ],
 )
 def test_sample_refuses(
-    disa: Command, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    which: str, options: list[str], said: str,
+    disa: Command, request: pytest.FixtureRequest, tmp_path: Path, which: str, options: list[str], said: str,
 ) -> None:  # fmt: skip
-    small.without_codec(monkeypatch)
     folder = request.getfixturevalue(which)
     done = disa("sample", "--model", folder, "--num-ar-steps", 2, *options, "--out", tmp_path / "out", "--json")
     assert said in complaint(done)

@@ -26,9 +26,9 @@ from disa.core.noise import SeededNoise
 from disa.core.problem import Bound, DenoisingProblem, Field, Prediction, TimeGrid
 from disa.core.solve import solve
 from disa.core.solvers import make_solver
-from disa.draw.pictures import evidence_plot, foresight_sheet
+from disa.draw.inputs import Inputs
+from disa.draw.pictures import foresight_sheet
 from disa.draw.sampler import Sampler
-from disa.draw.samples import Wanted
 from disa.errors import DisaError
 from disa.study.evidence import (
     EXPECTED,
@@ -43,6 +43,7 @@ from disa.study.evidence import (
     straightness,
     variance,
 )
+from disa.study.plots import evidence_plot
 from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -237,40 +238,37 @@ def test_a_curve_has_mean_and_quartiles() -> None:
 # -- whole models --------------------------------------------------------------------------------------------------
 
 
-def flow_sampler(name: str) -> tuple[Sampler, Wanted]:
-    return families.sampler(families.shrunk(name)), Wanted([1, 2, 3, 4, 5], [5, 3, 1 << 40, 7, 8])
+def flow_sampler(name: str) -> tuple[Sampler, Inputs]:
+    return families.sampler(families.shrunk(name)), Inputs([5, 3, 1 << 40, 7, 8], [1, 2, 3, 4, 5])
 
 
-def harmon_sampler(folder: Path) -> tuple[Sampler, Wanted]:
+def harmon_sampler(folder: Path) -> tuple[Sampler, Inputs]:
     pytest.importorskip("transformers")
     from test_harmon import PRESET, random_weights, tokenizer
 
     words = tokenizer(folder, "<|im_start|>", "<|im_end|>", "<|endoftext|>")
     prompts = ["a cat", "two red dogs", "a cat", "a", "a blue square left of a circle"]
     sampler = Sampler(PRESET, random_weights(PRESET.spec.architecture), device="cpu", tokenizer=words)
-    return sampler, Wanted(None, [5, 3, 1 << 40, 7, 8], prompts, "a dog")
+    return sampler, Inputs([5, 3, 1 << 40, 7, 8], prompts=prompts, negative_prompt="a dog")
 
 
 @pytest.fixture(params=["mar", "flowar-digits", "xar-digits", "harmon"])
-def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Sampler, Wanted]:
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Sampler, Inputs]:
     if request.param == "mar":
-        return small.sampler(), Wanted([1, 2, 3, 4, 5], [5, 3, 1 << 40, 7, 8])
+        return small.sampler(), Inputs([5, 3, 1 << 40, 7, 8], [1, 2, 3, 4, 5])
     return harmon_sampler(tmp_path) if request.param == "harmon" else flow_sampler(request.param)
 
 
-def test_every_family_is_measured(model: tuple[Sampler, Wanted]) -> None:
+def test_every_family_is_measured(model: tuple[Sampler, Inputs]) -> None:
     sampler, wanted = model
-    settings, turns = sampler.settings("constant:3", batch_size=2), []
+    settings, turns = sampler.settings(steps="constant:3", batch_size=2), []
     state = torch.random.get_rng_state()
     found = measure(sampler, wanted, settings, QUICK, lambda: turns.append(1))
     assert torch.equal(state, torch.random.get_rng_state())
     assert len(turns) == num_turns(sampler, wanted, settings, QUICK)
 
     # The images are those of `sample`, and so is what they are said to have cost.
-    run = sampler.start(**vars(wanted), settings=settings)
-    for _ in run:
-        pass
-    plain = run.result()
+    plain = sampler.start(wanted, settings).result()
     assert torch.equal(found.samples.images, plain.images)
     assert found.samples.evaluations == plain.evaluations
     report = json.loads(json.dumps(found.report()))
@@ -305,8 +303,8 @@ def check_foresight(found: Evidence) -> None:
 
 
 def test_what_is_drawn_is_shown_and_the_rest_is_gray() -> None:
-    sampler, wanted = small.sampler(), Wanted([1, 2, 3, 4, 5], [5, 3, 9, 7, 8])
-    found = measure(sampler, wanted, sampler.settings("constant:3"), QUICK)
+    sampler, wanted = small.sampler(), Inputs([5, 3, 9, 7, 8], [1, 2, 3, 4, 5])
+    found = measure(sampler, wanted, sampler.settings(steps="constant:3"), QUICK)
     final, gray = found.samples.images[:4], []
     for part in found.foresight:
         left = part.drawn == 0.5
@@ -318,8 +316,8 @@ def test_what_is_drawn_is_shown_and_the_rest_is_gray() -> None:
 
 
 def test_evaluations_to_measure_are_counted() -> None:
-    sampler, wanted = small.sampler(), Wanted([1, 2, 3, 4, 5], [5, 3, 9, 7, 8])
-    settings = sampler.settings("constant:3", guidance=1.0)
+    sampler, wanted = small.sampler(), Inputs([5, 3, 9, 7, 8], [1, 2, 3, 4, 5])
+    settings = sampler.settings(steps="constant:3", guidance=1.0)
     found = measure(sampler, wanted, settings, QUICK)
     learned, paths, varied = 6 * 16 * 3, 5 * 16 * 4, 3 * 16 * 3 * 3
     assert found.evaluations == learned + paths + varied
@@ -337,13 +335,13 @@ def test_too_little_effort_is_refused(wrong: dict[str, int]) -> None:
 def test_one_image_says_nothing_of_others() -> None:
     sampler = small.sampler()
     with pytest.raises(DisaError, match="expected 2 or more, found 1"):
-        measure(sampler, Wanted([1], [1]), sampler.settings())
+        measure(sampler, Inputs([1], [1]), sampler.settings())
 
 
 def test_a_count_that_does_not_fit_the_grid_is_found_before_any_work() -> None:
     sampler, turns = small.sampler(), []
     with pytest.raises(DisaError, match="fit the uniform grid, found 2000"):
-        measure(sampler, Wanted([1], [1]), sampler.settings(), Effort(draw_steps=2000), lambda: turns.append(1))
+        measure(sampler, Inputs([1], [1]), sampler.settings(), Effort(draw_steps=2000), lambda: turns.append(1))
     assert not turns
 
 
@@ -365,10 +363,7 @@ FEW = (
 )
 
 
-def test_the_command_writes_numbers_and_pictures(
-    disa: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    small.without_codec(monkeypatch)
+def test_the_command_writes_numbers_and_pictures(disa: Command, tmp_path: Path) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     report = disa(
         "evidence", "--model", model, "--seeds", "0-4", "--num-ar-steps", 4, *FEW, "--out", out, "--json"
@@ -389,7 +384,7 @@ def test_64_images_are_drawn_if_nothing_is_said() -> None:
     from disa.cli.options import AskedInTurn
     from disa.models.registry import find_preset
 
-    wanted = AskedInTurn().read().filled(find_preset("mar-digits"), NUM_IMAGES).repeated(NUM_IMAGES)
+    wanted = AskedInTurn().in_turn(find_preset("mar-digits"), NUM_IMAGES)
     assert wanted.seeds == list(range(64))
     assert wanted.labels is not None
     assert wanted.labels[:11] == [*range(10), 0]

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import small
 from disa import cli
+from disa.core.steps import parse
+from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
 from disa.study.compare import compare
-from disa.weights.checkpoints import convert, load_model
+from disa.weights.convert import convert
+from disa.weights.load import load_model
 from small import changed
 
 FAMILIES = ("flowar", "xar")
@@ -27,29 +32,23 @@ QUICK = {"steps": "linear:4-2", "batch_size": 3}
 def shrunk(name: str) -> Preset:
     """The embedded preset with a network that every test can afford; the latents stay those of the digits."""
     preset = find_preset(name)
-    small = {"width": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
+    shape = {"width": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
     if name.startswith("flowar"):
-        small |= {"head_width": 32, "head_depth": 1, "head_heads": 2}
-    return changed(preset, architecture=replace(preset.spec.architecture, **small), page="https://example.org")
+        shape |= {"head_width": 32, "head_depth": 1, "head_heads": 2}
+    return changed(preset, architecture=replace(preset.spec.architecture, **shape), page="https://example.org")
 
 
-def weights(preset: Preset, seed: int = 0) -> dict[str, Tensor]:
+def weights(preset: Preset) -> dict[str, Tensor]:
     """Random everywhere, under our names."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        shapes = {name: value.shape for name, value in preset.build().state_dict().items()}
-    return {
-        name: torch.randn(shape, generator=random) * 0.1 + float("norm" in name and name.endswith("weight"))
-        for name, shape in shapes.items()
-    }
+    return small.randomised(preset.build()).state_dict()
 
 
 @pytest.fixture(params=FAMILIES)
 def preset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Preset:
     """A small model of each family, known under its embedded name."""
-    small = shrunk(f"{request.param}-digits")
-    monkeypatch.setitem(PRESETS, small.name, small)
-    return small
+    preset = shrunk(f"{request.param}-digits")
+    monkeypatch.setitem(PRESETS, preset.name, preset)
+    return preset
 
 
 @pytest.fixture
@@ -84,7 +83,7 @@ def test_a_converted_folder_draws_the_same_images(preset: Preset, official: Path
     files = convert(official, preset.name, tmp_path / "folder")
     assert set(files) == {"model.safetensors", "config.json"}
     about = json.loads((tmp_path / "folder" / "config.json").read_text())
-    assert (about["family"], about["preset"]) == (preset.spec.family, preset.name)
+    assert (about["family"], about["name"]) == (preset.spec.family, preset.name)
     first = sampler(preset).sample([3, 5], [0, 1], steps="linear:4-2")
     second = Sampler.load(tmp_path / "folder", device="cpu").sample([3, 5], [0, 1], steps="linear:4-2")
     assert torch.equal(first.latents, second.latents)
@@ -157,18 +156,33 @@ def test_evaluations_and_rows_are_counted(preset: Preset) -> None:
 
 def test_policies_start_from_the_same_noise_and_can_be_compared(preset: Preset) -> None:
     model = sampler(preset)
-    result = compare(model, ["constant:6", "linear:6-2"], [0, 1], [0, 1], model.settings(batch_size=2))
+    result = compare(model, ["constant:6", "linear:6-2"], Inputs.paired([0, 1], [0, 1]), model.settings(batch_size=2))
     assert [policy.steps for policy in result.policies] == ["constant:6", "linear:6-2"]
     assert result.policies[1].counts == [6, 4, 3, 2]
     assert result.policies[1].evaluations < result.policies[0].evaluations
+
+
+@cache
+def end_of_the_path(name: str) -> Tensor:
+    """Latents at the end of the probability-flow ODE, gone along in many small steps."""
+    options = {"steps": "constant:100", "solver": "euler", "grid": "shifted-2", "interval": (0.0, 1.0)}
+    return sampler(shrunk(name)).sample([1], [0], output_type="latent", **options).latents
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "euler-maruyama", "dpm-solver++-2"])
 @pytest.mark.parametrize("policy", ["constant:3", "two-stage:5-2", "linear:5-2", "cosine:5-1", "linear:2-5"])
 def test_every_policy_goes_with_every_solver(preset: Preset, solver: str, policy: str) -> None:
     pytest.importorskip("diffusers")
-    result = sampler(preset).sample([1], [0], steps=policy, solver=solver, grid="shifted-2")
-    assert torch.isfinite(result.images).all()
+    model, asked = sampler(preset), parse(policy).counts(4)
+    options = {"steps": policy, "solver": solver, "grid": "shifted-2", "interval": (0.0, 1.0), "output_type": "latent"}
+    found = model.sample([1, 2], [0, 1], **options)
+    # Nothing is guided in the first AR step; afterwards every evaluation counts two.
+    assert [step.evaluations for step in found.trace] == [2 * asked[0], *(4 * count for count in asked[1:])]
+    assert torch.equal(model.sample([2], [1], **options).latents, found.latents[1:])
+    exact = end_of_the_path(preset.name)
+    # Noise that is added on the way leads to another image of the same kind.
+    assert ((found.latents[:1] - exact).norm() < 0.5 * exact.norm()) == (solver != "euler-maruyama")
+    assert 0.5 < found.latents.std() / exact.std() < 2
 
 
 @pytest.mark.parametrize(
@@ -209,7 +223,7 @@ def test_sample_writes_pictures(
     assert run(monkeypatch, "sample", *options) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["settings"]["model"] == preset.name
-    with Image.open(out / "seed000007_label0003.png") as picture:
+    with Image.open(out / "samples" / "seed000007_label0003.png") as picture:
         assert picture.size == (32, 32)
 
 

@@ -26,7 +26,6 @@ from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR, to_latents, to_tokens
 from disa.models.flowar.names import official_names
 from disa.models.layers import initialise
-from disa.runtime.packing import can_pack, pack
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -215,11 +214,7 @@ def test_posing_again_changes_nothing(model: FlowAR):
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 @pytest.mark.parametrize("packed", [False, True])
 def test_an_image_does_not_depend_on_its_batch(model: FlowAR, scale: float, packed: bool):
-    if packed:
-        if not can_pack(torch.float32):
-            pytest.skip("this build of PyTorch has no oneDNN kernels to pack weights for")
-        model = deepcopy(model)
-        pack(model)
+    model = small.packed(model) if packed else model
     guidance = Guidance(scale, interval=(0.0, 0.7))
     together = draw(model, SEEDS, LABELS, guidance=guidance)
     assert together.isfinite().all()
@@ -314,12 +309,11 @@ def test_the_unconditional_half_is_evaluated_only_where_guidance_acts(model: Flo
     assert evaluations(model, Guidance(2.5), None) == [8, 8, 8]
 
 
-@pytest.mark.parametrize("guidance", [Guidance(1.0), Guidance(0.0), Guidance(0.5, "constant"), Guidance(-3.0)])
-def test_guidance_of_1_or_less_is_none(model: FlowAR, guidance: Guidance):
-    assert evaluations(model, guidance) == [8, 8, 8]
-    state = model.begin(Request(2, 3, torch.tensor(LABELS[:2]), guidance), SeededNoise(SEEDS[:2]))
-    assert len(state.embedding) == 2
-    assert torch.equal(draw(model, SEEDS[:2], LABELS[:2], guidance=guidance), draw(model, SEEDS[:2], LABELS[:2]))
+def test_a_scale_of_1_has_no_unconditional_half_and_every_other_has(model: FlowAR):
+    for scale, made in ((1.0, [8, 8, 8]), (0.5, [8, 16, 16]), (0.0, [8, 16, 16]), (-3.0, [8, 16, 16])):
+        assert evaluations(model, Guidance(scale)) == made
+        state = model.begin(Request(2, 3, torch.tensor(LABELS[:2]), Guidance(scale)), SeededNoise(SEEDS[:2]))
+        assert len(state.embedding) == (2 if scale == 1 else 4)
 
 
 def test_guidance_grows_with_the_scales(plain: FlowAR):

@@ -1,7 +1,10 @@
 """The one loop, with a model of 20 lines."""
 
+import time
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +12,9 @@ from torch import Tensor
 from disa.core.diffusion import CosineDiffusion
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import Bound, DenoisingProblem, Field, Noise, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Field, Noise, Plan, Prediction, TimeGrid
 from disa.core.request import Request
+from disa.core.solve import solve
 from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
@@ -159,6 +163,51 @@ def test_gradients_are_off_inside_and_untouched_outside():
         assert torch.is_grad_enabled()
     assert model.grad_enabled == {False}
     assert torch.is_grad_enabled()
+
+
+def test_the_clock_is_the_caller_s():
+    """Twice an AR step, between what the backbone and what the head do; it is told the device to wait for."""
+    devices: list[torch.device] = []
+
+    def clock(device: torch.device) -> float:
+        devices.append(device)
+        return time.perf_counter() + 1000 * len(devices)
+
+    request, solver = Request(2, 3), make_solver("ddim", "uniform")
+    steps = list(generate_steps(StubModel(), request, constant(2), solver, SeededNoise([1, 2]), clock))  # pyright: ignore
+    assert devices == [torch.device("cpu")] * 6
+    assert all(1000 < step.seconds_head < 1001 for step in steps)
+
+
+@pytest.mark.parametrize("answer", [np.int64(4), np.int32(4), Plan(4), torch.tensor([4, 4])])
+def test_every_answer_that_is_a_plan_is_drawn_alike(answer: Any):
+    steps = [next(iter(generate(StubModel(), policy))) for policy in (constant(4), lambda problem: answer)]
+    assert torch.equal(steps[0].tokens, steps[1].tokens)
+    assert steps[0].evaluations == steps[1].evaluations == 2 * 2 * 4
+
+
+@pytest.mark.parametrize("answer", [None, 2.5, "4", [4, 4], torch.tensor([4.0, 4.0]), True])
+def test_another_answer_is_refused(answer: Any):
+    model = StubModel()
+    with pytest.raises(DisaError, match="a step policy answers with"):
+        next(generate(model, lambda problem: answer))
+    assert model.calls == ["begin", "pose 0"]
+
+
+def test_what_a_policy_evaluates_is_counted_and_only_its_calls_are():
+    """A policy may bind a field and call it once, on some rows, or solve; the yielded problem is not metered."""
+
+    def looks(problem: DenoisingProblem) -> int:
+        bound = problem.select(torch.tensor([0])).field.on(problem.process.grid("uniform", 9))
+        bound(torch.zeros(1, 3), 3)
+        solve(problem, make_solver("ddim", "uniform"), 3, SeededNoise([1, 2]))
+        return 4
+
+    model = StubModel()
+    for k, step in enumerate(generate(model, looks)):
+        rows = 2 * (k + 1)
+        assert step.evaluations == 2 * (1 + 3 * rows + 4 * rows)
+        assert isinstance(step.problem.field, StubField)
 
 
 @pytest.mark.parametrize("counts", [0, torch.tensor([2]), torch.tensor([2, 0])])

@@ -37,7 +37,8 @@ PLACES = (
 # sampling noise.
 NARROWER = {
     "core": "core errors",
-    "models": "models errors layout runtime codecs core.request core.problem core.capabilities core.diffusion core.flow",
+    "models": "models errors layout runtime codecs "
+    "core.request core.problem core.capabilities core.diffusion core.flow",
 }
 
 RANK = {place: rank for rank, line in enumerate(PLACES) for place in line.split()}

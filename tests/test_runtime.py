@@ -76,8 +76,13 @@ def test_only_inference_on_a_cpu_has_to_see_to_its_sums() -> None:
 def test_padding_is_the_least_that_makes_every_number_of_halves_one_tile(halves: set[int]) -> None:
     for rows in (*range(1, 200), 255, 256, 257, 1000):
         lack = padding(rows, halves, CPU)
-        whole = [all(len(tiles(half * (rows + more))) == 1 and tiles(half * (rows + more))[0] == half * (rows + more)
-                     for half in halves) for more in range(lack + 1)]  # fmt: skip
+        whole = [
+            all(
+                len(tiles(half * (rows + more))) == 1 and tiles(half * (rows + more))[0] == half * (rows + more)
+                for half in halves
+            )
+            for more in range(lack + 1)
+        ]
         assert whole == [False] * lack + [True]
         assert padding(rows, halves, ELSEWHERE) == 0
 

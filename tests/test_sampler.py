@@ -1,7 +1,10 @@
-"""`Sampler.sample` and `Run`: pairing, what may not change an image, editing, counts, and weights there and back."""
+"""`Sampler.sample` and `Run`: what may not change an image, batches, editing, counts, and weights there and back."""
 
 from __future__ import annotations
 
+import gc
+import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,62 +17,22 @@ from torch import Tensor
 import disa
 import small
 from disa.codecs import kl16 as vae
+from disa.codecs.base import LatentCodec
 from disa.core.problem import DenoisingProblem
-from disa.draw.sampler import Sampler, pair
+from disa.draw.inputs import Inputs
+from disa.draw.pictures import to_image
+from disa.draw.sampler import Sampler
+from disa.draw.samples import Samples
 from disa.errors import DisaError
-from disa.weights.checkpoints import CODEC, build_model, load_folder, save_codec
+from disa.weights.build import build_model
+from disa.weights.folders import CODEC, load_folder, save_codec
 
 LABELS, SEEDS = [3, 9, 0, 3, 7], [5, 6, 1 << 40, 8, 900]
-
-
-@pytest.fixture(autouse=True)
-def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.without_codec(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     return small.sampler()
-
-
-# -- labels and seeds ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("labels", "seeds", "expected"),
-    [
-        (3, 7, ([3], [7])),
-        ([3, 4], [7, 8], ([3, 4], [7, 8])),
-        (3, [7, 8, 9], ([3, 3, 3], [7, 8, 9])),
-        ([3, 4], 7, ([3, 4], [7, 7])),
-        ([3], [7, 8], ([3, 3], [7, 8])),
-        (range(2), [7], ([0, 1], [7, 7])),
-        (None, [7, 8], (None, [7, 8])),
-        (None, 7, (None, [7])),
-        (np.array([3, 4]), torch.tensor([7, 8]), ([3, 4], [7, 8])),
-        (np.int64(3), torch.tensor(7), ([3], [7])),
-    ],
-)
-def test_labels_and_seeds_are_paired_and_a_single_one_is_repeated(labels: Any, seeds: Any, expected: Any) -> None:
-    assert pair(labels, seeds) == expected
-
-
-@pytest.mark.parametrize(
-    ("labels", "seeds", "message"),
-    [
-        ([1, 2], [1, 2, 3], "there are 2 and 3: give as many"),
-        ([1, 2, 3, 4], [1, 2], "there are 4 and 2"),
-        ([], [1], "nothing to draw"),
-        ([1], [], "nothing to draw"),
-        (None, [], "at least one seed"),
-        ("three", [1], "labels must be whole numbers, found 'three'"),
-        ([1], [0.5], r"seeds must be whole numbers, found \[0.5\]"),
-        ([None], [1], "labels must be whole numbers"),
-    ],
-)
-def test_what_cannot_be_paired_is_refused(labels: Any, seeds: Any, message: str) -> None:
-    with pytest.raises(DisaError, match=message):
-        pair(labels, seeds)
 
 
 # -- what may not change an image ----------------------------------------------------------------------------------
@@ -98,26 +61,71 @@ def test_an_image_depends_on_its_seed_its_label_and_the_guidance(sampler: Sample
 
 
 def test_runs_may_be_interleaved_and_stopped(sampler: Sampler) -> None:
-    settings = sampler.settings("linear:5-2", batch_size=2)
-    alone = [sampler.sample(label, SEEDS[:3], steps="linear:5-2", batch_size=2).latents for label in (1, 2)]
-    first, second, stopped = (sampler.start(label, SEEDS[:3], settings) for label in (1, 2, 3))
+    settings = sampler.settings(steps="linear:5-2", batch_size=2)
+    alone = [sampler.sample(label, SEEDS[:3], settings=settings).latents for label in (1, 2)]
+    first, second, stopped = (sampler.start(Inputs.paired(SEEDS[:3], label), settings, "latent") for label in (1, 2, 3))
     next(stopped)
     # zip asks the second run for nothing after its last turn: it must be complete by then.
-    assert len(list(zip(first, second, strict=False))) == first.num_turns == 2 * 4
+    turns = list(zip(first, second, strict=False))
+    assert len(turns) == first.num_turns == 2 * 4
     assert alone[0].shape == (3, 1, 8, 8)
-    assert torch.equal(first.result("latent").latents, alone[0])
-    assert torch.equal(second.result("latent").latents, alone[1])
+    for run, expected in zip(zip(*turns, strict=True), alone, strict=True):
+        assert torch.equal(Samples.join([turn.samples for turn in run if turn.samples]).latents, expected)
 
 
 def test_a_run_yields_every_turn_once(sampler: Sampler) -> None:
-    run = sampler.start(LABELS, SEEDS, sampler.settings(num_ar_steps=3, batch_size=2))
-    with pytest.raises(DisaError, match="only 0 of 9 turns are made"):
-        run.result()
-    turns = [step.ar_step for step in run]
-    assert turns == [0, 1, 2] * 3
-    assert run.num_turns == len(turns)
+    run = sampler.start(Inputs.paired(SEEDS, LABELS), num_ar_steps=3, batch_size=2)
+    turns = list(run)
+    assert [turn.step.ar_step for turn in turns] == [0, 1, 2] * 3
+    assert run.num_turns == run.turns_made == len(turns)
+    assert [turn.batch for turn in turns[::3]] == [[0, 1], [2, 3], [4]]
+    assert [len(turn.samples) if turn.samples else 0 for turn in turns] == [0, 0, 2, 0, 0, 2, 0, 0, 1]
     assert list(run) == []
-    assert run.result().images.shape == (5, 1, 8, 8)
+    with pytest.raises(DisaError, match="every batch was handed out already"):
+        run.result()
+
+
+def test_the_result_is_what_was_not_handed_out(sampler: Sampler) -> None:
+    whole = sampler.sample(LABELS, SEEDS, batch_size=2)
+    run = sampler.start(Inputs.paired(SEEDS, LABELS), batch_size=2)
+    next(run)
+    first = next(run.batches())
+    rest = run.result()
+    assert (first.places, rest.places) == ([0, 1], [2, 3, 4])
+    assert (rest.labels, rest.seeds) == (LABELS[2:], SEEDS[2:])
+    assert torch.equal(torch.cat([first.images, rest.images]), whole.images)
+    assert first.evaluations + rest.evaluations == whole.evaluations
+
+
+def test_every_ar_step_of_a_batch_is_told(sampler: Sampler) -> None:
+    """Before the batch is handed out, so that a bar is full when the last one is."""
+    run, told = sampler.start(Inputs.paired(SEEDS, LABELS), num_ar_steps=3, batch_size=2), list[int]()
+    for samples in run.batches(lambda: told.append(run.turns_made)):
+        assert len(told) == 3 * (samples.places[-1] // 2 + 1)
+    assert told == list(range(1, 10))
+
+
+def test_of_a_batch_that_was_handed_out_nothing_is_kept(sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what the model held, of which a second one may not fit into memory, nor what was drawn."""
+    begin, states, drawn = sampler.model.begin, list[Any](), list[Any]()
+
+    def living(references: list[Any]) -> int:
+        gc.collect()
+        return sum(reference() is not None for reference in references)
+
+    def watched(*arguments: Any) -> Any:
+        assert (living(states), living(drawn)) == (0, 0)
+        state = begin(*arguments)
+        states.append(weakref.ref(state))
+        return state
+
+    monkeypatch.setattr(sampler.model, "begin", watched)
+    for samples in sampler.start(Inputs.paired(SEEDS, LABELS), batch_size=2).batches():
+        assert (living(states), living(drawn)) == (1, 0)
+        drawn += [weakref.ref(samples), weakref.ref(samples.latents), weakref.ref(samples.images)]
+        del samples
+    assert (len(states), len(drawn)) == (3, 9)
+    assert (living(states), living(drawn)) == (0, 0)
 
 
 # -- counts --------------------------------------------------------------------------------------------------------
@@ -213,6 +221,53 @@ def test_ragged_masks_give_the_images_that_each_gives_alone(sampler: Sampler) ->
     assert torch.equal(shared[0], together[0])
 
 
+def test_a_part_of_what_is_edited_is_drawn_as_in_the_whole(sampler: Sampler) -> None:
+    """Each image with its own picture and mask, or with the one that all share; as after an interruption."""
+    known = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for some in (slice(None), slice(1)):
+        inputs = Inputs([4, 5, 6], [1, 2, 3], known=known[some], mask=some_masks()[some])
+        whole = sampler.sample(inputs=inputs)
+        for places in ([2, 0], [1]):
+            part = sampler.start(inputs.part(places)).result()
+            assert part.seeds == [inputs.seeds[i] for i in places]
+            assert torch.equal(part.latents, whole.latents[places])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_joined_batches_are_in_the_order_of_the_inputs(sampler: Sampler, batch_size: int) -> None:
+    """Masks of 4, 7 and 16 tokens are drawn in batches of their own, not as they are asked for."""
+    masks = some_masks()[[2, 0, 1, 0, 2]]
+    known = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    inputs = Inputs(SEEDS, LABELS, known=known, mask=masks)
+    run = sampler.start(inputs, batch_size=batch_size)
+    parts = list(run.batches())
+    drawn = [place for part in parts for place in part.places]
+    assert drawn == [place for batch in run.batches_of for place in batch] != sorted(drawn) == list(range(5))
+    joined = Samples.join(parts)
+    assert (joined.places, joined.labels, joined.seeds) == (list(range(5)), LABELS, SEEDS)
+    assert joined.inputs.known is not None
+    assert joined.inputs.mask is not None
+    assert torch.equal(joined.inputs.known, known)
+    assert torch.equal(joined.inputs.mask, masks)
+    for part in parts:
+        assert torch.equal(joined.latents[part.places], part.latents)
+        assert torch.equal(joined.images[part.places], part.images)
+    kept = ~masks.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, None]
+    assert torch.equal(joined.latents[kept], known[kept])
+    # Two images of 16 tokens, two of 4 and one of 7.
+    assert joined.rows == 2 * 16 + 2 * 4 + 7
+    assert joined.evaluations == sum(part.evaluations for part in parts)
+
+
+def test_every_output_type_is_joined_in_order(sampler: Sampler) -> None:
+    inputs = Inputs(SEEDS, LABELS, known=KNOWN, mask=some_masks()[[2, 0, 1, 0, 2]])
+    pixels = sampler.sample(inputs=inputs).images
+    arrays = sampler.sample(inputs=inputs, output_type="np").images
+    assert np.array_equal(arrays, pixels.permute(0, 2, 3, 1).numpy())
+    pictures = sampler.sample(inputs=inputs, output_type="pil").images
+    assert [picture.tobytes() for picture in pictures] == [to_image(image).tobytes() for image in pixels]
+
+
 KNOWN, MASK = torch.zeros(1, 1, 8, 8), torch.ones(1, 4, 4, dtype=torch.bool)
 
 
@@ -222,7 +277,8 @@ KNOWN, MASK = torch.zeros(1, 1, 8, 8), torch.ones(1, 4, 4, dtype=torch.bool)
         ({"known": KNOWN}, "give both or neither"),
         ({"mask": MASK}, "give both or neither"),
         ({"known": torch.zeros(1, 1, 4, 4), "mask": MASK}, r"known must be \(2 or 1, 1, 8, 8\), found \(1, 1, 4, 4\)"),
-        ({"known": KNOWN, "mask": torch.ones(3, 4, 4)}, r"mask must be \(2 or 1, 4, 4\), found \(3, 4, 4\)"),
+        ({"known": KNOWN, "mask": torch.ones(3, 4, 4)}, "expected mask for 1 image or 2, found 3"),
+        ({"known": KNOWN, "mask": torch.ones(2, 4, 5)}, r"mask must be \(2 or 1, 4, 4\), found \(2, 4, 5\)"),
         ({"known": KNOWN, "mask": ~MASK}, "leaves no token to draw"),
         ({"known": KNOWN, "mask": some_masks()[:1], "num_ar_steps": 5}, r"1 to 4 \(tokens to draw\), found 5"),
     ],
@@ -232,7 +288,7 @@ def test_what_cannot_be_edited_is_refused(sampler: Sampler, options: dict[str, A
         sampler.sample(1, [0, 1], **options)
 
 
-# -- settings ------------------------------------------------------------------------------------------------------
+# -- what is asked for ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -283,6 +339,21 @@ def test_an_unknown_dtype_is_refused_before_weights_are_read() -> None:
 # -- what comes out ------------------------------------------------------------------------------------------------
 
 
+def test_inputs_say_all_that_is_drawn(sampler: Sampler) -> None:
+    drawn = sampler.sample(inputs=Inputs.paired(SEEDS, LABELS))
+    assert torch.equal(drawn.latents, sampler.sample(LABELS, SEEDS).latents)
+    with pytest.raises(DisaError, match="inputs say all that is to be drawn: leave labels, mask out"):
+        sampler.sample(3, inputs=Inputs.paired(0), mask=MASK)
+
+
+def test_a_repr_is_one_line(sampler: Sampler) -> None:
+    assert repr(sampler) == "Sampler(small, cpu, fp32)"
+    samples = sampler.sample([3, 4], 5, steps="constant:2", grid="uniform")
+    pattern = r"Samples\(2 images, latents 1x8x8, 128 evaluations, 4\.0 per row, \d+\.\d\d s\)"
+    assert re.fullmatch(pattern, repr(samples))
+    assert re.match(r"Samples\(1 image, ", repr(sampler.sample(3, 5)))
+
+
 def test_output_types(sampler: Sampler) -> None:
     drawn = {name: sampler.sample([3, 4], 5, output_type=name) for name in ("pt", "np", "pil", "latent")}
     pixels = drawn["pt"].images
@@ -300,7 +371,7 @@ def test_eta_is_the_noise_that_ddim_adds(sampler: Sampler) -> None:
     drawn = {eta: sampler.sample(3, [5, 6], solver="ddim", eta=eta) for eta in (None, 0.0, 1.0)}
     assert torch.equal(drawn[None].latents, drawn[0.0].latents)
     assert not torch.equal(drawn[0.0].latents, drawn[1.0].latents)
-    assert "eta=1.0" in drawn[1.0].report()["settings"]["solver"]
+    assert drawn[1.0].report()["settings"]["solver"] == "ddim@ddim-980:eta=1"
 
 
 def test_one_image_is_told_the_shape_of_its_mask(sampler: Sampler) -> None:
@@ -335,14 +406,11 @@ def test_weights_that_give_no_numbers_are_noticed() -> None:
 # -- weights there and back ----------------------------------------------------------------------------------------
 
 
-def test_a_saved_folder_draws_the_same_images(
-    sampler: Sampler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(disa.PRESETS, "small", small.PRESET)
+def test_a_saved_folder_draws_the_same_images(sampler: Sampler, tmp_path: Path) -> None:
     folder = sampler.save_pretrained(tmp_path / "saved")
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors"]
     preset, model, codec = load_folder(folder)
-    assert (preset, codec) == (small.PRESET, None)
+    assert (preset.spec, preset.defaults, codec) == (small.PRESET.spec, small.PRESET.defaults, None)
     assert all(torch.equal(value, small.weights()[name]) for name, value in model.state_dict().items())
     again = disa.Sampler.from_pretrained(folder, device="cpu")
     assert torch.equal(again.sample(LABELS, SEEDS).latents, sampler.sample(LABELS, SEEDS).latents)
@@ -357,17 +425,14 @@ def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def codec() -> vae.LatentCodec:
+def codec() -> LatentCodec:
     pytest.importorskip("diffusers")
     torch.manual_seed(0)
     return vae.KL16Codec(vae.build(small.CODEC))
 
 
-def test_images_go_through_the_autoencoder(
-    codec: vae.LatentCodec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_go_through_the_autoencoder(codec: LatentCodec, tmp_path: Path) -> None:
     preset = small.changed(small.PRESET, name="coded", codec=small.CODEC)
-    monkeypatch.setitem(disa.PRESETS, "coded", preset)
     model = small.model()
     sampler = Sampler(preset, model, save_codec(tmp_path / "codec", codec), device="cpu")
     assert sampler.image_shape == (3, 16, 16)

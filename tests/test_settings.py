@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 
 import small
 from command import Command
+from disa.cli.options import flat
 from disa.cli.reference import flag_of, page
 from disa.core.problem import DenoisingProblem
 from disa.core.request import Guidance
 from disa.core.solvers import DDIM, DDPM, Euler
 from disa.core.steps import Constant, Linear, Table
 from disa.draw.sampler import Sampler
-from disa.draw.settings import NO_CHANGE, Settings, digest
+from disa.draw.settings import NO_CHANGE, Settings, digest, option
 from disa.errors import DisaError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -64,8 +66,32 @@ def test_every_command_that_draws_has_every_option(
     monkeypatch.setenv("COLUMNS", "200")
     text = disa(command, "--help").out
     words = set(text.replace("│", " ").replace("/", " ").replace(",", " ").split())
-    missing = [each.name for each in fields(Settings) if flag_of(each.name).split("/")[0] not in words]
+    missing = [each.name for each in fields(Settings) if flag_of(each.name, each.metadata).split("/")[0] not in words]
     assert not missing
+
+
+@dataclass(frozen=True)
+class More(Settings):
+    """The settings with an option that there is not yet."""
+
+    order: str | None = option("In which order tokens are drawn.")
+
+
+def test_a_new_option_is_a_new_field() -> None:
+    """The command line, JSON, the digest and the page of options have it without another edit."""
+    seen = list[Settings]()
+
+    def draw(settings: More) -> None:
+        seen.append(settings)
+
+    parameters = inspect.signature(flat(draw)).parameters
+    told = parameters["order"].annotation.__metadata__[0]
+    assert "--order" in (told.default, *(told.param_decls or ()))
+    flat(draw)(**dict.fromkeys(parameters) | {"order": "raster"})
+    assert seen == [More.of(order="raster")]
+    assert seen[0].to_json()["order"] == "raster"
+    assert digest(seen[0].to_json()) != digest(More().to_json())
+    assert "| `--order` | `order` | In which order tokens are drawn. |" in page(More)
 
 
 def test_every_option_is_tried_below() -> None:
@@ -154,8 +180,8 @@ def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
         ({"guidance": "much"}, "guidance must be a number, found 'much'"),
         ({"guidance": float("nan")}, "guidance must be a finite number"),
         ({"progress": (0.9, 0.1)}, "the guidance progress must be"),
-        ({"interval": "1"}, "an interval must be two numbers like 0-0.9, found '1'"),
-        ({"size": "12"}, "the size must be height and width like 512x768, found '12'"),
+        ({"interval": "1"}, "^interval must be two numbers like 0-0.9, found '1'"),
+        ({"size": "12"}, "size must be height and width like 512x768, found '12'"),
         ({"size": (12, 9)}, "height and width must be multiples of 2"),
         ({"batch_size": 0}, "the batch size must be 1 or more, found 0"),
         ({"rewrite": True}, "draws from labels: there are no prompts to rewrite"),

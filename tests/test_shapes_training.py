@@ -23,7 +23,8 @@ from disa.tiny.data import Split
 from disa.tiny.judge import judge, score
 from disa.tiny.muon import Muon
 from disa.tiny.scenes import Scene, facts, held_out_captions, scene_at
-from disa.weights.checkpoints import load_codec, save_codec, tokenizer_source
+from disa.weights.folders import save_codec
+from disa.weights.load import load_codec, tokenizer_source
 
 NAME = "harmon-shapes"
 RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
@@ -387,6 +388,6 @@ def test_the_embedded_model_rewrites_captions_to_all_there_is_to_say() -> None:
 
 
 def test_weights_that_do_not_ship_yet_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("disa.weights.checkpoints.resources.files", lambda package: tmp_path)
+    monkeypatch.setattr("disa.weights.package.resources.files", lambda package: tmp_path)
     with pytest.raises(DisaError, match="disa train harmon-shapes --out FOLDER"):
         Sampler.load(NAME)

@@ -1,5 +1,6 @@
 """Step policies: the official rounding to the digit, their text form, and tables."""
 
+import functools
 import json
 import warnings
 from pathlib import Path
@@ -193,3 +194,78 @@ def test_a_table_that_is_no_text_or_no_file_is_one_clear_error(tmp_path: Path):
     for path in (tmp_path / "bytes", tmp_path, tmp_path / "absent"):
         with pytest.raises(DisaError, match="cannot read the table"):
             steps.table(path)
+
+
+# -- where a schedule is asked -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("policy", [steps.constant(3), steps.linear(50, 5), steps.two_stage(50, 5), steps.cosine(9, 2),
+                                    steps.Table((5, 4, 3)), steps.Table((5, 4))])  # fmt: skip
+@pytest.mark.parametrize("ar_step", [-1, 3, 7])
+def test_an_ar_step_outside_the_loop_is_refused(policy: steps.Schedule, ar_step: int):
+    """A loop that counts from 1 must not get a count that goes on along the line, which may even be below 1."""
+    with pytest.raises(DisaError, match=f"AR steps count from 0: expected 0 to 2, found {ar_step}"):
+        policy.at(ar_step, 3)
+    with pytest.raises(DisaError, match="at least 1 AR step, found 0"):
+        policy.at(0, 0)
+
+
+# -- policies of one's own -----------------------------------------------------------------------------------------
+
+
+def plain_function(problem: DenoisingProblem) -> int:
+    return 3
+
+
+class Plain:
+    def __call__(self, problem: DenoisingProblem) -> int:
+        return 3
+
+    def begin(self) -> "Plain":
+        raise AssertionError("only a Remembering is asked for one of each generation's own")
+
+
+class Counting(steps.Remembering):
+    """Asks for one step more in every AR step."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def begin(self) -> "Counting":
+        return Counting()
+
+    def __call__(self, problem: DenoisingProblem) -> int:
+        self.count += 1
+        return self.count
+
+
+class Worded(Plain):
+    def __str__(self) -> str:
+        return "three"
+
+
+@pytest.mark.parametrize(
+    ("policy", "text"),
+    [
+        (steps.linear(50, 5), "linear:50-5"),
+        (steps.constant(7), "constant:7"),
+        (steps.Table((3, 2), "a.json"), "table:a.json"),
+        (plain_function, f"{__name__}:plain_function"),
+        (functools.partial(functools.partial(plain_function)), f"{__name__}:plain_function"),
+        (Plain(), f"{__name__}:Plain"),
+        (Plain().__call__, f"{__name__}:Plain.__call__"),
+        (Counting(), f"{__name__}:Counting"),
+        (Worded(), "three"),
+    ],
+)
+def test_how_reports_name_a_policy(policy: Any, text: str):
+    assert steps.describe(policy) == text
+
+
+def test_every_generation_has_its_own_of_a_policy_that_remembers():
+    policy, plain = Counting(), Plain()
+    first, second = steps.fresh(policy), steps.fresh(policy)
+    problem = cast(DenoisingProblem, None)
+    assert [first(problem), first(problem), second(problem)] == [1, 2, 1]
+    assert policy.count == 0
+    assert steps.fresh(plain) is plain

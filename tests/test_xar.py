@@ -55,11 +55,7 @@ def plain() -> XAR:
 
 @pytest.fixture(scope="module")
 def packed(plain: XAR) -> XAR:
-    if not can_pack(torch.float32):
-        pytest.skip("this build of PyTorch has no oneDNN kernels to pack weights for")
-    model = deepcopy(plain)
-    assert pack(model) is model
-    return model
+    return small.packed(plain)
 
 
 @pytest.fixture(params=["plain", "packed"])
@@ -332,7 +328,7 @@ def test_the_unconditional_half_is_evaluated_where_guidance_acts(plain: XAR):
     assert evaluations(plain, LABELS[:2], 2.5) == [10, 16, 12, 8]
     assert evaluations(plain, LABELS[:2], 2.5, ramp="constant") == [20, 16, 12, 8]
     assert evaluations(plain, None, 2.5) == [10, 8, 6, 4]
-    assert evaluations(plain, LABELS[:2], 0.5) == [10, 8, 6, 4]
+    assert evaluations(plain, LABELS[:2], 0.5) == [10, 16, 12, 8]
     # Times of the grid: 1, 0.76, 0.52, 0.28, 0.04; then 1, 0.68, 0.36, 0.04; 1, 0.52, 0.04; 1, 0.04.
     inside = evaluations(plain, LABELS[:2], 2.5, ramp="constant", interval=(0.1, 0.7))
     assert inside == [10 + 4, 8 + 4, 6 + 2, 4]
@@ -365,7 +361,7 @@ def test_guidance_and_labels_change_the_image_where_they_should(plain: XAR):
     assert torch.equal(draw(plain, SEEDS[:2], None, scale=3.0), without)
     labelled = draw(plain, SEEDS[:2], [3, 4])
     assert not torch.equal(labelled, without)
-    assert torch.equal(draw(plain, SEEDS[:2], [3, 4], scale=0.5), labelled)
+    assert not torch.equal(draw(plain, SEEDS[:2], [3, 4], scale=0.5), labelled)
     guided = draw(plain, SEEDS[:2], [3, 4], scale=3.0)
     assert torch.equal(guided[:, :, :4, :4], labelled[:, :, :4, :4])
     assert not torch.equal(guided, labelled)

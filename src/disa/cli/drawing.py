@@ -102,9 +102,12 @@ def sample(
 
 
 def _print(report: dict[str, Any], target: Target) -> None:
+    from disa.draw.inputs import counted
+
     there = len(report["files"]) - report["drawn"]
     print(
-        f"{len(report['files'])} images{f', {there} of them there before' if there else ''}: {report['seconds']:.2f} s "
+        f"{counted(len(report['files']), 'image')}{f', {there} of them there before' if there else ''}: "
+        f"{report['seconds']:.2f} s "
         f"({report['evaluations']} evaluations, {report['evaluations_per_row']:.1f} per row; "
         f"head {percent(report['seconds_head'], report['seconds'])}, "
         f"backbone {percent(report['seconds_backbone'], report['seconds'])} of the time)"

@@ -59,21 +59,21 @@ def flat(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _options(group: type) -> Iterator[inspect.Parameter]:
+def _options(group: Any) -> Iterator[inspect.Parameter]:
     """The fields of a group as parameters of Typer; those of `Settings` say themselves what they are."""
     hints = get_type_hints(group, include_extras=True)
     for each in fields(group):
-        kind = _drawing(each.name, each.metadata) if group is Settings else hints[each.name]
+        kind = _drawing(each.name, each.metadata) if issubclass(group, Settings) else hints[each.name]
         yield inspect.Parameter(each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=kind)
 
 
 def _drawing(name: str, about: Any) -> Any:
     kind = about["kind"] | None
-    return Annotated[kind, typer.Option(flag_of(name), help=about["help"], show_default=False)]
+    return Annotated[kind, typer.Option(flag_of(name, about), help=about["help"], show_default=False)]
 
 
-def _made(group: type, given: dict[str, Any]) -> Any:
-    return Settings.of(**given) if group is Settings else group(**given)
+def _made(group: Any, given: dict[str, Any]) -> Any:
+    return group.of(**given) if issubclass(group, Settings) else group(**given)
 
 
 # -- groups of options ---------------------------------------------------------------------------------------------

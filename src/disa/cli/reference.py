@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from typing import Any
 
 from disa.draw.settings import NO_CHANGE, Settings
 
@@ -16,25 +17,25 @@ which `disa presets --json` shows. This page is made from the fields of `disa.dr
 """
 
 
-def flag_of(name: str) -> str:
-    """An option's name on the command line."""
-    about = Settings.__dataclass_fields__[name].metadata
+def flag_of(name: str, about: Mapping[str, Any]) -> str:
+    """An option's name on the command line; about: the metadata of its field."""
     flag = about["flag"] or f"--{name.replace('_', '-')}"
     return f"{flag}/--no-{flag[2:]}" if about["kind"] is bool else flag
 
 
-def page() -> str:
+def page(settings: type[Settings] = Settings) -> str:
     """The whole page."""
-    return "\n".join([INTRODUCTION, "| option | keyword | what it does |", "| --- | --- | --- |", *_rows(), ""])
+    head = ("| option | keyword | what it does |", "| --- | --- | --- |")
+    return "\n".join([INTRODUCTION, *head, *_rows(settings), ""])
 
 
-def _rows() -> Iterator[str]:
-    for each in fields(Settings):
+def _rows(settings: type[Settings]) -> Iterator[str]:
+    for each in fields(settings):
         about = each.metadata
         notes = [f"Part of `{about['part_of']}`."] if about["part_of"] else []
         notes += ["It never changes an image."] if each.name in NO_CHANGE and "images" not in about["help"] else []
         text = " ".join([about["help"], *notes]).replace("|", "\\|")
-        yield f"| `{flag_of(each.name)}` | `{each.name}` | {text} |"
+        yield f"| `{flag_of(each.name, about)}` | `{each.name}` | {text} |"
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def presets(as_json: AsJSON = False) -> None:
 
 def _place_of_weights(preset: Preset) -> str:
     """Where weights are, or how they are made."""
-    from disa.weights.checkpoints import ships
+    from disa.weights.package import ships
 
     if ships(preset.name):
         return "in the package"
@@ -45,16 +45,25 @@ def _place_of_weights(preset: Preset) -> str:
 
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Official .pth or .safetensors, or ours.")],
-    model: Annotated[str, typer.Option(help="The preset whose architecture the weights have.")],
+    model: Annotated[
+        str | None, typer.Option(help="The preset whose architecture the weights have; a folder of disa's says it.")
+    ] = None,
+    values: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE of the architecture or the defaults where they differ from the "
+                     "preset's, such as num_classes=7 or codec=null; give it several times."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What the result is called; the preset's name by default.")] = None,
     vae: Vae = None,
     average: Annotated[bool, typer.Option(help="Take the moving average where the file has both.")] = True,
     official: Annotated[bool, typer.Option(help="Write official parameter names instead of ours.")] = False,
     out: Out = Path("converted"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Check weights and write them as a folder: model.safetensors, config.json and, with --vae, the autoencoder."""
-    from disa.weights.checkpoints import convert as run_convert
+    from disa.weights.config import parse_values
+    from disa.weights.convert import convert as run_convert
 
-    files = run_convert(checkpoint, model, out, vae, average, official)
+    files = run_convert(checkpoint, model, out, vae, average, official, parse_values(values or []), name)
     if as_json:
         print_json({"out": str(out), "files": files})
     else:

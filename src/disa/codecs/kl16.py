@@ -9,21 +9,19 @@ Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import torch
 from torch import Tensor
 
+from disa.codecs.base import LatentCodec
 from disa.errors import DisaError
 from disa.layout import check_layout
-from disa.runtime.tiles import one_by_one
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-LOG_VARIANCE_RANGE = (-30.0, 20.0)
 NORM_EPS = 1e-6  # not a field of the config: diffusers has it built in
 NOMINAL_SIZE = 256  # pixels; what the official code places its attention by, and the side of a tile
 
@@ -250,85 +248,6 @@ def _weight_and_bias(
         )
 
 
-class LatentCodec:
-    """Images to scaled latents and back through an autoencoder, without gradients.
-
-    Inputs may lie on any device and have any floating dtype: they are brought to the model's. Results are float32 on
-    the model's device; the parts outside the network (scale, posterior) are computed in float32.
-    """
-
-    def __init__(self, model: torch.nn.Module, stride: int, latent_channels: int, in_channels: int) -> None:
-        self.model = model.eval()
-        self.stride, self.latent_channels, self.in_channels = stride, latent_channels, in_channels
-
-    def _moments(self, images: Tensor) -> Tensor:
-        """The network's posterior moments [B, 2C, h, w]."""
-        raise NotImplementedError
-
-    def _images(self, latents: Tensor) -> Tensor:
-        """The network's images of unscaled latents."""
-        raise NotImplementedError
-
-    def about(self) -> str:
-        """What `config.json` says of it."""
-        raise NotImplementedError
-
-    def normalised(self, sample: Tensor) -> Tensor:
-        """Posterior samples [B, C, h, w] as latents: the models know them at about unit variance."""
-        raise NotImplementedError
-
-    def raw(self, latents: Tensor) -> Tensor:
-        """The reverse of `normalised`."""
-        raise NotImplementedError
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LatentCodec:
-        """Move the network, in place; bfloat16 decodes to within a few percent of float32."""
-        # The plain method of torch: diffusers' own warns about the dtype on every call, also where nothing is at stake.
-        torch.nn.Module.to(self.model, device=device, dtype=dtype)
-        return self
-
-    @torch.no_grad()
-    def moments(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> posterior mean and raw log-variance [B, 2C, h, w], unscaled.
-
-        Raises DisaError unless H and W are multiples of `stride`.
-        """
-        self._check_images(images)
-        return self._run(self._moments, images.float())
-
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images [B, 3, H, W] in [-1, 1] -> scaled latents [B, C, h, w].
-
-        Without `noise` the posterior mean, else mean + deviation * noise with `noise` [B, C, h, w] of unit variance.
-        Raises DisaError unless H and W are multiples of `stride`.
-        """
-        return self.normalised(posterior_sample(self.moments(images), noise))
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor, clamp: bool = False) -> Tensor:
-        """Scaled latents [B, C, h, w] -> images [B, 3, H, W] in about [-1, 1]; `clamp` cuts them to exactly that."""
-        if latents.ndim != 4 or latents.shape[1] != self.latent_channels:
-            raise DisaError(f"latents must be [B, {self.latent_channels}, h, w], found {list(latents.shape)}.")
-        images = self._run(self._images, self.raw(latents.to(next(self.model.parameters()).device).float()))
-        return images.clamp(-1, 1) if clamp else images
-
-    def _run(self, network: Callable[[Any], Tensor], rows: Tensor) -> Tensor:
-        """`network` on float32 `rows` in the model's precision and on its device, back in float32."""
-        parameter = next(self.model.parameters())
-        rows = rows.to(parameter.device).to(parameter.dtype).contiguous()
-        return one_by_one(network, rows).float()
-
-    def _check_images(self, images: Tensor) -> None:
-        if images.ndim != 4 or images.shape[1] != self.in_channels:
-            raise DisaError(f"images must be [B, {self.in_channels}, H, W], found {list(images.shape)}.")
-        height, width = images.shape[-2:]
-        if height % self.stride or width % self.stride:
-            raise DisaError(
-                f"image height and width must be multiples of {self.stride}, found {height} x {width}. "
-                "Crop or resize the images."
-            )
-
-
 class KL16Codec(LatentCodec):
     """The codec of an `AutoencoderKL`."""
 
@@ -365,19 +284,3 @@ class KL16Codec(LatentCodec):
         self.network.tile_sample_min_size = tile_size
         self.network.tile_latent_min_size = tile_size // self.stride
         self.network.enable_tiling()
-
-
-def posterior_sample(moments: Tensor, noise: Tensor | None = None) -> Tensor:
-    """Moments [B, 2C, h, w] -> mean, or mean + deviation * noise [B, C, h, w], unscaled."""
-    mean, log_variance = split_moments(moments)
-    if noise is None:
-        return mean
-    if noise.shape != mean.shape:
-        raise DisaError(f"posterior noise must be {list(mean.shape)}, found {list(noise.shape)}.")
-    return mean + torch.exp(0.5 * log_variance) * noise.to(mean)
-
-
-def split_moments(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Moments [B, 2C, h, w] -> (mean, log-variance clamped to [-30, 20]), each [B, C, h, w]."""
-    mean, log_variance = moments.chunk(2, dim=1)
-    return mean, log_variance.clamp(*LOG_VARIANCE_RANGE)

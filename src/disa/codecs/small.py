@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.codecs.kl16 import LatentCodec, posterior_sample, split_moments
+from disa.codecs.base import LatentCodec, posterior_sample, split_moments
+from disa.errors import DisaError
 
 NORM_GROUPS = 8
 
@@ -34,6 +35,10 @@ class SmallVAEConfig:
     full_width: int = 24
     eighth_width: int = 0
     linear: bool = False
+
+    def __post_init__(self) -> None:
+        if any(width % NORM_GROUPS for width in (self.full_width, *self.widths)):
+            raise DisaError(f"the widths of the small autoencoder must be multiples of {NORM_GROUPS}, found {self}.")
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -265,18 +265,7 @@ class Preview(NamedTuple):
 
 
 class ARModel(Protocol):
-    """What a model implements: it states problems and takes in solutions, it never solves them."""
-
-    @property
-    def config(self) -> Architecture: ...
-
-    @property
-    def process(self) -> Process: ...
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can draw."""
-        ...
+    """What the loop needs of a model: it states problems and takes in solutions, it never solves them."""
 
     def begin(self, request: Request, noise: Noise) -> Any:
         """Check the request. Returns the state of one generation, which holds all that changes."""
@@ -290,16 +279,31 @@ class ARModel(Protocol):
         """Take in the tokens [R, *shape] of the problem posed last."""
         ...
 
+    def finish(self, state: Any) -> Tensor:
+        """Latents [B, C, H, W]."""
+        ...
+
+
+class ImageModel(ARModel, Protocol):
+    """What a sampler needs beside that: what the model can draw, and what there is of an image under way."""
+
+    @property
+    def config(self) -> Architecture: ...
+
+    @property
+    def process(self) -> Process: ...
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can draw."""
+        ...
+
     def preview(self, state: Any) -> Preview:
         """What there is of the images so far; the state stays as it is."""
         ...
 
     def ahead(self, state: Any, noise: Noise) -> Any:
         """A state of its own that goes on from here to the end, in as few AR steps as the model can."""
-        ...
-
-    def finish(self, state: Any) -> Tensor:
-        """Latents [B, C, H, W]."""
         ...
 
 

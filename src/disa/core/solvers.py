@@ -271,7 +271,7 @@ def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, 
     return replace(SOLVERS[name], **(taken | dict(options)))  # pyright: ignore[reportReturnType]
 
 
-def _refusal(name: str, option: str, options: dict[str, float]) -> str:
+def _refusal(name: str, option: str, options: Mapping[str, Any]) -> str:
     if option == "temperature":
         own = f"eta scales that of {name}" if options.get("eta") else f"{name} adds none"
         return (

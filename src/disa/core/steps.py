@@ -43,7 +43,7 @@ class Remembering:
         raise NotImplementedError
 
 
-def of(steps: Any) -> StepPolicy:
+def of(steps: Any) -> Any:
     """A policy from what a caller gave: one, a whole number of denoising steps, or a list of them, one per AR step.
 
     Raises DisaError.

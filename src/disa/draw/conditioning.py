@@ -23,7 +23,7 @@ from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
-from disa.weights import checkpoints as weights
+from disa.weights.load import tokenizer_source
 
 if TYPE_CHECKING:
     from disa.draw.settings import Settings
@@ -108,7 +108,7 @@ class Words:
         """The tokenizer, read at first use."""
         if not isinstance(self._text, Text):
             config = self.model.config
-            source = self._text or weights.tokenizer_source(self.preset)
+            source = self._text or tokenizer_source(self.preset)
             self._text = Text.load(source, config.vocab_size, config.max_positions)
         return self._text
 

@@ -106,8 +106,9 @@ class SampleFolder:
             )
         make_folder(self.folder)
         clear_unfinished(self.folder)
-        for name in others:
-            (self.folder / name).unlink()
+        # What is told of images goes with them.
+        for name in [*others, *self.layout.overviews, TRACE] if others else ():
+            (self.folder / name).unlink(missing_ok=True)
         for name in {str(Path(name).parent) for name in self.layout.names}:
             make_folder(self.folder / name)
             clear_unfinished(self.folder / name)

@@ -14,13 +14,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import Conditioner, Labels, Words
 from disa.errors import DisaError
 from disa.models.harmon.text import Text
 from disa.models.registry import Model
 from disa.models.spec import Defaults, Preset, Spec
 from disa.runtime import devices, packing
-from disa.weights import checkpoints as weights
+from disa.weights.load import load_codec
 
 
 class Codec(Protocol):
@@ -86,7 +87,7 @@ class Loaded:
         if self.spec.codec is None:
             self._codec = self._codec or PixelCodec()
         elif self._codec is None or isinstance(self._codec, Path):
-            codec = weights.load_codec(self.preset, self._codec)
+            codec = load_codec(self.preset, self._codec)
             self._codec = codec.to(self.device, devices.pick_dtype(self.dtype))
         assert self._codec is not None
         assert not isinstance(self._codec, Path)
@@ -168,11 +169,11 @@ class Loaded:
     @cached_property
     def _codec_hash(self) -> str | None:
         """The same of the autoencoder."""
-        return hash_of(self.codec.model) if isinstance(self.codec, weights.LatentCodec) else None
+        return hash_of(self.codec.model) if isinstance(self.codec, LatentCodec) else None
 
     def about(self) -> dict[str, Any]:
         """The weights and what they are computed on, for JSON; the autoencoder's hash where one was read."""
-        read = self.spec.codec is None or isinstance(self._codec, weights.LatentCodec)
+        read = self.spec.codec is None or isinstance(self._codec, LatentCodec)
         return {
             "model": self.preset.name,
             "weights": self.weights_hash,

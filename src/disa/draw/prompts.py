@@ -1,10 +1,9 @@
-"""Prompts as users give them: files of them, how they pair with seeds, and names of files made from them."""
+"""Prompts as users give them: files of them, and names of files made from them."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,19 +46,6 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return None
-
-
-def pair_per_prompt(prompts: Sequence[str], seeds: Sequence[int] | None, count: int) -> tuple[list[str], list[int]]:
-    """`count` images of each prompt, those of one prompt together.
-
-    seeds: as many as images of a prompt, the same ones for every prompt; or one per image; 0, 1, ... if None.
-    """
-    seeds = range(count) if seeds is None else seeds
-    total = count * len(prompts)
-    if len(seeds) not in (count, total):
-        also = f" or {total}, one per image" if total != count else ""
-        raise DisaError(f"{count} images per prompt need {count} seeds{also}, found {len(seeds)}.")
-    return [prompt for prompt in prompts for _ in range(count)], list(seeds) * (total // len(seeds))
 
 
 def slug(prompt: str) -> str:

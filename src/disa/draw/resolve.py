@@ -49,7 +49,7 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
     """The solver with its grid and its other options: those given, else the model's where it is the model's own."""
     defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
     if chosen is None or isinstance(chosen, str):
-        name, told = solver_parts(chosen or defaults.solver)
+        name, told = solver_parts(defaults.solver if chosen is None else chosen)
         cooled = {"temperature": defaults.temperature}
         return build_solver(name, told | given, cooled | ({"grid": defaults.grid} if name == defaults.solver else {}))
     if not given:
@@ -61,11 +61,13 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
 
 
 def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
-    defaults, given = loaded.defaults, _parts(settings, "guidance")
+    """The same of guidance."""
+    given = _parts(settings, "guidance")
     if isinstance(settings.guidance, Guidance):
         return replace(settings.guidance, **given)
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
-    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress), **given)
+    defaults = loaded.defaults
+    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
 
 
 def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:

@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 
 import torch
 from torch import Tensor
@@ -52,7 +54,8 @@ class Run:
         loaded.conditioner.check(inputs, settings, self.token_grid)
         self.batches_of = self._plan()
         self.turns_made = 0
-        self._turns = (turn for batch in self.batches_of for turn in self._draw(batch))
+        # A loop would keep the last turn of a batch, with all that the model holds of it, while the next one begins.
+        self._turns = chain.from_iterable(map(self._draw, self.batches_of))
 
     @property
     def num_turns(self) -> int:
@@ -69,10 +72,11 @@ class Run:
 
     def batches(self, on_turn: Callable[[], object] = lambda: None) -> Iterator[Samples]:
         """The samples of each batch as it is finished; on_turn is called after every AR step."""
-        for turn in self:
+        for samples in map(attrgetter("samples"), self):
             on_turn()
-            if turn.samples is not None:
-                yield turn.samples
+            if samples is not None:
+                yield samples
+            del samples
 
     def result(self, on_turn: Callable[[], object] = lambda: None) -> Samples:
         """Draw to the end: all that was not handed out yet."""

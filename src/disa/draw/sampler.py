@@ -12,19 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import REWRITING, Words, Writing
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded, PixelCodec
 from disa.draw.resolve import for_model
 from disa.draw.run import Run
-from disa.draw.samples import Samples, check_output_type
+from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS, find_preset
 from disa.runtime import devices
-from disa.weights import checkpoints as weights
+from disa.weights.folders import CODEC, TOKENIZER, load_folder, save_codec, save_model
+from disa.weights.hub import download_folder
+from disa.weights.load import load_model
 
 
 class Sampler(Loaded):
@@ -53,7 +56,7 @@ class Sampler(Loaded):
         given = None if vae is None else Path(vae)
         if isinstance(name, str) and name in PRESETS:
             preset = PRESETS[name]
-            model = weights.load_model(preset, None if checkpoint is None else Path(checkpoint))
+            model = load_model(preset, None if checkpoint is None else Path(checkpoint))
             return cls(preset, model, given, device, dtype, tokenizer)
         if checkpoint is not None:
             raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
@@ -61,9 +64,9 @@ class Sampler(Loaded):
         if not folder.is_dir():
             if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
                 find_preset(str(name))
-            folder = weights.download_folder(str(name))
-        preset, model, codec = weights.load_folder(folder)
-        inside = folder / weights.TOKENIZER
+            folder = download_folder(str(name))
+        preset, model, codec = load_folder(folder)
+        inside = folder / TOKENIZER
         return cls(preset, model, given or codec, device, dtype, tokenizer or (inside if inside.is_dir() else None))
 
     load = from_pretrained
@@ -82,12 +85,12 @@ class Sampler(Loaded):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
-        path = weights.save_model(Path(folder), self.preset, self.model.state_dict())
+        path = save_model(Path(folder), self.preset, self.model.state_dict())
         codec = self.codec if isinstance(self._codec, Path) else self._codec
-        if isinstance(codec, weights.LatentCodec):
-            weights.save_codec(path / weights.CODEC, codec)
+        if isinstance(codec, LatentCodec):
+            save_codec(path / CODEC, codec)
         if isinstance(self.conditioner, Words) and self.conditioner.given:
-            self.text.save(path / weights.TOKENIZER)
+            self.text.save(path / TOKENIZER)
         return path
 
     # -- drawing -------------------------------------------------------------------------------------------------
@@ -115,12 +118,13 @@ class Sampler(Loaded):
         latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for inpainting (`encode` makes
         latents). inputs, settings: the same as objects. output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
         """
-        check_output_type(output_type)
         asked = {name: options.pop(name) for name in ("negative_prompt", "known", "mask") if name in options}
+        given = {"labels": labels, "prompts": prompts} | asked
         if inputs is None:
-            inputs = Inputs.paired(seeds, labels, prompts, **asked)
-        run = self.start(inputs, settings, output_type, **options)
-        return run.result()
+            inputs = Inputs.paired(seeds, **given)
+        elif also := [name for name, value in given.items() if value is not None]:
+            raise DisaError(f"inputs say all that is to be drawn: leave {', '.join(also)} out, or give no inputs.")
+        return self.start(inputs, settings, output_type, **options).result()
 
     def start(self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any) -> Run:
         """The same as an iterator over AR steps, and over finished batches: see `Run`."""

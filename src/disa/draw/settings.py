@@ -22,36 +22,37 @@ NO_CHANGE = frozenset({"batch_size"})
 """Options that change speed, not images."""
 NO_IDENTITY = NO_CHANGE | {"model", "device", "threads", "torch"}
 """What is told of a run beside that which decides its images: the name of a model is not its weights."""
+INTERVAL, SIZE = "two numbers like 0-0.9", "height and width like 512x768"
 
 
 def option(
-    help: str, *, kind: type = str, read: Callable[[str], Any] | None = None, part_of: str = "", flag: str = ""
+    help: str,
+    *,
+    kind: type = str,
+    read: Callable[[str], Any] | None = None,
+    looks: str = "a number",
+    part_of: str = "",
+    flag: str = "",
 ) -> Any:
     """A field that is an option.
 
     help: for a reader of `--help` and the docs. kind: its type on the command line. read: its text -> its value, where
-    the kind alone does not say. part_of: the field that it changes a part of. flag: its name on the command line, where
-    that is not the field's.
+    the kind alone does not say; it raises ValueError for a text that does not look as `looks` says. part_of: the field
+    that it changes a part of. flag: its name on the command line, where that is not the field's.
     """
-    metadata = {"help": help, "kind": kind, "read": read, "part_of": part_of, "flag": flag}
+    metadata = {"help": help, "kind": kind, "read": read, "looks": looks, "part_of": part_of, "flag": flag}
     return field(default=None, metadata=metadata)
 
 
 def read_interval(text: str) -> tuple[float, float]:
     """`0-0.9` -> (0.0, 0.9)."""
-    try:
-        low, high = map(float, text.split("-"))
-    except ValueError as error:
-        raise DisaError(f"an interval must be two numbers like 0-0.9, found {text!r}.") from error
+    low, high = map(float, text.split("-"))
     return low, high
 
 
 def read_size(text: str) -> tuple[int, int]:
     """`512x768` -> height and width."""
-    try:
-        height, width = map(int, text.lower().split("x"))
-    except ValueError as error:
-        raise DisaError(f"the size must be height and width like 512x768, found {text!r}.") from error
+    height, width = map(int, text.lower().split("x"))
     return height, width
 
 
@@ -86,17 +87,21 @@ class Settings:
     interval: Any = option(
         "Denoising times where guidance acts, such as 0-0.9; 0 is data, 1 is noise.",
         read=read_interval,
+        looks=INTERVAL,
         part_of="guidance",
         flag="--guidance-interval",
     )
     progress: Any = option(
         "AR steps where guidance acts, such as 0.2-1; 0 is the first, 1 the last.",
         read=read_interval,
+        looks=INTERVAL,
         part_of="guidance",
         flag="--guidance-progress",
     )
     num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; FlowAR, xAR as the model has.", kind=int)
-    size: Any = option("HEIGHTxWIDTH in pixels, such as 512x768, for models that draw other sizes.", read=read_size)
+    size: Any = option(
+        "HEIGHTxWIDTH in pixels, such as 512x768, for models that draw other sizes.", read=read_size, looks=SIZE
+    )
     height: int | None = option("Height in pixels alone.", kind=int, part_of="size")
     width: int | None = option("Width in pixels alone.", kind=int, part_of="size")
     rewrite: bool | None = option(
@@ -149,7 +154,7 @@ def _value(each: Field[Any], value: Any) -> Any:
         try:
             return (read or each.metadata["kind"])(value)
         except ValueError as error:
-            raise DisaError(f"{each.name} must be a number, found {value!r}.") from error
+            raise DisaError(f"{each.name} must be {each.metadata['looks']}, found {value!r}.") from error
     return tuple(value) if read and isinstance(value, list) else value
 
 

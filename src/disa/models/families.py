@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from disa.models.flowar import names as flowar
+from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR
 from disa.models.harmon import names as harmon
+from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.model import Harmon
 from disa.models.mar import names as mar
+from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.naming import NameMap
 from disa.models.xar import names as xar
+from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
 Model = MAR | FlowAR | XAR | Harmon
@@ -23,6 +27,8 @@ Model = MAR | FlowAR | XAR | Harmon
 class Family:
     """What the models of one paper share."""
 
+    config: type
+    """The class of their architectures."""
     model: Callable[[Any], Model]
     """From an architecture to a model without weights."""
     official_names: Callable[[Any], NameMap]
@@ -30,8 +36,8 @@ class Family:
 
 
 FAMILIES = {
-    "mar": Family(MAR, mar.official_names),
-    "flowar": Family(FlowAR, flowar.official_names),
-    "xar": Family(XAR, xar.official_names),
-    "harmon": Family(Harmon, harmon.official_names),
+    "mar": Family(MARConfig, MAR, mar.official_names),
+    "flowar": Family(FlowARConfig, FlowAR, flowar.official_names),
+    "xar": Family(XARConfig, XAR, xar.official_names),
+    "harmon": Family(HarmonConfig, Harmon, harmon.official_names),
 }

@@ -13,12 +13,9 @@ from disa.models.mar import presets as mar
 from disa.models.spec import Preset
 from disa.models.xar import presets as xar
 
-_EMBEDDED_FIRST = (
-    *(mar.PRESETS[:1] + flowar.PRESETS[:1] + xar.PRESETS[:1]),
-    *(mar.PRESETS[1:] + flowar.PRESETS[1:] + xar.PRESETS[1:]),
-    *harmon.PRESETS,
-)
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in _EMBEDDED_FIRST}
+_DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS)
+_PUBLISHED = (*mar.PUBLISHED, *flowar.PUBLISHED, *xar.PUBLISHED, *harmon.PUBLISHED)
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_DIGITS, *_PUBLISHED, harmon.SHAPES)}
 
 
 def find_preset(name: str) -> Preset:

@@ -44,8 +44,6 @@ class Defaults:
     """Guidance over AR steps: linear or constant."""
     interval: tuple[float, float] = (0.0, 1.0)
     """The denoising times where guidance acts; 0 is data, 1 is noise."""
-    progress: tuple[float, float] = (0.0, 1.0)
-    """The AR steps where guidance acts, as shares k / (K - 1); 0 is the first, 1 the last."""
     size: tuple[int, int] | None = None
     """Height and width of an image in pixels, or None for the architecture's own."""
     batch_size: int = 16

@@ -31,7 +31,8 @@ from disa.core.steps import Remembering
 from disa.errors import DisaError
 from disa.models.spec import Preset
 from disa.runtime.packing import Linear
-from disa.weights.checkpoints import in_package, read_tensors
+from disa.weights.package import in_package
+from disa.weights.read import read_tensors
 
 Score = Callable[[DenoisingProblem], Tensor]
 """A number per row [R] that grows with the error to be expected."""

@@ -76,7 +76,7 @@ class Comparison:
         return {
             "settings": self.settings,
             "num_images": len(self.inputs),
-            **({} if self.inputs.prompts is None else {"prompts": self.inputs.prompts}),
+            **self.inputs.numbers(),
             "policies": [asdict(policy) for policy in self.policies],
             "yardsticks": None if self.yardsticks is None else asdict(self.yardsticks),
         }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from disa.codecs.kl16 import LatentCodec, posterior_sample
+from disa.codecs.base import LatentCodec, posterior_sample
 from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.core.diffusion import TrainingLoss
 from disa.core.flow import FlowLoss
@@ -36,7 +36,8 @@ from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
-from disa.weights.checkpoints import CODEC, TOKENIZER, load_codec, save_codec, save_model
+from disa.weights.folders import CODEC, TOKENIZER, save_codec, save_model
+from disa.weights.load import load_codec
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,11 @@ class FlowARConfig:
         side = arguments["img_size"] // arguments["vae_stride"]
         plain = arguments["buffer_size"] == 0 and arguments["patch_size"] == 1
         if not (same and plain and side == arguments["scale"][-1] == OFFICIAL_SIDE):
-            raise DisaError("FlowAR needs no buffer, patches of 1, one width and number of heads for encoder and "
-                            f"decoder, and a last scale of {OFFICIAL_SIDE}, the side of the latents; "
-                            f"found {arguments}.")  # fmt: skip
+            raise DisaError(
+                "FlowAR needs no buffer, patches of 1, one width and number of heads for encoder and "
+                f"decoder, and a last scale of {OFFICIAL_SIDE}, the side of the latents; "
+                f"found {arguments}."
+            )
         return cls(
             scales=tuple(arguments["scale"]),
             latent_channels=arguments["vae_embed_dim"],

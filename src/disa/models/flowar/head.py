@@ -99,10 +99,11 @@ class FlowHead(nn.Module):
         self.condition = Linear(condition_width, width)
         self.input = Linear(channels, width)
         self.blocks = nn.ModuleList(
-            CrossBlock(width, condition_width, num_heads) if cross
+            CrossBlock(width, condition_width, num_heads)
+            if cross
             else ModulatedBlock(width, num_heads, HEAD_MLP_RATIO, bias=False)
             for _ in range(depth)
-        )  # fmt: skip
+        )
         parts = [PARTS // 2 if cross else PARTS] * depth + [2]
         self.modulation = nn.ModuleList(Linear(width, count * width) for count in parts)
         self.output = Linear(width, channels)

@@ -173,8 +173,10 @@ class FlowAR(Trunk):
         c = self.config
         sides = [torch.arange(scale, device=device) / scale * c.scales[-1] for scale in c.scales]
         rows, columns = torch.cat([torch.cartesian_prod(side, side) for side in sides]).unbind(1)
-        return (Rotation.of(rows, columns, c.width // c.num_heads),
-                Rotation.of(rows, columns, c.head_width // c.head_heads))  # fmt: skip
+        return (
+            Rotation.of(rows, columns, c.width // c.num_heads),
+            Rotation.of(rows, columns, c.head_width // c.head_heads),
+        )
 
     def resized(self, latents: Tensor, scale: int) -> Tensor:
         """Latents [B, C, h, w] of one scale -> tokens [B, L, C] of another, through the largest."""

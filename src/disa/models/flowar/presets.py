@@ -86,11 +86,11 @@ _DIGITS_ARCHITECTURE = FlowARConfig(
     head_depth=3,
     head_heads=2,
 )
-_DIGITS = Preset(
+DIGITS = Preset(
     Spec("flowar-digits", "flowar", _DIGITS_ARCHITECTURE, SmallVAEConfig()),
     replace(_DEFAULTS, num_ar_steps=4, guidance=1.5, batch_size=100, quality="digits"),
     Assets(embedded_codec="digits-vae"),
     "FlowAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
 )
 
-PRESETS = (_DIGITS, _SMALL, _LARGE, _HUGE)
+PUBLISHED = (_SMALL, _LARGE, _HUGE)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
+from disa.errors import DisaError
 from disa.models.mar.config import MARConfig
 
 
@@ -23,6 +24,15 @@ class HarmonConfig(MARConfig):
     llm_norm_eps: float = 1e-6
     max_positions: int = 32_768
     tied: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.llm_width % (2 * self.llm_heads):
+            raise DisaError(
+                f"llm_heads = {self.llm_heads} must divide llm_width = {self.llm_width} into even numbers of channels."
+            )
+        if self.llm_heads % self.llm_kv_heads:
+            raise DisaError(f"llm_kv_heads = {self.llm_kv_heads} must divide llm_heads = {self.llm_heads}.")
 
     def num_image_tokens(self, grid: tuple[int, int] | None = None) -> int:
         """Places that an image takes in the language model, buffer included; grid: None for the model's own."""

@@ -70,11 +70,17 @@ def language_model(config: HarmonConfig) -> Any:
         raise DisaError('Harmon needs transformers: pip install "disa[harmon]".') from error
     AttentionInterface.register("disa", _attention)
     arguments: dict[str, Any] = {
-        "vocab_size": config.vocab_size, "hidden_size": config.llm_width, "intermediate_size": config.llm_hidden,
-        "num_hidden_layers": config.llm_depth, "num_attention_heads": config.llm_heads,
-        "num_key_value_heads": config.llm_kv_heads, "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.llm_norm_eps, "hidden_act": "silu", "attn_implementation": "disa",
-    }  # fmt: skip
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.llm_width,
+        "intermediate_size": config.llm_hidden,
+        "num_hidden_layers": config.llm_depth,
+        "num_attention_heads": config.llm_heads,
+        "num_key_value_heads": config.llm_kv_heads,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.llm_norm_eps,
+        "hidden_act": "silu",
+        "attn_implementation": "disa",
+    }
     model: Any = Qwen2Model(Qwen2Config(**arguments))
     model.rotary_emb = Rotary(config.llm_width // config.llm_heads, config.rope_base)
     for layer in model.layers:

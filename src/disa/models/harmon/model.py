@@ -116,8 +116,10 @@ class Harmon(nn.Module):
         """Ids must be in the vocabulary, and what follows a prompt must have positions left."""
         ids, longest = prompts.ids, int(prompts.lengths.max())
         if not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise DisaError(f"token ids must be 0 to {self.config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
-                            "the prompts were made with another model's tokenizer.")  # fmt: skip
+            raise DisaError(
+                f"token ids must be 0 to {self.config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
+                "the prompts were made with another model's tokenizer."
+            )
         if longest + num_following > self.config.max_positions:
             room = self.config.max_positions - num_following
             raise DisaError(f"a prompt may have at most {room} tokens here, found {longest}: shorten it.")
@@ -196,10 +198,14 @@ class Harmon(nn.Module):
 
     @torch.no_grad()
     def describe(
-        self, latents: Tensor, ids: Tensor, image_token: int,
+        self,
+        latents: Tensor,
+        ids: Tensor,
+        image_token: int,
         choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
-        stop_ids: Collection[int] = (), max_tokens: int = 1024,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        stop_ids: Collection[int] = (),
+        max_tokens: int = 1024,
+    ) -> Iterator[Tensor]:
         """Token ids [B] of a text about each image, one turn a token.
 
         latents: [B, C, H, W]; ids: [B, T] or [T] prompts in which `image_token` stands L + P times. choose: logits
@@ -210,9 +216,12 @@ class Harmon(nn.Module):
 
     @torch.no_grad()
     def answer(
-        self, ids: Tensor, choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
-        stop_ids: Collection[int] = (), max_tokens: int = 1024,
-    ) -> Iterator[Tensor]:  # fmt: skip
+        self,
+        ids: Tensor,
+        choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(-1),
+        stop_ids: Collection[int] = (),
+        max_tokens: int = 1024,
+    ) -> Iterator[Tensor]:
         """The same of an answer to each text [B, T], without an image."""
         x = self.llm.embed_tokens(ids.to(self.mar.no_class.device))
         return self._written(x, choose, stop_ids, max_tokens)
@@ -242,8 +251,9 @@ class Harmon(nn.Module):
         places = ids == image_token
         counts = places.sum(1)
         if (counts != visual.shape[1]).any():
-            raise DisaError(f"a prompt about these images holds the image token {visual.shape[1]} times, "
-                            f"found {counts.tolist()}.")  # fmt: skip
+            raise DisaError(
+                f"a prompt about these images holds the image token {visual.shape[1]} times, found {counts.tolist()}."
+            )
         words = self.llm.embed_tokens(ids.masked_fill(places, 0))
         return words.masked_scatter(places[:, :, None], visual.to(words.dtype))
 
@@ -254,9 +264,15 @@ class Harmon(nn.Module):
     # -- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, objective: TrainingLoss, latents: Tensor, prompts: Prompts, visible: Tensor, wanted: Tensor,
-        t: Tensor, noise: Tensor,
-    ) -> LossTerms:  # fmt: skip
+        self,
+        objective: TrainingLoss,
+        latents: Tensor,
+        prompts: Prompts,
+        visible: Tensor,
+        wanted: Tensor,
+        t: Tensor,
+        noise: Tensor,
+    ) -> LossTerms:
         """Text to image: `MAR.loss` with one prompt per image instead of a class; latents may be of any size.
 
         visible: [B, V], wanted: [B, N], t: [m B N], noise: [m B N, C]. Officially a tenth of the prompts is the

@@ -72,7 +72,7 @@ _SHAPES_ARCHITECTURE = HarmonConfig(
     llm_kv_heads=2,
     max_positions=256,
 )
-_SHAPES = Preset(
+SHAPES = Preset(
     Spec("harmon-shapes", "harmon", _SHAPES_ARCHITECTURE, SHAPES_CODEC),
     Defaults(
         num_ar_steps=24,
@@ -87,4 +87,4 @@ _SHAPES = Preset(
     "Harmon, 2.4 M parameters, captioned shapes 48x48, text to image and image to text",
 )
 
-PRESETS = (_SMALL, _LARGE, _SHAPES)
+PUBLISHED = (_SMALL, _LARGE)

@@ -38,12 +38,16 @@ class Text:
             tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
         for token in (RESERVED[0], STOP[0], IMAGE):
             if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
-                raise DisaError(f"{source} does not fit this checkpoint: expected {token} to be one token of it. "
-                                "Give the tokenizer of the checkpoint's language model.")  # fmt: skip
+                raise DisaError(
+                    f"{source} does not fit this checkpoint: expected {token} to be one token of it. "
+                    "Give the tokenizer of the checkpoint's language model."
+                )
         fewest = max(1, vocab_size - MOST_PADDING)
         if not fewest <= len(tokenizer) <= vocab_size:
-            raise DisaError(f"{source} does not fit this checkpoint: expected {fewest} to {vocab_size} tokens, found "
-                            f"{len(tokenizer)}. Give the tokenizer of the checkpoint's language model.")  # fmt: skip
+            raise DisaError(
+                f"{source} does not fit this checkpoint: expected {fewest} to {vocab_size} tokens, found "
+                f"{len(tokenizer)}. Give the tokenizer of the checkpoint's language model."
+            )
         self.image_token = self._ids(IMAGE)[0]
         self.stop_ids = [ids[0] for ids in map(self._ids, STOP) if len(ids) == 1]
 
@@ -58,8 +62,10 @@ class Text:
             tokenizer = AutoTokenizer.from_pretrained(str(source))
         except Exception as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-            raise DisaError(f"no tokenizer could be read from {source} ({reason}): expected a folder with "
-                            "tokenizer.json, or the hub id of one.") from error  # fmt: skip
+            raise DisaError(
+                f"no tokenizer could be read from {source} ({reason}): expected a folder with "
+                "tokenizer.json, or the hub id of one."
+            ) from error
         return cls(tokenizer, vocab_size, longest, str(source))
 
     def save(self, folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
+from disa.errors import DisaError
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,14 @@ class MARConfig:
     buffer_size: int = 64
     head_width: int = 1024
     head_depth: int = 6
+
+    def __post_init__(self) -> None:
+        if any(side % self.patch_size for side in self.latent_size):
+            raise DisaError(f"latents of {self.latent_size} cannot be cut into patches of {self.patch_size}.")
+        for half in ("encoder", "decoder"):
+            width, heads = getattr(self, f"{half}_width"), getattr(self, f"{half}_heads")
+            if width % heads:
+                raise DisaError(f"{half}_heads = {heads} must divide {half}_width = {width}.")
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -258,9 +258,15 @@ class MAR(nn.Module):
     # -- training ------------------------------------------------------------------------------------------------
 
     def loss(
-        self, objective: TrainingLoss, latents: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor,
-        t: Tensor, noise: Tensor,
-    ) -> LossTerms:  # fmt: skip
+        self,
+        objective: TrainingLoss,
+        latents: Tensor,
+        embedding: Tensor,
+        visible: Tensor,
+        wanted: Tensor,
+        t: Tensor,
+        noise: Tensor,
+    ) -> LossTerms:
         """Loss terms of the tokens at `wanted` [B, N], each drawn m times: t [m B N], noise [m B N, C].
 
         embedding: [B, D], see `embed`. Rows are m copies of the flattened [B, N]. The official loss is their mean.

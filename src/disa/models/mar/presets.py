@@ -84,11 +84,11 @@ _DIGITS_ARCHITECTURE = MARConfig(
     head_width=256,
     head_depth=4,
 )
-_DIGITS = Preset(
+DIGITS = Preset(
     Spec("mar-digits", "mar", _DIGITS_ARCHITECTURE, SmallVAEConfig()),
     Defaults(num_ar_steps=32, batch_size=100, quality="digits"),
     Assets(embedded_codec="digits-vae"),
     "MAR, 2.7 M parameters, handwritten digits 32x32; ships with the package",
 )
 
-PRESETS = (_DIGITS, _BASE, _LARGE, _HUGE)
+PUBLISHED = (_BASE, _LARGE, _HUGE)

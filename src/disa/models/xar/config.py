@@ -11,8 +11,13 @@ from disa.errors import DisaError
 OFFICIAL_CLASSES = 1000
 """Classes that the official table holds, whatever its arguments say; one more row stands for no class."""
 _CONSTRAINED = (
-    "patch_size", "clusters", "encoder_embed_dim", "decoder_embed_dim", "encoder_num_heads", "decoder_num_heads",
-)  # fmt: skip
+    "patch_size",
+    "clusters",
+    "encoder_embed_dim",
+    "decoder_embed_dim",
+    "encoder_num_heads",
+    "decoder_num_heads",
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class XARConfig:
     def __post_init__(self) -> None:
         if any(size % count for size, count in zip(self.latent_size, self.cells, strict=True)):
             raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into {self.cells} equal cells.")
+        if self.width % (4 * self.num_heads):
+            raise DisaError(
+                f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
+            )
 
     @property
     def num_tokens(self) -> int:
@@ -65,8 +74,10 @@ class XARConfig:
         shape = {name: arguments[name] for name in _CONSTRAINED}
         same = all(shape[f"encoder_{name}"] == shape[f"decoder_{name}"] for name in ("embed_dim", "num_heads"))
         if shape["patch_size"] != 1 or not same or across**2 != shape["clusters"]:
-            raise DisaError("xAR needs patches of 1, encoder and decoder of one width and number of heads, and "
-                            f"a square number of cells; found {shape}.")  # fmt: skip
+            raise DisaError(
+                "xAR needs patches of 1, encoder and decoder of one width and number of heads, and "
+                f"a square number of cells; found {shape}."
+            )
         return cls(
             latent_size=(side, side),
             latent_channels=arguments["vae_embed_dim"],

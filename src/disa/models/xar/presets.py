@@ -64,11 +64,11 @@ _DIGITS_ARCHITECTURE = XARConfig(
     num_heads=4,
     num_classes=10,
 )
-_DIGITS = Preset(
+DIGITS = Preset(
     Spec("xar-digits", "xar", _DIGITS_ARCHITECTURE, SmallVAEConfig()),
     replace(_BASE.defaults, guidance=2.5, batch_size=100, quality="digits"),
     Assets(embedded_codec="digits-vae"),
     "xAR, 1.9 M parameters, handwritten digits 32x32; ships with the package",
 )
 
-PRESETS = (_DIGITS, _BASE, _LARGE, _HUGE)
+PUBLISHED = (_BASE, _LARGE, _HUGE)

@@ -1,0 +1,83 @@
+"""Weights from one layout into another: official files, our folders, official names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from disa.errors import DisaError
+from disa.files import make_folder, write_whole
+from disa.models.families import Model
+from disa.models.registry import PRESETS, find_preset
+from disa.models.spec import Preset
+from disa.weights.config import changed
+from disa.weights.folders import CODEC, TOKENIZER, WEIGHTS, load_folder, save_codec, save_model, write_tensors
+from disa.weights.load import CODEC_WEIGHTS, load_codec, load_model
+from disa.weights.read import CONFIG, is_ours
+
+
+def convert(
+    checkpoint: Path,
+    model: str | None,
+    out: Path,
+    codec: Path | None = None,
+    average: bool = True,
+    official: bool = False,
+    values: Mapping[str, Any] | None = None,
+    name: str | None = None,
+) -> dict[str, int]:
+    """Read, check and write weights as our folder, or under official names; returns the files and their bytes.
+
+    checkpoint: a file or a folder of official weights, or a folder that `save_model` wrote, with its autoencoder and
+    its tokenizer if it has them. model: the preset whose architecture it has; a folder of ours says it itself.
+    values: other values of fields of the architecture or the defaults, as JSON has them. name: what the result is
+    called. Raises DisaError.
+    """
+    preset, network, inside = _read(checkpoint, model, average, values or {}, name)
+    codec = codec or inside
+    loaded = None if codec is None else load_codec(preset, codec)
+    if official:
+        files = [f"{preset.name}.safetensors"]
+        make_folder(out)
+        write_tensors(out / files[0], preset.official_names().to_official(network.state_dict()))
+    else:
+        files = [WEIGHTS, CONFIG]
+        save_model(out, preset, network.state_dict())
+        files += _copy_tokenizer(checkpoint / TOKENIZER, out / TOKENIZER)
+    if loaded is not None:
+        files += [f"{CODEC}/{CODEC_WEIGHTS}", f"{CODEC}/{CONFIG}"]
+        save_codec(out / CODEC, loaded)
+    return {file: (out / file).stat().st_size for file in files}
+
+
+def _read(
+    checkpoint: Path, model: str | None, average: bool, values: Mapping[str, Any], name: str | None
+) -> tuple[Preset, Model, Path | None]:
+    """What the weights are, the model, and the folder of an autoencoder that lies with them."""
+    if checkpoint.is_dir() and (is_ours(checkpoint) or not list(checkpoint.glob("*.safetensors"))):
+        preset, network, inside = load_folder(checkpoint)
+        if model not in (None, preset.name):
+            find_preset(str(model))
+            raise DisaError(f"{checkpoint} is a folder of {preset.name}, not of {model}.")
+        asked = changed(preset, values, name)
+        if asked.spec.architecture != preset.spec.architecture:
+            raise DisaError(f"{checkpoint} holds weights of its own architecture: only defaults can be set anew.")
+        return asked, network, inside
+    if model is None:
+        raise DisaError(f"{checkpoint} does not say which model it is of: give --model, one of {', '.join(PRESETS)}.")
+    asked = changed(find_preset(model), values, name)
+    # Messages name the preset, which the user knows, and say what to set.
+    network = load_model(changed(asked, {}, model), checkpoint, average)
+    return asked, network, None
+
+
+def _copy_tokenizer(source: Path, target: Path) -> list[str]:
+    """Copy a tokenizer's files, if there are any; returns their names in the folder around `target`."""
+    files = sorted(path for path in source.glob("*") if path.is_file())
+    if files:
+        make_folder(target)
+    for path in files:
+        content = path.read_bytes()
+        write_whole(target / path.name, lambda file, content=content: file.write(content))
+    return [f"{TOKENIZER}/{path.name}" for path in files]

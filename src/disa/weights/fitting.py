@@ -1,0 +1,139 @@
+"""What a checkpoint would fit that does not fit the model it was given for: another preset, or other values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from disa.errors import DisaError
+from disa.models.registry import PRESETS
+from disa.models.spec import Preset
+from disa.weights.build import Layout, layout
+from disa.weights.read import read_content
+
+OFFICIAL_ARGUMENTS = {
+    "class_num": "num_classes",
+    "diffloss_w": "head_width",
+    "diffloss_d": "head_depth",
+    "buffer_size": "buffer_size",
+    "vae_embed_dim": "latent_channels",
+    "patch_size": "patch_size",
+}
+"""Names on the official command line of MAR, and ours."""
+COUNTS = ("num_classes", "buffer_size")
+"""Fields whose tables have some more rows than they say."""
+MOST_CHANGES = 3
+
+
+def what_fits(preset: Preset, path: Path) -> Callable[[Layout, bool], str]:
+    """The hint for `build_model`: one sentence that says how to load the checkpoint at `path`, or nothing."""
+
+    def hint(found: Layout, official: bool) -> str:
+        if name := _fitting_preset(found, official):
+            return f" It is a checkpoint of {name}: load it as that."
+        values = _fitting_values(preset, _arguments(path), found, official)
+        if not values:
+            return ""
+        options = " ".join(f"--set {name}={_as_json(value)}" for name, value in values.items())
+        return f" It fits after `disa convert {path} --model {preset.name} {options} --name NAME`."
+
+    return hint
+
+
+def _fitting_preset(found: Layout, official: bool) -> str | None:
+    """Names come first: they cost less than building a model."""
+
+    def fits(preset: Preset) -> bool:
+        names = preset.official_names()
+        return set(found) == (names.official if official else set(names.parts)) and found == layout(preset, official)
+
+    return next((name for name, preset in PRESETS.items() if fits(preset)), None)
+
+
+def _fitting_values(preset: Preset, arguments: Mapping[str, Any], found: Layout, official: bool) -> dict[str, Any]:
+    """Other values of the architecture with which the checkpoint fits; empty where none are found.
+
+    Those of the checkpoint's own command line come first; then field after field, what lowers the number of tensors
+    that do not fit the most.
+    """
+    own = asdict(preset.spec.architecture)
+    values = {name: value for name, value in arguments.items() if name in own and own[name] != value}
+    best = _misfits(preset, values, found, official)
+    if best is None:
+        values, best = {}, _misfits(preset, {}, found, official) or {}
+    for _ in range(MOST_CHANGES):
+        base, before = values, len(best)
+        for change in list(_candidates({**own, **base}, best)):
+            misfits = _misfits(preset, {**base, **change}, found, official)
+            if misfits is not None and len(misfits) < len(best):
+                best, values = misfits, {**base, **change}
+            if not best:
+                break
+        if len(best) in (0, before):
+            break
+    return values if not best else {}
+
+
+_Sizes = tuple[int, ...] | None
+
+
+def _misfits(
+    preset: Preset, values: Mapping[str, Any], found: Layout, official: bool
+) -> dict[str, tuple[_Sizes, _Sizes]] | None:
+    """By name: expected and found shape of each tensor that does not fit; None where nothing can be built."""
+    try:
+        architecture = replace(preset.spec.architecture, **values)
+        expected = layout(replace(preset, spec=replace(preset.spec, architecture=architecture)), official)
+    except (DisaError, RuntimeError, ValueError):
+        return None
+    return {
+        name: (expected.get(name), found.get(name))
+        for name in set(expected) | set(found)
+        if expected.get(name) != found.get(name)
+    }
+
+
+def _candidates(own: Mapping[str, Any], misfits: Mapping[str, tuple[_Sizes, _Sizes]]) -> Iterator[dict[str, Any]]:
+    """Single changes that would make some size of a tensor what it is."""
+    sizes = {
+        (before, after)
+        for expected, found in misfits.values()
+        if expected and found and len(expected) == len(found)
+        for before, after in zip(expected, found, strict=True)
+        if before != after
+    }
+    seen = set[tuple[str, int]]()
+    for name in (*COUNTS, *(name for name in own if name not in COUNTS)):
+        value = own.get(name)
+        if type(value) is not int:
+            continue
+        for before, after in sorted(sizes)[:4]:
+            wanted = value + after - before if name in COUNTS else after * value // before
+            exact = name in COUNTS or (value > 1 and not before % value and not after * value % before)
+            if exact and wanted > 0 and (name, wanted) not in seen:
+                seen.add((name, wanted))
+                yield {name: wanted}
+
+
+def _arguments(path: Path) -> dict[str, Any]:
+    """What a training checkpoint's own command line says of the architecture, under our names."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        return {}
+    arguments = read_content(path).get("args")
+    said = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    if not isinstance(said, Mapping):
+        return {}
+    values: dict[str, Any] = {
+        ours: said[name] for name, ours in OFFICIAL_ARGUMENTS.items() if type(said.get(name)) is int and said[name] > 0
+    }
+    side, stride = said.get("img_size"), said.get("vae_stride")
+    if type(side) is int and type(stride) is int and stride > 0 and side >= stride:
+        values["latent_size"] = (side // stride,) * 2
+    return values
+
+
+def _as_json(value: Any) -> str:
+    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
