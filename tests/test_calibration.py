@@ -32,20 +32,18 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
+from disa.study.allocate import allocate, between, pooled
 from disa.study.calibrate import (
     FIRST_SEED,
     NUM_IMAGES,
     Nudged,
     Ruler,
     Summed,
-    allocate,
-    between,
     calibrate,
     costs_of,
     gains,
     ladder,
     measure,
-    pooled,
     read_budget,
 )
 from disa.tiny.captions import parse

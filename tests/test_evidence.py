@@ -39,11 +39,10 @@ from disa.study.evidence import (
     at_the_start,
     measure,
     num_turns,
-    spearman,
-    straightness,
-    variance,
 )
+from disa.study.paths import straightness, variance
 from disa.study.plots import evidence_plot
+from disa.study.ranks import spearman
 from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,7 +26,7 @@ from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant
 from disa.errors import DisaError
 from disa.models import heads
-from disa.policies.adaptive import spread_of_draws
+from disa.policies.scores import spread_of_draws
 from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -310,7 +310,7 @@ POLICIES: list[StepPolicy] = [constant(3), row_wise, looking, scoring, selecting
 def test_reported_evaluations_are_the_rows_that_reach_the_network(
     family: Family, guidance: Guidance, policy: StepPolicy, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(heads, "_padding", lambda *_: 0)  # rows that only fill a tile are no evaluations
+    monkeypatch.setattr(heads, "padding", lambda *_: 0)  # rows that only fill a tile are no evaluations
     with counting(*family.network) as rows:
         for step in family.turns(guidance, policy):
             assert step.evaluations == sum(rows)

@@ -11,7 +11,8 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep
 from disa.core.request import Guidance, Request
-from disa.core.solvers import make_solver, solve
+from disa.core.solve import solve
+from disa.core.solvers import make_solver
 from disa.core.steps import constant
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR
@@ -38,8 +39,7 @@ def turns(name: str, model: nn.Module) -> Iterator[ARStep]:
 def to_the_end(name: str, model: nn.Module, state: object) -> Tensor:
     while state.ar_step < state.request.num_ar_steps:
         problem = model.pose(state)
-        found = solve(problem, make_solver(SOLVERS[name]), 3, SeededNoise([0, 1]))
-        model.accept(state, found if isinstance(found, Tensor) else found.tokens)
+        model.accept(state, solve(problem, make_solver(SOLVERS[name]), 3, SeededNoise([0, 1])).tokens)
     return model.finish(state)
 
 

@@ -14,11 +14,11 @@ from disa.core.solver import Solver
 from disa.core.steps import StepPolicy, fresh
 
 Clock = Callable[[torch.device], float]
-"""The time in seconds. A clock that is to be fair to a device waits until that has done its work."""
+"""`time.perf_counter`, at least; one that is to be fair to a device waits first until that has done its work."""
 
 
 def wall_clock(device: torch.device) -> float:
-    """The time of day; it waits for no device."""
+    """It waits for no device."""
     return time.perf_counter()
 
 

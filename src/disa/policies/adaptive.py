@@ -22,27 +22,23 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
-from disa.core.problem import DenoisingProblem, Look, Prediction, Process
+from disa.core.problem import DenoisingProblem, Look, Process
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, grid_for_parts
 from disa.core.steps import Remembering
 from disa.errors import DisaError
 from disa.models.spec import Preset
-from disa.runtime.packing import Linear
+from disa.policies.scores import Probe, Score, features, learned_variance, log_change, spread_of_draws
 from disa.weights.package import in_package
 from disa.weights.read import read_tensors
-
-Score = Callable[[DenoisingProblem], Tensor]
-"""A number per row [R] that grows with the error to be expected."""
 
 NUM_COUNTS = 8
 """Different counts at most: rows are denoised in as many groups, and small groups are slow."""
 NUM_LOOKS, UNTIL = 3, 0.5
 COSTS = {"variance:draws": 4, "variance:head": 2, "straight": NUM_LOOKS}
 """Evaluations of a row that a score makes itself; a probe is not the denoising network and makes none."""
-SMALLEST = 1e-12
 
 
 # -- spending ------------------------------------------------------------------------------------------------------
@@ -105,76 +101,6 @@ class Spending:
 
     def __str__(self) -> str:
         return f"{self.early}-{self.late}" + ("" if self.budget is None else f"@{self.budget:g}")
-
-
-# -- scores --------------------------------------------------------------------------------------------------------
-
-
-def _two_looks(problem: DenoisingProblem, share: float, *signs: float) -> list[tuple[Tensor, Prediction]]:
-    """For each sign of a noise that all rows have in common, two evaluations per row: of the noise alone, and of the
-    data [R, *shape] predicted from it with the same noise at a share of the way there. What the second one said: the
-    data that it predicts, and all else."""
-    process, whole = problem.process, problem.process.grid("uniform", 20)
-    stop = round(20 * share)
-    parts = whole.part(0, stop, 1), whole.part(stop, stop + 1, 1)
-    (far, far_level), (near, near_level) = ((problem.field.on(part), float(part.levels[0])) for part in parts)
-    common = torch.randn(problem.shape, generator=torch.Generator().manual_seed(0)).to(problem.device)
-    looks = []
-    for sign in signs:
-        noise = (sign * common).expand(problem.num_rows, *problem.shape)
-        x = process.noised(process.data(noise, far(noise, 0).value, far_level), noise, near_level)
-        said = near(x, 0)
-        looks.append((process.data(x, said.value, near_level), said))
-    return looks
-
-
-def _log_mean_square(x: Tensor) -> Tensor:
-    """[R] of [R, *shape], on the CPU: MPS has no float64."""
-    return x.cpu().double().square().flatten(1).mean(1).clamp_(min=SMALLEST).log_()
-
-
-def spread_of_draws(problem: DenoisingProblem) -> Tensor:
-    """[R] log of the variance between two short draws from opposite noise, two evaluations each."""
-    (one, _), (other, _) = _two_looks(problem, 0.5, 1.0, -1.0)
-    return _log_mean_square((one - other) / 2)
-
-
-def learned_variance(problem: DenoisingProblem) -> Tensor:
-    """[R] the head's own variance value, from low (-1) to high (1), near the data that it predicts; two evaluations."""
-    ((_, said),) = _two_looks(problem, 0.9, 1.0)
-    if said.variance is None:
-        raise DisaError("this model learns no variance: choose variance:draws or variance:probe.")
-    return said.variance.cpu().double().flatten(1).mean(1)
-
-
-def log_change(change: Tensor) -> Tensor:
-    """[R] the score of a path, from what the last look at it changed [R]."""
-    return change.cpu().double().clamp(min=SMALLEST).log()
-
-
-class Probe(nn.Module):
-    """z -> the logs of two errors to be expected: of few denoising steps, and of the one-evaluation prediction.
-
-    z is the condition of a row, its mean where a row is a group of tokens, beside the share of AR steps made.
-    """
-
-    def __init__(self, width: int, hidden: int = 16) -> None:
-        super().__init__()
-        self.mean, self.scale = (nn.Buffer(values) for values in (torch.zeros(width), torch.ones(width)))
-        self.input, self.output = Linear(width, hidden), Linear(hidden, 2)
-
-    def forward(self, z: Tensor) -> Tensor:
-        """[R, D + 1] -> [R, 2]."""
-        return self.output(self.input((z - self.mean) / self.scale, activation="gelu"))
-
-
-def features(problem: DenoisingProblem) -> Tensor:
-    """[R, D + 1] what a probe is fed."""
-    if problem.condition is None:
-        raise DisaError("this model says nothing of what its rows are conditioned on: choose variance:draws.")
-    z = problem.condition.float()
-    z = z.mean(1) if z.dim() > 2 else z
-    return torch.cat([z, torch.full_like(z[:, :1], problem.ar_step / problem.num_ar_steps)], dim=1)
 
 
 # -- what was fitted -----------------------------------------------------------------------------------------------

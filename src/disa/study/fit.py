@@ -33,22 +33,16 @@ from disa.files import write_whole
 from disa.policies.adaptive import (
     COSTS,
     NUM_LOOKS,
-    SMALLEST,
     UNTIL,
     ErrorModel,
     FittedProbe,
-    Probe,
-    Score,
     above,
     counts_between,
-    features,
-    learned_variance,
-    log_change,
     parse_spending,
-    spread_of_draws,
 )
+from disa.policies.scores import SMALLEST, Probe, Score, features, learned_variance, log_change, spread_of_draws
 from disa.study.calibrate import gains
-from disa.study.evidence import spearman
+from disa.study.ranks import spearman
 
 FEW, MORE, MANY = 4, 8, 20
 FEW_LEFT, MANY_LEFT = 3, 12

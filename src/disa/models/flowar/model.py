@@ -77,9 +77,8 @@ class FlowAR(Trunk):
         self.capabilities.check(request)
         # Guidance grows with the scales, not with the tokens.
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        embedding = class_embeddings(
-            request, self.class_embedding, self.class_embedding.weight[-1:], any(scale != 1 for scale in scales)
-        )
+        guided = any(scale != 1 for scale in scales)
+        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         modulations, rotations = self.modulations(embedding), self.rotations(embedding.device)
         return FlowARState(request, embedding, scales, modulations, rotations, cache)

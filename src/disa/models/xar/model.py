@@ -70,9 +70,8 @@ class XAR(Trunk):
         c = self.config
         self.capabilities.check(request)
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        embedding = class_embeddings(
-            request, self.class_embedding, self.class_embedding.weight[-1:], any(scale != 1 for scale in scales)
-        )
+        guided = any(scale != 1 for scale in scales)
+        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
         tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
