@@ -18,6 +18,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -119,7 +120,8 @@ class SampleFolder:
         if if_used not in IF_USED:
             raise DisaError(f"unknown choice {if_used!r} for a used folder: expected {', '.join(IF_USED)}.")
         found = {name: found for name in self._pictures() if (found := self._identity(name)) is not None}
-        others = [name for name, found in found.items() if found not in set(self.identities)]
+        own = set(self.identities)
+        others = [name for name, known in found.items() if known not in own]
         if others and if_used != "replace":
             raise DisaError(
                 f"{self.folder} holds {counted(len(others), 'image')} of another run ({others[0]}): choose another "
@@ -241,4 +243,5 @@ def identity(of_run: str, image: Inputs) -> str:
 
 
 def _bytes(value: Tensor) -> bytes:
-    return value.detach().cpu().contiguous().numpy().tobytes()
+    # As bytes first: NumPy has no bfloat16.
+    return value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
