@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -134,11 +135,14 @@ def test_other_weights_are_other_drawings(sampler: Sampler) -> None:
         ({"guidance": "3"}, {"guidance": 3.0}),
         ({"interval": "0-0.9"}, {"interval": [0.0, 0.9]}),
         ({"size": "12x8"}, {"height": 12, "width": 8}),
+        ({"guidance": 3, "interval": (0, 1)}, {"guidance": np.float32(3), "interval": "0-1"}),
+        ({"num_ar_steps": np.int64(4), "size": [12, 8]}, {"num_ar_steps": "4", "size": (12, 8)}),
     ],
 )
 def test_an_object_is_as_good_as_its_text(sampler: Sampler, options: dict[str, Any], same: dict[str, Any]) -> None:
     one, other = sampler.settings(**options), sampler.settings(**same)
-    assert one == other
+    assert one == other == sampler.settings(Settings(**options))
+    assert json.dumps(one.to_json()) == json.dumps(other.to_json())
     assert sampler.settings(steps=str(one.steps), solver=str(one.solver), guidance=one.guidance, size=one.size) == one
 
 
@@ -149,12 +153,33 @@ def test_a_list_of_steps_is_a_table(sampler: Sampler) -> None:
     assert isinstance(sampler.settings(steps=torch.tensor(5)).steps, Constant)
 
 
+def test_tables_of_other_counts_are_other_drawings(sampler: Sampler, tmp_path: Path) -> None:
+    """Two lists have no names, and a file may hold other counts than before."""
+    lists = [sampler.settings(steps=counts, num_ar_steps=2).to_json() for counts in ([5, 4], [5, 3])]
+    path, files = tmp_path / "table.json", []
+    for counts in ("[5, 4]", "[5, 3]"):
+        path.write_text(counts)
+        files.append(sampler.settings(steps=f"table:{path}", num_ar_steps=2).to_json())
+    assert len({digest(each) for each in (*lists, *files)}) == 4
+
+
+def test_another_configuration_or_tokenizer_is_another_drawing(sampler: Sampler) -> None:
+    told = sampler.about() | sampler.settings().to_json()
+    assert len({digest(told | change) for change in ({}, {"spec": "other"}, {"tokenizer": "other"})}) == 3
+    architecture = replace(sampler.spec.architecture, norm_eps=1e-5)
+    other = small.sampler()
+    other.preset = replace(other.preset, spec=replace(other.spec, architecture=architecture))
+    assert other.weights_hash == sampler.weights_hash
+    assert other.about()["spec"] != told["spec"]
+
+
 def test_settings_can_be_changed_in_part(sampler: Sampler) -> None:
     settings = sampler.settings(solver="ddim@uniform:eta=0.5", guidance=3.0, ramp="constant")
     cooler = sampler.settings(settings, eta=0.2)
     assert str(cooler.solver) == "ddim@uniform:eta=0.2"
     assert cooler.guidance == settings.guidance
     assert sampler.settings(settings) == settings
+    assert sampler.settings(settings, guidance=2).guidance == Guidance(2.0, "constant")
 
 
 def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
@@ -183,8 +208,15 @@ def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
         ({"interval": "1"}, "^interval must be two numbers like 0-0.9, found '1'"),
         ({"size": "12"}, "size must be height and width like 512x768, found '12'"),
         ({"size": (12, 9)}, "height and width must be multiples of 2"),
+        ({"size": 12}, "size must be height and width like 512x768, found 12"),
+        ({"interval": 0.5}, "interval must be two numbers like 0-0.9, found 0.5"),
+        ({"guidance": [1, 2]}, "guidance must be a number, found"),
+        ({"solver": 5}, "solver must be a solver or its text, found 5"),
+        ({"grid": 5}, "grid must be the name of a grid, found 5"),
+        ({"num_ar_steps": 4.0}, "num_ar_steps must be a whole number, found 4.0"),
+        ({"rewrite": "false"}, "rewrite must be true or false, found 'false'"),
         ({"batch_size": 0}, "the batch size must be 1 or more, found 0"),
-        ({"rewrite": True}, "draws from labels: there are no prompts to rewrite"),
+        ({"rewrite": 1}, "draws from labels: there are no prompts to rewrite"),
     ],
 )
 def test_mistakes_are_one_clear_error(sampler: Sampler, options: dict[str, Any], message: str) -> None:

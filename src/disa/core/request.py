@@ -45,8 +45,8 @@ class Guidance:
 
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing."""
-        ends = {"interval": list(self.interval), "progress": list(self.progress)}
-        return {"guidance": self.scale, "ramp": self.ramp} | ends
+        ends = {"interval": list(map(float, self.interval)), "progress": list(map(float, self.progress))}
+        return {"guidance": float(self.scale), "ramp": self.ramp} | ends
 
     def at(self, known: float) -> float:
         """What the ramp makes of the scale when the share `known` of the image will be known after this AR step."""

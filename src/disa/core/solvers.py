@@ -250,6 +250,8 @@ def solver_parts(text: str) -> tuple[str, dict[str, Any]]:
     options: dict[str, Any] = {"grid": grid} if grid else {}
     for item in rest.split(",") if rest else ():
         option, _, number = item.partition("=")
+        if option.strip() == "grid":
+            raise DisaError(f"{name} has no option 'grid': a grid stands behind @, as in {name}@uniform.")
         try:
             options[option.strip()] = float(number)
         except ValueError as error:

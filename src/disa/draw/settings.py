@@ -8,6 +8,7 @@ is quick; `for_model` in resolve.py fills a model's defaults in.
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -23,36 +24,47 @@ NO_CHANGE = frozenset({"batch_size"})
 NO_IDENTITY = NO_CHANGE | {"model", "device", "threads", "torch"}
 """What is told of a run beside that which decides its images: the name of a model is not its weights."""
 INTERVAL, SIZE = "two numbers like 0-0.9", "height and width like 512x768"
+LOOKS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def option(
     help: str,
     *,
     kind: type = str,
-    read: Callable[[str], Any] | None = None,
-    looks: str = "a number",
+    read: Callable[[Any], Any] | None = None,
+    looks: str = "",
+    objects_have: str = "",
     part_of: str = "",
     flag: str = "",
 ) -> Any:
     """A field that is an option.
 
-    help: for a reader of `--help` and the docs. kind: its type on the command line. read: its text -> its value, where
-    the kind alone does not say; it raises ValueError for a text that does not look as `looks` says. part_of: the field
-    that it changes a part of. flag: its name on the command line, where that is not the field's.
+    help: for a reader of `--help` and the docs. kind: its type on the command line. read: what a caller gives -> its
+    value, where the kind alone does not say; it raises TypeError or ValueError for what does not look as `looks` says.
+    objects_have: an attribute by which an object is known that is taken as it is. part_of: the field that it changes a
+    part of. flag: its name on the command line, where that is not the field's.
     """
-    metadata = {"help": help, "kind": kind, "read": read, "looks": looks, "part_of": part_of, "flag": flag}
+    metadata = {
+        "help": help,
+        "kind": kind,
+        "read": read,
+        "looks": looks or LOOKS[kind],
+        "objects_have": objects_have,
+        "part_of": part_of,
+        "flag": flag,
+    }
     return field(default=None, metadata=metadata)
 
 
-def read_interval(text: str) -> tuple[float, float]:
-    """`0-0.9` -> (0.0, 0.9)."""
-    low, high = map(float, text.split("-"))
+def read_interval(value: Any) -> tuple[float, float]:
+    """`0-0.9`, or two numbers -> (0.0, 0.9)."""
+    low, high = map(float, value.split("-") if isinstance(value, str) else value)
     return low, high
 
 
-def read_size(text: str) -> tuple[int, int]:
-    """`512x768` -> height and width."""
-    height, width = map(int, text.lower().split("x"))
+def read_size(value: Any) -> tuple[int, int]:
+    """`512x768`, or two whole numbers -> height and width."""
+    height, width = map(int, value.lower().split("x")) if isinstance(value, str) else map(operator.index, value)
     return height, width
 
 
@@ -71,18 +83,21 @@ class Settings:
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
         "dpm-solver++. FlowAR, xAR: euler, heun, euler-maruyama. All, by diffusers: dpm-solver-2, -3, "
-        "dpm-solver++-2, -3."
+        "dpm-solver++-2, -3.",
+        looks="a solver or its text",
+        objects_have="takes",
     )
     grid: Any = option(
         "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. FlowAR, xAR: "
         "flowar-split, xar-em, uniform, shifted-3 (any number).",
+        looks="the name of a grid",
         part_of="solver",
     )
     temperature: float | None = option(
         "Scale of the noise that ddpm and euler-maruyama add.", kind=float, part_of="solver"
     )
     eta: float | None = option("How much noise ddim adds: 0 none, 1 as much as ddpm.", kind=float, part_of="solver")
-    guidance: Any = option("Classifier-free guidance, any scale; 1 is off.", kind=float)
+    guidance: Any = option("Classifier-free guidance, any scale; 1 is off.", kind=float, objects_have="scale")
     ramp: str | None = option("Guidance over AR steps: linear or constant.", part_of="guidance")
     interval: Any = option(
         "Denoising times where guidance acts, such as 0-0.9; 0 is data, 1 is noise.",
@@ -109,17 +124,28 @@ class Settings:
     )
     batch_size: Any = option("Images drawn together. It changes speed, not images.", kind=int)
 
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            if (value := getattr(self, each.name)) is not None:
+                object.__setattr__(self, each.name, _value(each, value))
+
     @classmethod
     def of(cls, base: Settings | None = None, **options: Any) -> Settings:
-        """Settings with some options changed; None leaves one as it is. Raises DisaError for unknown names."""
+        """Settings with some options changed; None leaves one as it is. Raises DisaError for unknown names.
+
+        A number as guidance changes the scale alone: the ramp and the intervals of a base that is filled in stay.
+        """
         known = {each.name: each for each in fields(cls)}
         for name in options:
             if name not in known:
                 near = get_close_matches(name, known, 1)
                 hint = f" Did you mean {near[0]}?" if near else ""
                 raise DisaError(f"there is no option {name!r} of drawing.{hint} There are {', '.join(known)}.")
-        given = {name: _value(known[name], value) for name, value in options.items() if value is not None}
-        return replace(base or cls(), **given)
+        base = base or cls()
+        changed = replace(base, **{name: value for name, value in options.items() if value is not None})
+        if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):
+            changed = replace(changed, guidance=replace(base.guidance, scale=changed.guidance))
+        return changed
 
     # -- identity ------------------------------------------------------------------------------------------------
 
@@ -146,16 +172,27 @@ def digest(about: Mapping[str, Any]) -> str:
 
 
 def _value(each: Field[Any], value: Any) -> Any:
-    """What a caller gave for an option, as an object: texts are read, numbers and lists of steps are policies."""
+    """What a caller gave for an option, as its value: equal ones are equal in JSON, too. Raises DisaError."""
     if each.name == "steps":
         return value if isinstance(value, str) else steps.of(value)
-    read = each.metadata["read"]
-    if isinstance(value, str):
-        try:
-            return (read or each.metadata["kind"])(value)
-        except ValueError as error:
-            raise DisaError(f"{each.name} must be {each.metadata['looks']}, found {value!r}.") from error
-    return tuple(value) if read and isinstance(value, list) else value
+    about = each.metadata
+    if about["objects_have"] and hasattr(value, about["objects_have"]):
+        return value
+    try:
+        return about["read"](value) if about["read"] else _of_kind(about["kind"], value)
+    except (TypeError, ValueError) as error:
+        raise DisaError(f"{each.name} must be {about['looks']}, found {value!r:.80}.") from error
+
+
+def _of_kind(kind: type, value: Any) -> Any:
+    """A number of Python, NumPy or PyTorch, or its text; a text; or a truth value. Raises TypeError or ValueError."""
+    if kind is bool and value in (True, False):
+        return bool(value)
+    if kind is int and not isinstance(value, str):
+        return operator.index(value)
+    if kind is bool or (kind is str and not isinstance(value, str)):
+        raise TypeError
+    return kind(value)
 
 
 def _text(value: Any) -> Any:
