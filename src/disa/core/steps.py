@@ -178,7 +178,7 @@ class Table(Schedule):
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise DisaError(f"the table {self.source} holds no counts: expected one per AR step.")
+            raise DisaError(f"the {self} holds no counts: expected one per AR step.")
         _check_counts(list(self.values))
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
@@ -194,6 +194,10 @@ class Table(Schedule):
 
     def __str__(self) -> str:
         return f"table:{self.source}" if self.source else f"table of {len(self.values)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """By the names of the options of drawing; the counts too, since a list has no name and a file can change."""
+        return {"steps": str(self), "counts": list(self.values)}
 
 
 def constant(num_steps: int) -> Constant:

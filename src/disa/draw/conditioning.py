@@ -41,6 +41,11 @@ class Condition:
 class Conditioner(Protocol):
     """Labels or prompts to what a model takes."""
 
+    @property
+    def hash(self) -> str | None:
+        """Of what turns the one into the other; None where nothing does, or it was not read yet."""
+        ...
+
     def check(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> None:
         """Find what cannot be drawn, before any work. Raises DisaError."""
         ...
@@ -53,6 +58,8 @@ class Conditioner(Protocol):
 class Labels:
     """Class indices."""
 
+    hash = None
+
     def __init__(self, name: str, capabilities: Capabilities) -> None:
         self.name, self.capabilities = name, capabilities
 
@@ -61,8 +68,6 @@ class Labels:
             raise DisaError(f"{self.name} draws from labels: give labels, and no prompts.")
         if inputs.negative_prompt is not None:
             raise DisaError(f"{self.name} draws from labels: leave the negative prompt out.")
-        if settings.rewrite:
-            raise DisaError(f"{self.name} draws from labels: there are no prompts to rewrite.")
         self.capabilities.check_labels(inputs.labels or ())
 
     def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
@@ -99,9 +104,14 @@ class Words:
         self.preset, self.model, self._text = preset, model, tokenizer
 
     @property
-    def given(self) -> bool:
-        """Whether there is a tokenizer of one's own, or one was read already."""
+    def has_tokenizer(self) -> bool:
+        """Whether a tokenizer was given, or the model's own was read already."""
         return self._text is not None
+
+    @property
+    def hash(self) -> str | None:
+        """The tokenizer's, once it was read."""
+        return self._text.hash if isinstance(self._text, Text) else None
 
     @property
     def text(self) -> Text:

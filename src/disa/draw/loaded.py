@@ -6,7 +6,9 @@ Shapes: N images, C latent channels, H x W latents.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -167,17 +169,25 @@ class Loaded:
         return hash_of(self.model)
 
     @cached_property
-    def _codec_hash(self) -> str | None:
-        """The same of the autoencoder."""
-        return hash_of(self.codec.model) if isinstance(self.codec, LatentCodec) else None
+    def _spec_hash(self) -> str:
+        """SHA-256 of the configurations: a number of heads or a scale is in no tensor, and changes images."""
+        parts = [None if part is None else asdict(part) for part in (self.spec.architecture, self.spec.codec)]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _codec_hash(self) -> str:
+        """The same as `weights_hash` of the autoencoder, once it was read."""
+        assert isinstance(self._codec, LatentCodec)
+        return hash_of(self._codec.model)
 
     def about(self) -> dict[str, Any]:
-        """The weights and what they are computed on, for JSON; the autoencoder's hash where one was read."""
-        read = self.spec.codec is None or isinstance(self._codec, LatentCodec)
+        """The weights and what they are computed on, for JSON; autoencoder and tokenizer where they were read."""
         return {
             "model": self.preset.name,
+            "spec": self._spec_hash,
             "weights": self.weights_hash,
-            "vae": self._codec_hash if read else None,
+            "vae": self._codec_hash if isinstance(self._codec, LatentCodec) else None,
+            "tokenizer": self.conditioner.hash,
             "dtype": self.dtype,
             "device": str(self.device),
             "threads": torch.get_num_threads(),

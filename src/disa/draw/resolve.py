@@ -10,14 +10,14 @@ from typing import Any
 from disa.core import steps
 from disa.core.request import Guidance
 from disa.core.solver import NamedSolver, Solver
-from disa.core.solvers import build_solver, grid_for, solver_parts
+from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
 from disa.core.steps import Schedule, StepPolicy, describe
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError
 from disa.policies import adaptive
 
-NOT_MEASURED_FOR = NO_CHANGE | {"steps", "num_ar_steps"}
+NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
 
 
@@ -54,7 +54,7 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
         return build_solver(name, told | given, cooled | ({"grid": defaults.grid} if name == defaults.solver else {}))
     if not given:
         return chosen
-    if not isinstance(chosen, NamedSolver):
+    if not isinstance(chosen, NamedSolver) or chosen.name not in SOLVERS:
         raise DisaError(f"{describe(chosen)} has its own options: leave {', '.join(given)} out.")
     name, told = solver_parts(str(chosen))
     return build_solver(name, told | given)

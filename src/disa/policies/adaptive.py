@@ -10,6 +10,7 @@ Shapes: B images, N rows per image, R = B N rows, D condition width, J different
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -155,6 +156,14 @@ class FittedProbe:
         state |= {f"later.{name}": known.later.float() for name, known in self.error_models.items()}
         return state | {f"importance.{name}": known.importance.float() for name, known in self.error_models.items()}
 
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all that it holds."""
+        found = hashlib.sha256(json.dumps(self.metadata(), sort_keys=True).encode())
+        for name, value in sorted(self.tensors().items()):
+            found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+        return found.hexdigest()
+
     def metadata(self) -> dict[str, str]:
         lines = {
             name: {"slope": k.slope, "intercept": k.intercept, "power": k.power, "threshold": k.threshold}
@@ -211,6 +220,8 @@ class Adaptive(Remembering):
     file: str = ""
     measured_for: Mapping[str, Any] = field(default_factory=dict)
     makes: Callable[[int], int] = int
+    probe: str = ""
+    """The hash of the fitted probe; empty where there is none."""
 
     def begin(self) -> _Spender:
         """The policy for one generation, which knows what each image has spent."""
@@ -221,6 +232,10 @@ class Adaptive(Remembering):
 
     def __str__(self) -> str:
         return f"{self.name}:{self.spending}" + (f":{self.file}" if self.file else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """By the names of the options of drawing; the probe too, since its file can change."""
+        return {"steps": str(self), "probe": self.probe}
 
     @cached_property
     def counts(self) -> Tensor:
@@ -343,7 +358,8 @@ def policy(name: str, probe: FittedProbe, spending: Spending, file: str = "") ->
     if name not in probe.error_models:
         raise DisaError(f"the probe knows nothing of {name}: it was fitted for {', '.join(probe.error_models)}.")
     known, cost = probe.error_models[name], COSTS.get(name, 0)
-    return Adaptive(scores(probe)[name], cost, known, spending, name, file, probe.measured_for)
+    score, measured_for = scores(probe)[name], probe.measured_for
+    return Adaptive(score, cost, known, spending, name, file, measured_for, probe=probe.hash)
 
 
 def scores(probe: FittedProbe) -> dict[str, Score | None]:

@@ -6,8 +6,11 @@ transformers is imported when a tokenizer is loaded. The strings are those the p
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,13 @@ class Text:
                 "tokenizer.json, or the hub id of one."
             ) from error
         return cls(tokenizer, vocab_size, longest, str(source))
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the tokenizer, or of its vocabulary where that is all that can be seen of it."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        content = json.dumps(sorted(self.tokenizer.get_vocab().items())) if backend is None else backend.to_str()
+        return sha256(content.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         """Write a folder that `load` reads."""
@@ -142,6 +152,10 @@ class FixedLength(Text):
         if num_tokens < 1:
             raise DisaError(f"a prompt has at least one token, found {num_tokens}.")
         self.num_tokens = num_tokens
+
+    @cached_property
+    def hash(self) -> str:
+        return f"fixed length {self.num_tokens}"
 
     def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
         return [0] * self.num_tokens
