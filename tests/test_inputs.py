@@ -49,6 +49,14 @@ def test_what_cannot_be_paired_is_refused(labels: Any, seeds: Any, message: str)
         Inputs.paired(seeds, labels)
 
 
+def test_lists_of_any_kind_are_plain_lists() -> None:
+    inputs = Inputs(np.arange(2), labels=torch.tensor([3, 4]))  # pyright: ignore[reportArgumentType]
+    assert inputs.numbers() == {"labels": [3, 4], "seeds": [0, 1]}
+    assert {type(value) for value in [*inputs.seeds, *(inputs.labels or ())]} == {int}
+    with pytest.raises(DisaError, match="labels must be whole numbers, found"):
+        Inputs([0], labels=[1.5])  # pyright: ignore[reportArgumentType]
+
+
 def test_prompts_pair_as_labels_do() -> None:
     inputs = Inputs.paired([1, 2], prompts="a cat", negative_prompt="a dog")
     assert (inputs.prompts, inputs.seeds, inputs.negative_prompt) == (["a cat", "a cat"], [1, 2], "a dog")

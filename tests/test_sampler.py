@@ -363,8 +363,8 @@ def test_an_unknown_dtype_is_refused_before_weights_are_read() -> None:
 def test_inputs_say_all_that_is_drawn(sampler: Sampler) -> None:
     drawn = sampler.sample(inputs=Inputs.paired(SEEDS, LABELS))
     assert torch.equal(drawn.latents, sampler.sample(LABELS, SEEDS).latents)
-    with pytest.raises(DisaError, match="inputs say all that is to be drawn: leave labels, mask out"):
-        sampler.sample(3, inputs=Inputs.paired(0), mask=MASK)
+    with pytest.raises(DisaError, match="inputs say all that is to be drawn: leave labels, mask, seeds out"):
+        sampler.sample(3, 0, inputs=Inputs.paired(0), mask=MASK)
 
 
 def test_a_repr_is_one_line(sampler: Sampler) -> None:

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from disa.core.steps import parse as parse
     from disa.core.steps import table as table
     from disa.core.steps import two_stage as two_stage
+    from disa.draw.inputs import Inputs as Inputs
     from disa.draw.sampler import Sampler as Sampler
     from disa.draw.samples import Samples as Samples
+    from disa.draw.settings import Settings as Settings
     from disa.errors import DisaError as DisaError
     from disa.models.registry import PRESETS as PRESETS
 
@@ -30,16 +32,20 @@ __version__ = "0.1.0"
 _HOMES = {
     "errors": ("DisaError",),
     "models.registry": ("PRESETS",),
+    "draw.inputs": ("Inputs",),
     "draw.sampler": ("Sampler",),
     "draw.samples": ("Samples",),
+    "draw.settings": ("Settings",),
     "core.steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "PRESETS",
     "DisaError",
+    "Inputs",
     "Sampler",
     "Samples",
+    "Settings",
     "__version__",
     "constant",
     "cosine",

@@ -39,6 +39,9 @@ class Inputs:
     """[N or 1, h, w] booleans over tokens: true where one is drawn. None to draw everything."""
 
     def __post_init__(self) -> None:
+        for name, read in (("seeds", whole_numbers), ("labels", whole_numbers), ("prompts", _texts)):
+            if (values := getattr(self, name)) is not None:
+                object.__setattr__(self, name, read(values, name))
         if not self.seeds:
             raise DisaError("nothing to draw: give at least one seed.")
         for what, values in (("label", self.labels), ("prompt", self.prompts)):
@@ -163,11 +166,16 @@ def _given(labels: Any, prompts: Any) -> tuple[list[Any] | None, str]:
         raise DisaError("a model draws from labels or from prompts: found both.")
     if prompts is None:
         return (None if labels is None else whole_numbers(labels, "labels")), "label"
+    return _texts(prompts, "prompts"), "prompt"
+
+
+def _texts(values: Any, what: str) -> list[str]:
+    """One or many. Raises DisaError."""
     try:
-        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        texts = [values] if isinstance(values, str) else list(values)
     except TypeError as error:
-        raise DisaError(f"prompts must be texts, found {prompts!r:.80}.") from error
-    wrong = [prompt for prompt in texts if not isinstance(prompt, str)]
+        raise DisaError(f"{what} must be texts, found {values!r:.80}.") from error
+    wrong = [text for text in texts if not isinstance(text, str)]
     if wrong:
-        raise DisaError(f"prompts must be texts, found {wrong[0]!r:.80}.")
-    return texts, "prompt"
+        raise DisaError(f"{what} must be texts, found {wrong[0]!r:.80}.")
+    return texts

@@ -89,7 +89,7 @@ class Sampler(Loaded):
         codec = self.codec if isinstance(self._codec, Path) else self._codec
         if isinstance(codec, LatentCodec):
             save_codec(path / CODEC, codec)
-        if isinstance(self.conditioner, Words) and self.conditioner.given:
+        if isinstance(self.conditioner, Words) and self.conditioner.has_tokenizer:
             self.text.save(path / TOKENIZER)
         return path
 
@@ -103,7 +103,7 @@ class Sampler(Loaded):
     def sample(
         self,
         labels: int | Sequence[int] | None = None,
-        seeds: int | Sequence[int] = 0,
+        seeds: int | Sequence[int] | None = None,
         *,
         prompts: str | Sequence[str] | None = None,
         inputs: Inputs | None = None,
@@ -113,16 +113,17 @@ class Sampler(Loaded):
     ) -> Samples:
         """Draw images; labels or prompts and seeds are paired one to one, a single one is repeated.
 
-        labels: class indices, or None for unconditional images. prompts: for models that draw from them. options: the
-        fields of `Settings`, as steps="linear:50-5" or guidance=2.0; and those of `Inputs`: negative_prompt, and known
-        latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for inpainting (`encode` makes
-        latents). inputs, settings: the same as objects. output_type: `pt`, `np`, `pil` or `latent`. Raises DisaError.
+        labels: class indices, or None for unconditional images. seeds: 0 if None. prompts: for models that draw from
+        them. options: the fields of `Settings`, as steps="linear:50-5" or guidance=2.0; and those of `Inputs`:
+        negative_prompt, and known latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for
+        inpainting (`encode` makes latents). inputs, settings: the same as objects. output_type: `pt`, `np`, `pil` or
+        `latent`. Raises DisaError.
         """
         asked = {name: options.pop(name) for name in ("negative_prompt", "known", "mask") if name in options}
         given = {"labels": labels, "prompts": prompts} | asked
         if inputs is None:
-            inputs = Inputs.paired(seeds, **given)
-        elif also := [name for name, value in given.items() if value is not None]:
+            inputs = Inputs.paired(0 if seeds is None else seeds, **given)
+        elif also := [name for name, value in (given | {"seeds": seeds}).items() if value is not None]:
             raise DisaError(f"inputs say all that is to be drawn: leave {', '.join(also)} out, or give no inputs.")
         return self.start(inputs, settings, output_type, **options).result()
 
