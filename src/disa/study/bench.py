@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.draw.settings import Settings
+from disa.study.compare import policy_text
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,20 @@ class Timing:
 
 def bench(
     sampler: Sampler,
-    step_policies: Sequence[str],
+    step_policies: Sequence[Any],
     batch_sizes: Sequence[int],
     settings: Settings,
     repeats: int = 5,
     on_run: Callable[[], object] = lambda: None,
 ) -> list[Timing]:
-    """Seconds per image of every policy and batch size, decoding included; one warm-up, then interleaved repeats."""
+    """Seconds per image of every policy and batch size, decoding included; one warm-up, then interleaved repeats.
+
+    step_policies: objects or texts; a timing is named by the text.
+    """
     cells = {
-        (text, size): sampler.settings(settings, steps=text, batch_size=size)
+        (policy_text(policy), size): sampler.settings(settings, steps=policy, batch_size=size)
         for size in batch_sizes
-        for text in step_policies
+        for policy in step_policies
     }
     asked = {"prompts": "a prompt"} if sampler.preset.prompts else {"labels": 0}
     results: dict[tuple[str, int], list[Samples]] = {cell: [] for cell in cells}

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disa.core.steps import constant
+from disa.core.steps import constant, describe, of
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
@@ -84,7 +84,7 @@ class Comparison:
 
 def compare(
     sampler: Sampler,
-    step_policies: Sequence[str],
+    step_policies: Sequence[Any],
     inputs: Inputs,
     settings: Settings,
     measure: Measure | None = None,
@@ -92,8 +92,8 @@ def compare(
 ) -> Comparison:
     """Draw the inputs under every policy; `settings` says everything else.
 
-    measure: of quality; nothing is measured where it refuses the images. on_turn is called per AR step. Raises
-    DisaError.
+    step_policies: objects or texts; a result is named by the text. measure: of quality; nothing is measured where it
+    refuses the images. on_turn is called per AR step. Raises DisaError.
     """
     variants = check(sampler, step_policies, inputs, settings)
     _warm_up(sampler, settings, inputs)
@@ -105,9 +105,10 @@ def compare(
     images = [each.images for each in samples]
     unmeasured = measure.refusal(images[0], inputs) if measure else ""
     measured = measure.measure(images, inputs) if measure and not unmeasured else None
-    about = samples[0].settings | {"steps": list(step_policies)}
+    told = {name: value for name, value in samples[0].settings.items() if name not in ("counts", "probe")}
+    about = told | {"steps": list(variants)}
     return Comparison(
-        _results(step_policies, samples, measured),
+        _results(list(variants), samples, measured),
         images,
         inputs,
         about,
@@ -117,14 +118,20 @@ def compare(
     )
 
 
-def check(sampler: Sampler, step_policies: Sequence[str], inputs: Inputs, settings: Settings) -> dict[str, Settings]:
-    """Find what is wrong before any work is done; the settings of every policy."""
+def check(sampler: Sampler, step_policies: Sequence[Any], inputs: Inputs, settings: Settings) -> dict[str, Settings]:
+    """Find what is wrong before any work is done; the settings of every policy, by its text."""
     if len(step_policies) < 2:
         raise DisaError("a comparison needs at least two step policies: give --steps more than once.")
-    if len(set(step_policies)) != len(step_policies):
-        raise DisaError(f"each step policy can be compared once, found {', '.join(step_policies)}.")
+    texts = [policy_text(policy) for policy in step_policies]
+    if len(set(texts)) != len(texts):
+        raise DisaError(f"each step policy can be compared once, found {', '.join(texts)}.")
     sampler.start(inputs, settings)
-    return {text: sampler.settings(settings, steps=text) for text in step_policies}
+    return {text: sampler.settings(settings, steps=policy) for text, policy in zip(texts, step_policies, strict=True)}
+
+
+def policy_text(policy: Any) -> str:
+    """What a report calls a step policy that was given as an object or as its text."""
+    return policy if isinstance(policy, str) else describe(of(policy))
 
 
 def _warm_up(sampler: Sampler, settings: Settings, inputs: Inputs) -> None:
