@@ -20,7 +20,7 @@ from disa.core.problem import Prediction, TimeGrid
 from disa.errors import DisaError
 
 LAST_TRAINED = 950
-"""Largest timestep that the official training and its annealed sampler visit."""
+"""Largest timestep that the official training and its annealed sampler visit, of 1000."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class CosineDiffusion:
     learns_variance = True
     shows_data_in_noise = False
     even_grid = "logsnr"
+
+    @property
+    def last_trained(self) -> int:
+        """The largest timestep that training visits."""
+        return LAST_TRAINED * self.num_timesteps // 1000
 
     @cached_property
     def betas(self) -> np.ndarray:
@@ -66,7 +71,7 @@ class CosineDiffusion:
         It begins at the largest trained timestep, where t is 0.93. Two timesteps may fall together, so there may be
         fewer than `num_steps`.
         """
-        abar = self.alpha_bar[: LAST_TRAINED * self.num_timesteps // 1000 + 1]
+        abar = self.alpha_bar[: self.last_trained + 1]
         t = np.sqrt(1 - abar) / (np.sqrt(abar) + np.sqrt(1 - abar))
         wanted = np.linspace(t[-1], 0, num_steps + 1)[:-1]
         timesteps = np.unique(np.interp(wanted, t, np.arange(len(t))).round().astype(int))[::-1]
@@ -158,7 +163,7 @@ def _dpm(process: CosineDiffusion, num_steps: int) -> TimeGrid:
 
 def _uniform(process: CosineDiffusion, num_steps: int) -> TimeGrid:
     """Exactly n distinct timesteps, evenly from the largest trained one to 0 (n = 1 visits only the largest)."""
-    largest = LAST_TRAINED * process.num_timesteps // 1000
+    largest = process.last_trained
     if num_steps > largest + 1:
         raise DisaError(f"at most {largest + 1} denoising steps fit the uniform grid, found {num_steps}.")
     return _on_timesteps(process, np.linspace(largest, 0, num_steps).round().astype(int).tolist())
@@ -166,7 +171,7 @@ def _uniform(process: CosineDiffusion, num_steps: int) -> TimeGrid:
 
 def _logsnr(process: CosineDiffusion, num_steps: int) -> TimeGrid:
     """Exactly n distinct timesteps, as evenly as integers allow in log-SNR between the largest trained one and 0."""
-    largest = LAST_TRAINED * process.num_timesteps // 1000
+    largest = process.last_trained
     if num_steps > largest + 1:
         raise DisaError(f"at most {largest + 1} denoising steps fit the logsnr grid, found {num_steps}.")
     snr = np.log(process.alpha_bar[: largest + 1] / (1 - process.alpha_bar[: largest + 1]))
@@ -222,7 +227,7 @@ class TrainingLoss:
             "log_low": np.log(np.append(variance[1], variance[1:])),
             "log_high": np.log(process.betas),
         }
-        self.num_timesteps = LAST_TRAINED * process.num_timesteps // 1000 + 1
+        self.num_timesteps = process.last_trained + 1
         self.table = torch.tensor(np.stack(list(columns.values())), dtype=torch.float32, device=device)
 
     def noised(self, start: Tensor, t: Tensor, noise: Tensor) -> Tensor:

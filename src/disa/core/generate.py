@@ -14,11 +14,11 @@ from disa.core.solver import Solver
 from disa.core.steps import StepPolicy, fresh
 
 Clock = Callable[[torch.device], float]
-"""`time.perf_counter`, at least; one that is to be fair to a device waits first until that has done its work."""
+"""From a device to seconds on the scale of `time.perf_counter`; a fair one first waits until the device is done."""
 
 
 def wall_clock(device: torch.device) -> float:
-    """It waits for no device."""
+    """The time without waiting for the device."""
     return time.perf_counter()
 
 

@@ -20,23 +20,21 @@ from disa.errors import DisaError
 
 
 class Prediction(NamedTuple):
-    """What the network says at (x, t): noise or velocity, as the process defines, and its variance output if any.
-
-    value, variance: [R, *shape].
-    """
+    """What the network says at (x, t)."""
 
     value: Tensor
+    """[R, *shape] noise or velocity, see `Process.predicts`."""
     variance: Tensor | None = None
+    """[R, *shape] of a network that learns its variance."""
 
 
 class Bound(Protocol):
-    """A field on a grid. It changes nothing outside of itself, so that it can be captured and replayed.
-
-    costs: [n] evaluations of one row in each denoising step: 2 where guidance acts, else 1.
-    """
+    """A field on a grid. It changes nothing outside of itself, so that it can be captured and replayed."""
 
     @property
-    def costs(self) -> Sequence[int]: ...
+    def costs(self) -> Sequence[int]:
+        """[n] evaluations of one row in each denoising step: 2 where guidance acts, else 1."""
+        ...
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         """What the network says at x [R, *shape] in a denoising step of the grid."""
@@ -57,18 +55,18 @@ class Field(Protocol):
 
 @dataclass(frozen=True)
 class TimeGrid:
-    """The times that n denoising steps visit.
-
-    network_times: [n] what the time embedding is fed. levels: [n + 1] where the state is at each evaluation and at
-    the end, in the measure of the process (alpha-bar for a diffusion, t for a flow); float64. times: [n] the share of
-    noise time at each evaluation, from 0 (data) to 1 (noise) in every process; float64. finishes: whether data is
-    reached at the end; the first part of a grid stops before, and what is only done at the end is not done there.
-    """
+    """The times that n denoising steps visit; all arrays are float64."""
 
     network_times: np.ndarray
+    """[n] what the time embedding is fed."""
     levels: np.ndarray
+    """[n + 1] where the state is at each evaluation and at the end, in the measure of the process: alpha-bar for a
+    diffusion, t for a flow."""
     times: np.ndarray
+    """[n] the time of each evaluation from 0 (data) to 1 (noise), in every process; guidance goes by it."""
     finishes: bool = True
+    """Whether the last denoising step ends at the data. That of a grid's first part does not: a solver that treats the
+    last step differently must not do so there."""
 
     @property
     def num_evaluations(self) -> int:
@@ -90,18 +88,18 @@ class TimeGrid:
 class Process(Protocol):
     """The path between data and noise: its grids, and every conversion between data, noise and what the network says.
 
-    predicts: what the network says, `noise` or `velocity`. learns_variance: whether it gives a variance beside it.
-    shows_data_in_noise: whether one evaluation of pure noise tells which data are to be expected. even_grid: the name
-    of the grid whose steps suit solvers of order 2 and more.
-
     A state x, what the network says of it (`value`), data and noise are [R, *shape]. A level is an entry of
     `TimeGrid.levels`.
     """
 
     predicts: str
+    """What the network says: `noise` or `velocity`."""
     learns_variance: bool
+    """Whether it gives a variance, too."""
     shows_data_in_noise: bool
+    """Whether one evaluation of pure noise tells which data are to be expected."""
     even_grid: str
+    """The name of the grid whose steps suit solvers of order 2 and more."""
 
     def grid(self, name: str, num_steps: int) -> TimeGrid:
         """The named grid for `num_steps` denoising steps. Raises DisaError."""
@@ -134,23 +132,24 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class DenoisingProblem:
-    """One group of tokens to be drawn: everything a policy may look at and a solver needs.
-
-    image, position: [R] which image of the batch a row belongs to, and where in it. shape: of one row.
-    condition: [R, D] what the network is conditioned on, for policies that look; [R, L, D] where rows are groups.
-    rows_to_come: rows that later AR steps draw, per image; None where that is not known.
-    """
+    """One group of tokens to be drawn: everything a policy may look at and a solver needs."""
 
     field: Field
     process: Process
     shape: tuple[int, ...]
+    """Of one row."""
     image: Tensor
+    """[R] the image of the batch that each row belongs to."""
     position: Tensor
+    """[R] where in its image each row is; noise goes by it."""
     ar_step: int
     num_ar_steps: int
     condition: Tensor | None = None
+    """What the network is conditioned on, for policies that look: [R, D], or [R, L, D] where a row is a group."""
     guidance: float = 1.0
+    """The scale in this AR step."""
     rows_to_come: int | None = None
+    """Rows of each image that later AR steps draw; None where that is not known."""
 
     @property
     def num_rows(self) -> int:
@@ -169,20 +168,20 @@ class DenoisingProblem:
 
 @dataclass(frozen=True)
 class Look:
-    """The first part of a path, which all rows share, and how each row goes on from there.
-
-    num_steps: asked for the grid. num_looks: evaluations along the share `until` of those of the grid, evenly. go_on:
-    maps what the last of them changed [R], the mean squared difference of two predictions of the data, to the
-    evaluations of the rest [R] int64, at least 1 each; more than the grid still has are not made.
-    """
+    """The first part of a path, which all rows share, and how each row goes on from there."""
 
     num_steps: int
+    """Denoising steps that the grid is asked for."""
     num_looks: int
+    """Evaluations along the first part, evenly."""
     until: float
+    """How long the first part is, as a share of the grid's evaluations."""
     go_on: Callable[[Tensor], Tensor]
+    """From what the last look changed [R], the mean squared difference of two predictions of the data, to the
+    evaluations of the rest [R] int64, at least 1 each; a row gets no more than the grid still has."""
 
     def stop(self, num_evaluations: int) -> int:
-        """The index of the evaluation that a grid of so many is left before. Raises DisaError."""
+        """The index of the first evaluation of the rest, in a grid of `num_evaluations`. Raises DisaError."""
         stop = int(num_evaluations * self.until)
         if not 2 <= self.num_looks <= stop < num_evaluations:
             raise DisaError(
@@ -194,12 +193,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step policy answers: denoising steps for all rows or for each [R] int64, or a look before they are chosen.
-
-    Exactly one of the two is given.
-    """
+    """What a step policy answers: either counts, or a look before they are chosen."""
 
     counts: int | Tensor | None = None
+    """Denoising steps of all rows, or of each [R] int64."""
     look: Look | None = None
 
     @classmethod
@@ -257,11 +254,13 @@ class Architecture(Protocol):
 
 
 class Preview(NamedTuple):
-    """Images under way. latents: [B, C, H, W], undrawn: [B, 1, h, w] booleans over tokens, True where the latents mean
-    nothing yet; None where a coarse image is whole."""
+    """Images under way."""
 
     latents: Tensor
+    """[B, C, H, W]."""
     undrawn: Tensor | None = None
+    """[B, 1, h, w] booleans over tokens, True where the latents mean nothing yet; None where the image is whole, if
+    coarse."""
 
 
 class ARModel(Protocol):
@@ -309,18 +308,19 @@ class ImageModel(ARModel, Protocol):
 
 @dataclass(frozen=True)
 class ARStep:
-    """One turn of the AR loop, as it is yielded.
-
-    steps: denoising steps asked for, one int or [R]. tokens: [R, *shape]. evaluations: made in this AR step, by the
-    solver and by the policy. seconds_backbone, seconds_head: time in `pose` + `accept`, and in the denoising loop with
-    its policy.
-    """
+    """One turn of the AR loop, as it is yielded."""
 
     ar_step: int
     problem: DenoisingProblem
     steps: int | Tensor
+    """Denoising steps that were asked for, of all rows or of each [R]."""
     tokens: Tensor
+    """[R, *shape]."""
     evaluations: int
+    """Made in this AR step, by the solver and by the policy."""
     seconds_backbone: float
+    """Time in `pose` and `accept`."""
     seconds_head: float
+    """Time in the policy and in the denoising loop."""
     state: Any = field(repr=False, default=None)
+    """The model's, after this AR step."""

@@ -19,16 +19,18 @@ RAMPS = ("linear", "constant")
 class Guidance:
     """Classifier-free guidance: its scale, its ramp over AR steps, and where it acts.
 
-    scale: 1 is off, and any other finite number is on. ramp: `linear` grows from 1 with the share of the image that is
-    known (Muse, as MAR has it), `constant` is `scale` everywhere. interval: guidance acts where low <= t <= high, t
-    from 0 (data) to 1 (noise) (Kynkäänniemi et al. 2024). progress: the same of AR progress k / (K - 1), which is 0
-    with a single AR step. Outside of either the unconditional half is not evaluated.
+    Where it does not act the unconditional half is not evaluated.
     """
 
     scale: float = 1.0
+    """1 is off, and any other finite number is on."""
     ramp: str = "linear"
+    """`linear` grows from 1 with the share of the image that is known (Muse, as MAR has it); `constant` is the scale
+    in every AR step."""
     interval: tuple[float, float] = (0.0, 1.0)
+    """Guidance acts where low <= t <= high, t from 0 (data) to 1 (noise) (Kynkäänniemi et al. 2024)."""
     progress: tuple[float, float] = (0.0, 1.0)
+    """And where low <= k / (K - 1) <= high, which is 0 with a single AR step."""
 
     def __post_init__(self) -> None:
         if self.ramp not in RAMPS:
@@ -60,10 +62,12 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Prompts:
-    """Tokenised prompts. ids: [N, P] token ids, padded on the right with any id; lengths: [N] real ones in each row."""
+    """Tokenised prompts."""
 
     ids: Tensor
+    """[N, P] token ids, padded on the right with any id."""
     lengths: Tensor
+    """[N] tokens of each prompt without its padding."""
 
     def __post_init__(self) -> None:
         if self.ids.dim() != 2 or tuple(self.lengths.shape) != (len(self.ids),):
@@ -91,26 +95,31 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be drawn, apart from how.
+    """A batch as a model takes it. Raises DisaError where its parts do not go together.
 
-    labels: [B] class indices, or prompts: one per image, followed by one unconditional prompt per image where guidance
-    is active; neither for an unconditional image. known: [B, C, H, W] latents that are given, and mask: [B, h, w]
-    booleans over tokens, True where a token is to be drawn; both None to draw everything. token_grid: rows and columns
-    of tokens, None for those that the model was made for. Raises DisaError where these do not go together.
+    Unconditional images have neither labels nor prompts.
     """
 
     batch_size: int
     num_ar_steps: int
     labels: Tensor | None = None
+    """[B] class indices."""
     guidance: Guidance = Guidance()
     known: Tensor | None = None
+    """[B, C, H, W] latents that are kept where the mask is false; None to draw everything."""
     mask: Tensor | None = None
+    """[B, h, w] booleans over tokens: true where one is drawn. It goes with `known`."""
     prompts: Prompts | None = None
+    """One per image, followed by one unconditional prompt per image where guidance is active."""
     token_grid: tuple[int, int] | None = None
+    """Rows and columns of tokens; None for those that the model was made for."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.prompts is not None:
             raise DisaError("labels and prompts are alternatives: found both.")
+        for name, value in (("labels", self.labels), ("known", self.known), ("mask", self.mask)):
+            if value is not None and len(value) != self.batch_size:
+                raise DisaError(f"expected {name} of {self.batch_size} images, found {len(value)}.")
         rows = self.batch_size * (2 if self.guidance.active else 1)
         if self.prompts is not None and len(self.prompts) not in {rows, 2 * self.batch_size}:
             also = " and as many unconditional ones after them, for guidance" if self.guidance.active else ""

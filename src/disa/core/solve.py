@@ -19,19 +19,21 @@ from disa.errors import DisaError
 
 @dataclass(frozen=True)
 class Solution:
-    """What `solve` returns. tokens: [R, *shape]. steps: denoising steps of all rows, or of each [R]. evaluations: made
-    for all rows together, where guidance counts two."""
+    """What `solve` returns."""
 
     tokens: Tensor
+    """[R, *shape]."""
     steps: int | Tensor
+    """Denoising steps of all rows, or of each [R]."""
     evaluations: int
+    """Made for all rows together; guidance counts two."""
 
 
 def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | Tensor, noise: Noise) -> Solution:
     """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes.
 
-    Rows with equal counts are solved together, which changes no row. After a look each row goes on in its own number,
-    and the evaluations that were looked at are kept. Raises DisaError.
+    Rows with equal counts are solved together, which changes no row. After a look each row goes on from where the look
+    ended, in its own number of steps. Raises DisaError.
     """
     plan = Plan.of(plan)
     if plan.look is not None:

@@ -11,7 +11,7 @@ import json
 import math
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ class Remembering:
 
 
 def of(steps: Any) -> Any:
-    """A policy from what a caller gave: one, a whole number of denoising steps, or a list of them, one per AR step.
+    """A policy from what a caller gave: a policy, a number of denoising steps, or a list of one number per AR step.
 
     Raises DisaError.
     """
@@ -167,14 +167,13 @@ class TwoStage(Annealed):
 
 @dataclass(frozen=True)
 class Table(Schedule):
-    """One count per AR step. With another number of AR steps the table is resampled at equal shares of the run.
-
-    measured_for: the settings that the counts were chosen for; empty where nothing was measured.
-    """
+    """One count per AR step. With another number of AR steps the table is resampled at equal shares of the run."""
 
     values: tuple[int, ...]
     source: str = ""
+    """The file that it was read from, if any."""
     measured_for: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """The settings that the counts were chosen for; empty where nothing was measured."""
 
     def __post_init__(self) -> None:
         if not self.values:
@@ -235,7 +234,7 @@ def table(path: str | Path) -> Table:
     return Table(tuple(values), str(path), measured_for)
 
 
-_ANNEALED: dict[str, Callable[[int, int], Annealed]] = {"two-stage": TwoStage, "linear": Linear, "cosine": Cosine}
+_ANNEALED: dict[str, type[Annealed]] = {kind.name: kind for kind in (TwoStage, Linear, Cosine)}
 FORMS = "constant:N, two-stage:50-5, linear:50-5, cosine:50-5 or table:FILE (with a model also mlp, variance, straight)"
 
 
