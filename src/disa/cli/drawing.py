@@ -16,6 +16,7 @@ from disa.cli.output import percent, print_json, progress, readable
 from disa.cli.texts import parse_box
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.models.harmon.text import DESCRIBE
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -122,7 +123,7 @@ def _print(report: dict[str, Any], target: Target) -> None:
 def describe(
     images: Annotated[list[Path], typer.Argument(help="Pictures: PNG, JPEG or the like.", show_default=False)],
     source: Source,
-    prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = "Describe the image in detail.",
+    prompt: Annotated[str, typer.Option(help="What to ask about each picture.")] = DESCRIBE,
     temperature: Annotated[
         float | None, typer.Option(help="Draw words by their chance; the likeliest every time by default.")
     ] = None,

@@ -12,7 +12,7 @@ from disa.cli.output import print_json, progress, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 
-FIRST_SEED, IMAGES = 100_000, 64
+IMAGES = 64
 
 
 def fit_probe(
@@ -31,7 +31,7 @@ def fit_probe(
     """
     from disa.files import make_folder
     from disa.study import fit
-    from disa.study.calibrate import num_turns
+    from disa.study.calibrate import FIRST_SEED, num_turns
 
     sampler, inputs = asked.load(source, IMAGES, FIRST_SEED)
     chosen = sampler.settings(settings)

@@ -65,16 +65,17 @@ def fresh(policy: StepPolicy) -> StepPolicy:
     return policy.begin() if isinstance(policy, Remembering) else policy
 
 
-def describe(policy: StepPolicy) -> str:
-    """How reports name a policy: its `str()` where its class defines that, else `module:name` of function or class.
+def describe(part: object) -> str:
+    """How reports name a policy or a solver: its `str()` where its class defines that, else `module:name` of the
+    function or class.
 
     So the text never tells where an object lies in memory.
     """
-    if type(policy).__str__ is not object.__str__:
-        return str(policy)
-    while isinstance(policy, partial):
-        policy = policy.func
-    named: Any = policy if hasattr(policy, "__qualname__") else type(policy)
+    if type(part).__str__ is not object.__str__:
+        return str(part)
+    while isinstance(part, partial):
+        part = part.func
+    named: Any = part if hasattr(part, "__qualname__") else type(part)
     return f"{named.__module__}:{named.__qualname__}"
 
 

@@ -31,11 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Condition:
-    """What a batch is drawn from. rewritten: the prompts that were drawn, where they are not those asked for."""
+    """What a batch is drawn from, as a model takes it."""
 
     labels: Tensor | None = None
     prompts: Prompts | None = None
     rewritten: list[str] | None = None
+    """[B] the prompts that are drawn, where they are not those that were asked for."""
 
 
 class Conditioner(Protocol):
@@ -51,7 +52,7 @@ class Conditioner(Protocol):
         ...
 
     def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
-        """Of one batch, [B] images."""
+        """What a batch of B images is drawn from."""
         ...
 
 
@@ -76,12 +77,13 @@ class Labels:
 
 @dataclass(frozen=True)
 class Writing:
-    """How a language model writes. temperature: None takes the likeliest token every time; above 0 tokens are drawn,
-    by each text's seed. repetition_penalty: above 1 makes tokens that a text already has less likely."""
+    """How a language model writes."""
 
     temperature: float | None = None
+    """None takes the likeliest token every time; above 0, tokens are drawn by the seed of each text."""
     max_tokens: int = 1024
     repetition_penalty: float = 1.0
+    """Above 1, tokens that a text already has become less likely."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -98,7 +100,7 @@ REWRITING = Writing(temperature=1.0, max_tokens=256)
 
 
 class Words:
-    """Prompts, by the tokenizer of a model's language model; and what that writes itself."""
+    """Prompts, through the tokenizer of a model's language model; and what the language model writes itself."""
 
     def __init__(self, preset: Preset, model: Any, tokenizer: Text | Path | str | None) -> None:
         self.preset, self.model, self._text = preset, model, tokenizer

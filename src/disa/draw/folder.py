@@ -39,12 +39,14 @@ IF_USED = ("refuse", "resume", "replace")
 
 @dataclass(frozen=True)
 class Layout:
-    """Where images go. names: [N] of the files, below the folder. overviews: an overview's file, and the images it
-    shows. notes: texts that are written beside them."""
+    """Where images go."""
 
     names: list[str]
+    """[N] of their files, below the folder."""
     overviews: dict[str, list[int]]
+    """The file of each overview, and the places of the images that it shows."""
     notes: dict[str, str] = field(default_factory=dict)
+    """Other files, and the texts in them."""
 
     @classmethod
     def flat(cls, inputs: Inputs) -> Layout:

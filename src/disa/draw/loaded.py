@@ -121,6 +121,7 @@ class Loaded:
 
     @property
     def patch(self) -> int:
+        """Latent positions along one side of a token."""
         return getattr(self.model.config, "patch_size", 1)
 
     @property

@@ -31,7 +31,7 @@ from disa.runtime import clock
 
 @dataclass(frozen=True)
 class Turn:
-    """One AR step of one batch. samples: the finished batch, at its last AR step."""
+    """One AR step of one batch."""
 
     batch: list[int]
     """[B] places of the images in the inputs."""
@@ -39,6 +39,7 @@ class Turn:
     noise: SeededNoise
     """All random numbers of the batch."""
     samples: Samples | None = None
+    """The finished batch, at its last AR step."""
 
 
 class Run:

@@ -89,12 +89,14 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
 
 @dataclass(frozen=True)
 class Spending:
-    """early, late: the most and the fewest denoising steps of a row. budget: the mean over the rows of an image, with
-    those of a score; None where a threshold decides."""
+    """Bounds and budget of an adaptive policy."""
 
     early: int
+    """The most denoising steps of a row."""
     late: int
+    """The fewest."""
     budget: float | None = None
+    """The mean over the rows of an image, with the evaluations of a score; None where a threshold decides."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.late <= self.early:
@@ -111,18 +113,19 @@ class Spending:
 class ErrorModel:
     """How a score goes with the error of a model, measured on its own drawings.
 
-    The log of the error after one denoising step is intercept + slope score; it falls as n^-power. importance: [J] the
-    log of what an error of a row in each J-th of the AR steps does to the whole image. threshold: the gain, as a log,
-    at which the preset's budget is spent. later: [J, Q] quantiles of the needs of all rows after the
-    first 1/J, 2/J, ... of the AR steps (the last has none, and holds those of the last AR step).
+    The log of the error after one denoising step is intercept + slope score; it falls as n^-power.
     """
 
     slope: float
     intercept: float
     power: float
     threshold: float
+    """The gain, as a log, at which the preset's budget is spent."""
     importance: Tensor
+    """[J] the log of what an error of a row in each J-th of the AR steps does to the whole image."""
     later: Tensor
+    """[J, Q] quantiles of the needs of all rows after the first 1/J, 2/J, ... of the AR steps; after the last of them
+    there are none, so these are of the last AR step."""
 
     def need(self, score: Tensor, share: float) -> Tensor:
         """[R] the log of the error after one denoising step; share: of the AR steps that are made."""
@@ -205,21 +208,20 @@ def _below(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Adaptive(Remembering):
-    """A policy by a score.
-
-    score: None for what a look at the path shows while denoising. cost: evaluations of a row that the score makes
-    itself, or that the look takes; guidance makes each of them two. makes: evaluations of so many denoising steps, see
-    `fitted_to`.
-    """
+    """A policy by a score."""
 
     score: Score | None
+    """None for what a look at the path shows while denoising."""
     cost: int
+    """Evaluations of a row that the score makes itself, or that the look takes; guidance makes each of them two."""
     error_model: ErrorModel
     spending: Spending
     name: str = "adaptive"
     file: str = ""
+    """Where the probe is from; empty for that of the package."""
     measured_for: Mapping[str, Any] = field(default_factory=dict)
     makes: Callable[[int], int] = int
+    """From denoising steps asked for to evaluations made, see `fitted_to`."""
     probe: str = ""
     """The hash of the fitted probe; empty where there is none."""
 

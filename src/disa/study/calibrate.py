@@ -29,7 +29,8 @@ from disa.core.steps import Constant, Schedule, StepPolicy, Table, fresh
 from disa.draw.inputs import Inputs
 from disa.draw.resolve import facts
 from disa.draw.run import Run
-from disa.draw.sampler import Sampler, Settings
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.study.allocate import allocate, between, pooled
 
@@ -44,27 +45,31 @@ SMALLEST_GAIN = 1e-6
 
 @dataclass(frozen=True)
 class Curves:
-    """What was measured. counts: [S] of the ladder. errors: [K, S] squared distance from the reference, summed over the
-    tokens of an image, mean over images. evaluations: [K, S] made for an image. gains: [K] squared change of the
-    picture for each unit of squared error in an AR step.
-    """
+    """What was measured."""
 
     counts: list[int]
+    """[S] of the ladder."""
     errors: list[list[float]]
+    """[K, S] squared distance from the reference, summed over the tokens of an image, mean over images."""
     evaluations: list[list[float]]
+    """[K, S] made for an image."""
     gains: list[float]
+    """[K] squared change of the picture for each unit of squared error in an AR step."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` returns. budget, evaluations: of an image, asked and made. error: what the curves expect."""
+    """What `calibrate` returns."""
 
     table: Table
     curves: Curves
     budget: float
+    """Evaluations of an image that were allowed."""
     evaluations: float
+    """Evaluations of an image that the table makes."""
     evaluations_per_row: float
     error: float
+    """The error that the curves expect of the table."""
     about: dict[str, Any]
 
     def report(self) -> dict[str, Any]:
@@ -184,8 +189,8 @@ def measure(
     """Errors, evaluations and gains of every AR step. The paths are drawn by the policy of the settings."""
     shape, size = (settings.num_ar_steps, len(counts)), settings.batch_size
     errors, evaluations = np.zeros(shape), np.zeros(shape)
-    for start in range(0, len(inputs), size):
-        part = inputs.part(slice(start, start + size))
+    for batch in Run(sampler, inputs, settings, "latent").batches_of:
+        part = inputs.part(batch)
         noise = SeededNoise(part.seeds, sampler.device)
         ruler = Ruler(fresh(settings.steps), settings.solver, counts, reference, noise, errors, evaluations)
         for _ in Run(sampler, part, replace(settings, steps=ruler), "latent"):
@@ -201,9 +206,9 @@ def measure(
 
 @dataclass(frozen=True)
 class Ruler:
-    """A policy that answers as another does, and before it does, solves the problem with every count and the reference.
+    """A policy that answers as another does; before, it solves the problem with every count and with the reference.
 
-    errors, evaluations: [K, S], added to.
+    It adds what it measures to `errors` and `evaluations` [K, S].
     """
 
     policy: StepPolicy
@@ -226,10 +231,11 @@ class Ruler:
 
 @dataclass(frozen=True)
 class Summed:
-    """Noise of n denoising steps out of that of T and some of its own. weights: [n, draws], rows orthonormal."""
+    """Noise of n denoising steps out of that of T and some of its own."""
 
     noise: Noise
     weights: Tensor
+    """[n, draws], rows orthonormal."""
 
     @classmethod
     def of(cls, noise: Noise, process: Process, solver: Solver, count: int, reference: int) -> Summed:
@@ -297,12 +303,13 @@ def gains(sampler: Sampler, inputs: Inputs, settings: Settings, on_turn: Callabl
 
 @dataclass
 class Nudged:
-    """A solver whose tokens are disturbed in one AR step. squares: [B] sum of the squared disturbances, per image."""
+    """A solver whose tokens are disturbed in one AR step."""
 
     solver: Solver
     ar_step: int
     noise: Noise
     squares: Tensor = field(init=False)
+    """[B] sum of the squared disturbances of each image."""
 
     @property
     def grid(self) -> str | None:

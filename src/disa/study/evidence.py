@@ -25,8 +25,9 @@ from disa.core.solve import Meter, solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, ode_solver
 from disa.draw.inputs import Inputs
-from disa.draw.sampler import Sampler, Settings
+from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
+from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.layers import Swish
 from disa.runtime.packing import Linear
@@ -53,17 +54,18 @@ Predict = Callable[[DenoisingProblem, SeededNoise], Tensor]
 
 @dataclass(frozen=True)
 class Effort:
-    """How much is spent on measuring.
-
-    draws: from the same z, with `draw_steps` denoising steps each, for the first `varied` images. path_steps:
-    evaluations along a path. fit_images: what the MLP learns from, where one is needed.
-    """
+    """How much is spent on measuring."""
 
     draws: int = 100
+    """Draws from the same z."""
     draw_steps: int = 25
+    """Denoising steps of each of them."""
     varied: int = 16
+    """Images whose tokens are drawn so often: the first ones."""
     path_steps: int = 50
+    """Evaluations along a path."""
     fit_images: int = 256
+    """Images that the MLP learns from, where one is needed."""
 
     def __post_init__(self) -> None:
         least = {"draws": 2, "draw_steps": 1, "varied": 1, "path_steps": 2, "fit_images": 5}
@@ -74,11 +76,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Curve:
-    """A measurement in every AR step [K]: the mean over images, and the quartiles between images."""
+    """A measurement in every AR step."""
 
     mean: list[float]
+    """[K] over images."""
     low: list[float]
+    """[K] the lower quartile between images."""
     high: list[float]
+    """[K] the upper quartile."""
 
     @classmethod
     def of(cls, values: Sequence[Tensor]) -> Curve:
@@ -107,20 +112,21 @@ class Foresight:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What `measure` returns.
-
-    curves: by the names of `EXPECTED`; error, variance and straightness (S) are squares of token values, the mean over
-    channels; what is relative is divided by token_variance, as the error in R2. token_variance: [K] of drawn tokens
-    about the mean of their AR step. samples: the images. evaluations: made to measure, beside those that drew them.
-    """
+    """What `measure` returns."""
 
     curves: dict[str, Curve]
+    """By the names of `EXPECTED`. Error, variance and straightness (S) are squares of token values, the mean over
+    channels; what is relative is divided by the variance of the tokens, as the error in R2."""
     token_variance: list[float]
+    """[K] of drawn tokens about the mean of their AR step."""
     foresight: list[Foresight]
     samples: Samples
+    """The images."""
     effort: Effort
     predictor: str
+    """What tokens were predicted by."""
     evaluations: int
+    """Made to measure, beside those that drew the images."""
 
     def report(self) -> dict[str, Any]:
         """Everything but images, for JSON."""

@@ -27,7 +27,9 @@ from disa.core.solver import GridSolver, Solver
 from disa.core.solvers import ode_solver
 from disa.draw.inputs import Inputs
 from disa.draw.resolve import facts
-from disa.draw.sampler import Run, Sampler, Settings
+from disa.draw.run import Run
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.files import write_whole
 from disa.policies.adaptive import (
@@ -57,15 +59,14 @@ MOST = 50
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """What `fit_probe` returns: the fitted probe, and how good it is on images that it did not learn from.
-
-    r2: of the probe's two predictions (logs of errors). agreement: of every score with the error of few steps, as rank
-    correlations: over all rows, and the mean over AR steps of that between the rows of one.
-    """
+    """What `fit_probe` returns: the fitted probe, and how good it is on images that it did not learn from."""
 
     probe: FittedProbe
     r2: dict[str, float]
+    """Of the probe's two predictions, which are logs of errors."""
     agreement: dict[str, tuple[float, float]]
+    """Rank correlations of every score with the error of few steps: over all rows, and the mean over AR steps of that
+    between the rows of one."""
 
     def report(self) -> dict[str, Any]:
         """For JSON."""
@@ -84,18 +85,20 @@ class ProbeReport:
 
 @dataclass(frozen=True)
 class Rows:
-    """What was measured: one line per row. features: [N, D + 1]; the others are [N], errors as mean squares.
-
-    few, more, left: of few and of more steps, and of few steps after a look. prediction: of the one-evaluation one.
-    size: values of a row.
-    """
+    """What was measured of every row. All but the features are [N]; errors are mean squares."""
 
     features: Tensor
+    """[N, D + 1] what a probe is fed."""
     few: Tensor
+    """The error of few steps."""
     more: Tensor
+    """The error of more steps."""
     left: Tensor
+    """The error of few steps after a look."""
     prediction: Tensor
+    """The error of predicting in one evaluation."""
     size: Tensor
+    """Values of a row."""
     image: Tensor
     ar_step: Tensor
     scores: Mapping[str, Tensor]
@@ -110,7 +113,7 @@ def fit_probe(
     own: Mapping[str, Score] | None = None,
 ) -> ProbeReport:
     """Draw the inputs and fit. own: further scores, such as a researcher's, by name. on_turn is called
-    `calibration.num_turns` times. Raises DisaError."""
+    `disa.study.calibrate.num_turns` times. Raises DisaError."""
     if len(inputs) < FEWEST_IMAGES:
         raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(inputs)}.")
     sampler.prepare()

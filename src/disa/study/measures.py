@@ -16,14 +16,14 @@ FEWEST_IMAGES = 20
 
 @dataclass(frozen=True)
 class Measured:
-    """Of every policy its quality; yardsticks: what real data score. Both are dataclasses of numbers.
-
-    headlines: of every policy the number that it is judged by.
-    """
+    """How good the images of every policy are."""
 
     qualities: Sequence[Any]
+    """A dataclass of numbers for each policy."""
     headlines: Sequence[Resampled]
+    """The number that each policy is judged by."""
     yardsticks: Any = None
+    """What real data score, as a dataclass of numbers."""
 
     def difference(self, policy: int, base: int = 0) -> Spread:
         """A policy's headline minus another one's, paired by seed."""

@@ -1,5 +1,7 @@
-"""Plots as PNG bytes: what `disa compare`, `disa evidence`, `disa calibrate` and `disa train` show. matplotlib is
-imported by what draws."""
+"""Plots as PNG bytes: what `disa compare`, `disa evidence`, `disa calibrate` and `disa train` show.
+
+matplotlib is imported by the functions that draw.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,7 @@ import numpy as np
 
 
 def plot_png(figure: Any, dpi: int) -> bytes:
-    """The same of a figure of matplotlib."""
+    """A figure of matplotlib as PNG bytes."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()

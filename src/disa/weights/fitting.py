@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
+from disa.layout import Layout
 from disa.models.registry import PRESETS
 from disa.models.spec import Preset
-from disa.weights.build import Layout, layout
+from disa.weights.build import layout
 from disa.weights.read import read_content
 
 OFFICIAL_ARGUMENTS = {

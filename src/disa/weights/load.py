@@ -11,9 +11,10 @@ from disa.codecs.base import LatentCodec
 from disa.codecs.kl16 import KL16Codec, VAEConfig
 from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.errors import DisaError
+from disa.layout import check_layout, shapes
 from disa.models.families import Model
 from disa.models.spec import Preset
-from disa.weights.build import build_model, check_layout, check_values, shapes
+from disa.weights.build import build_model, check_values
 from disa.weights.fitting import what_fits
 from disa.weights.hub import locate
 from disa.weights.package import in_package, read_embedded
