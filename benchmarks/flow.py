@@ -228,7 +228,7 @@ def fused(variant: Variant, repeats: int) -> dict[str, float]:
     c, count = model.config, model.span(0).stop
     halves, rotation = 2 * variant.batch, model.rotation(torch.device("cpu"))
     embedding = model.class_embedding.weight[:halves]
-    modulation = model.modulations(embedding[:, None] + model.time_table(torch.tensor([0.0, 1000.0])))
+    modulation = model.block_modulations(embedding[:, None] + model.time_table(torch.tensor([0.0, 1000.0])))
     x = torch.randn(variant.batch, 2 * count, c.latent_channels)
     mask = causal_mask([count, count], x.device).to(embedding.dtype)
 

@@ -28,20 +28,19 @@ NOMINAL_SIZE = 256  # pixels; what the official code places its attention by, an
 
 @dataclass(frozen=True)
 class VAEConfig:
-    """The shape of the autoencoder; the defaults are the published KL-16.
-
-    `block_widths` has one entry per level, finest first. `encoder_attention_levels` are the indices of the encoder
-    levels with attention after each residual block; the middle of both halves always has attention, the decoder
-    levels never have. `scale` turns posterior samples into latents of about unit variance.
-    """
+    """The shape of the autoencoder; the defaults are the published KL-16."""
 
     latent_channels: int = 16
     block_widths: tuple[int, ...] = (128, 128, 256, 256, 512)
+    """One for each level, finest first."""
     layers_per_block: int = 2
     in_channels: int = 3
     scale: float = 0.2325
+    """Turns posterior samples into latents of about unit variance."""
     norm_groups: int = 32
     encoder_attention_levels: tuple[int, ...] = (4,)
+    """Encoder levels with attention after each residual block. The middle of both halves always has attention, the
+    decoder's levels never have."""
 
     def __post_init__(self) -> None:
         # Lists come from JSON; tuples keep the config hashable and equal to the one that was written.

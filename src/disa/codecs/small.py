@@ -24,9 +24,7 @@ NORM_GROUPS = 8
 
 @dataclass(frozen=True)
 class SmallVAEConfig:
-    """Channels of the image, of the latents, and of the network at half, a quarter, full and an eighth of the
-    resolution. eighth_width: 0 where a quarter is the coarsest. linear: whether the encoder is one linear map of the
-    pixels of each latent position, instead of convolutions that see their surroundings too."""
+    """The shape of the autoencoder: a width is the network's number of channels at a share of the resolution."""
 
     in_channels: int = 1
     latent_channels: int = 8
@@ -34,7 +32,10 @@ class SmallVAEConfig:
     quarter_width: int = 48
     full_width: int = 24
     eighth_width: int = 0
+    """0 where a quarter is the coarsest."""
     linear: bool = False
+    """Whether the encoder is one linear map of the pixels of each latent position, instead of convolutions that see
+    their surroundings too."""
 
     def __post_init__(self) -> None:
         if any(width % NORM_GROUPS for width in (self.full_width, *self.widths)):

@@ -169,6 +169,9 @@ class Trunk(nn.Module):
     A model calls `build_trunk` at the place that these parameters have in its order.
     """
 
+    class_embedding: nn.Embedding
+    """Of the classes; the last one is no class."""
+
     def build_trunk(self, c: TrunkConfig) -> None:
         """Make the layers; the modulations of all blocks are one linear layer."""
 
@@ -190,6 +193,10 @@ class Trunk(nn.Module):
         """Conditions [..., D] -> [..., depth, 6, D], of all blocks: they depend on no token."""
         width = self.encoder_positions.shape[-1]
         return self.modulation(swish(condition)).unflatten(-1, (-1, PARTS, width))
+
+    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
+        """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
+        return self.class_embedding(labels.masked_fill(dropped, self.class_embedding.num_embeddings - 1))
 
     def through(
         self,

@@ -16,10 +16,10 @@ OFFICIAL_SIDE = 16
 
 @dataclass(frozen=True)
 class FlowARConfig:
-    """Architecture. scales: rows (and columns) of the latent image in each AR step; cross: whether head blocks attend
-    to the condition vectors, instead of taking them as a modulation of their attention."""
+    """Architecture."""
 
     scales: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """Rows, and columns, of the latent image in each AR step."""
     latent_channels: int = 16
     width: int = 768
     encoder_depth: int = 6
@@ -31,6 +31,7 @@ class FlowARConfig:
     head_depth: int = 2
     head_heads: int = 16
     cross: bool = False
+    """Whether head blocks attend to the condition vectors, instead of taking them as a modulation of attention."""
 
     def __post_init__(self) -> None:
         for width, heads in ((self.width, self.num_heads), (self.head_width, self.head_heads)):

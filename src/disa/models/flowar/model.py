@@ -221,10 +221,6 @@ class FlowAR(Trunk):
         rotation = self.rotations(x.device)[0]
         return self.condition(x, self.modulations(embedding), rotation, slice(0, x.shape[1]), mask=mask)
 
-    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
-        return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
-
 
 def to_tokens(latents: Tensor) -> Tensor:
     """[B, C, h, w] -> [B, L, C]."""

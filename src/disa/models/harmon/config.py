@@ -12,7 +12,7 @@ from disa.models.mar.config import MARConfig
 
 @dataclass(frozen=True)
 class HarmonConfig(MARConfig):
-    """Architecture: MAR's, whose classes are not used, and the language model's. tied: its two tables are one."""
+    """Architecture: MAR's, whose classes are not used, and the language model's."""
 
     vocab_size: int = 151_936
     llm_width: int = 896
@@ -24,6 +24,7 @@ class HarmonConfig(MARConfig):
     llm_norm_eps: float = 1e-6
     max_positions: int = 32_768
     tied: bool = True
+    """Whether the language model's table of tokens is its output layer, too."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

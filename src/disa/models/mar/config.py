@@ -10,11 +10,13 @@ from disa.errors import DisaError
 
 @dataclass(frozen=True)
 class MARConfig:
-    """Architecture. latent_size: rows and columns of the latent image; a token is a patch of it."""
+    """Architecture."""
 
     latent_size: tuple[int, int] = (16, 16)
+    """Rows and columns of the latent image."""
     latent_channels: int = 16
     patch_size: int = 1
+    """Latent positions along one side of a token."""
     encoder_width: int = 768
     encoder_depth: int = 12
     encoder_heads: int = 12
@@ -25,6 +27,7 @@ class MARConfig:
     norm_eps: float = 1e-6
     num_classes: int = 1000
     buffer_size: int = 64
+    """Tokens before those of the image that hold the class."""
     head_width: int = 1024
     head_depth: int = 6
 

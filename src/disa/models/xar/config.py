@@ -22,12 +22,13 @@ _CONSTRAINED = (
 
 @dataclass(frozen=True)
 class XARConfig:
-    """Architecture. latent_size: rows and columns of the latent image, and so of tokens; cells: how many of them, down
-    and across."""
+    """Architecture."""
 
     latent_size: tuple[int, int] = (16, 16)
+    """Rows and columns of the latent image, and so of tokens."""
     latent_channels: int = 16
     cells: tuple[int, int] = (2, 2)
+    """Cells down and across."""
     width: int = 768
     encoder_depth: int = 8
     decoder_depth: int = 8

@@ -65,4 +65,5 @@ class _BoundCell:
 
     def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
         """[stretch, num_halves R, depth, 6, D]."""
-        return self.model.modulations(self.times[stretch, None] + self.network.embedding[:num_halves].flatten(0, 1))
+        condition = self.times[stretch, None] + self.network.embedding[:num_halves].flatten(0, 1)
+        return self.model.block_modulations(condition)

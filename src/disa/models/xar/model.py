@@ -123,7 +123,7 @@ class XAR(Trunk):
         """Pass a finished cell, at time 0, and keep its keys and values: it does not see the next one."""
         span, rows = self.span(cell), slice(num_halves * len(state.tokens))
         times = self.time_table(torch.zeros(1, device=state.embedding.device))
-        modulation = self.modulations(state.embedding[rows] + times)[:, None]
+        modulation = self.block_modulations(state.embedding[rows] + times)[:, None]
         self.transform(state.tokens[:, span], modulation, span, state.rotation, state.cache.select(rows))
         state.cache.advance(span.stop - span.start)
 
@@ -132,10 +132,6 @@ class XAR(Trunk):
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, D]."""
         return embed_times(times, self.time_in, self.time_out)
-
-    def modulations(self, condition: Tensor) -> Tensor:
-        """Class plus time [..., D] -> [..., depth, 6, D] of all blocks."""
-        return self.block_modulations(condition)
 
     def transform(
         self,
@@ -201,16 +197,12 @@ class XAR(Trunk):
     def predict(self, x: Tensor, embedding: Tensor, t: Tensor) -> Tensor:
         """Velocities [B, L, C] of all cells at once: x [B, L, C] with cells at times t [B, K]; embedding: [B, D]."""
         times = self.time_table((t.flatten().float() * self.process.embedding_scale).trunc())
-        modulation = self.modulations(embedding[:, None] + times.view(*t.shape, -1))
+        modulation = self.block_modulations(embedding[:, None] + times.view(*t.shape, -1))
         mask = causal_mask([math.prod(self.config.cell_size)] * self.config.num_ar_steps, x.device)
         everything = slice(0, self.config.num_tokens)
         return self.velocity(
             self.transform(x, modulation, everything, self.rotation(x.device), mask=mask.to(embedding.dtype))
         )
-
-    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
-        return self.class_embedding(labels.masked_fill(dropped, self.config.num_classes))
 
 
 def _spread(modulation: Tensor, h: Tensor) -> Tensor:
