@@ -127,7 +127,7 @@ class SampleFolder:
         if others and if_used != "replace":
             raise DisaError(
                 f"{self.folder} holds {counted(len(others), 'image')} of another run ({others[0]}): choose another "
-                "folder, or --replace them."
+                "folder, or replace them (--replace)."
             )
         make_folder(self.folder)
         clear_unfinished(self.folder)

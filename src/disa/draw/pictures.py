@@ -94,13 +94,13 @@ def side_by_side(sets: Mapping[str, Tensor], columns: int = 8, smallest: int = 4
     return page
 
 
-def foresight_sheet(columns: Mapping[str, tuple[Tensor, Tensor]], smallest: int = 64) -> Image.Image:
+def foresight_sheet(columns: Mapping[str, tuple[Tensor, Tensor]]) -> Image.Image:
     """Titled columns, left to right, of what is drawn and below it what is predicted, image after image.
 
     Both [N, channels, height, width] in [0, 1].
     """
     pairs = {title: torch.stack(pair, dim=1).flatten(0, 1) for title, pair in columns.items()}
-    sheet, names = side_by_side(pairs, 1, smallest), ("drawn", "predicted")
+    sheet, names = side_by_side(pairs, columns=1, smallest=64), ("drawn", "predicted")
     num_rows = len(next(iter(pairs.values())))
     font = ImageFont.load_default(13)
     left = int(max(map(font.getlength, names))) + 3 * MARGIN

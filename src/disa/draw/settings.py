@@ -68,7 +68,7 @@ def read_size(value: Any) -> tuple[int, int]:
     return height, width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to draw. None is what the model's defaults say.
 

@@ -20,13 +20,15 @@ from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import padding
 
+NORM_EPS = 1e-6
+
 
 class ResidualBlock(nn.Module):
     """Modulated layer norm, two linear layers, gate."""
 
-    def __init__(self, width: int, eps: float = 1e-6) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, eps=eps)
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.fc1 = Linear(width, width)
         self.fc2 = Linear(width, width)
 
@@ -66,7 +68,7 @@ class DiffusionHead(nn.Module):
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
             h = block(h, *parts[3 * i : 3 * i + 3])
-        h = modulate(F.layer_norm(h, (self.width,), eps=1e-6), *parts[-2:])
+        h = modulate(F.layer_norm(h, (self.width,), eps=NORM_EPS), *parts[-2:])
         return Prediction(*self.output(h).float().chunk(2, dim=1))
 
 
