@@ -79,12 +79,16 @@ class Layout:
 class Drawn(Protocol):
     """What is written of a finished batch; `Samples` are such."""
 
-    images: Any
-    trace: list[TraceStep]
-    seconds: float
-    seconds_decode: float
-    rewritten: list[str] | None
-
+    @property
+    def images(self) -> Any: ...
+    @property
+    def trace(self) -> list[TraceStep]: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def seconds_decode(self) -> float: ...
+    @property
+    def rewritten(self) -> list[str] | None: ...
     def __len__(self) -> int: ...
 
 
