@@ -97,7 +97,7 @@ def draw(variant: Variant) -> tuple[float, float, Tensor]:
     """CPU seconds, seconds in the denoising loop, latents."""
     spec, defaults = PRESETS[variant.name].spec, PRESETS[variant.name].defaults
     labels = torch.arange(variant.batch) % spec.architecture.num_classes
-    guidance = Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress)
+    guidance = Guidance(defaults.guidance, defaults.ramp, defaults.interval)
     request = Request(variant.batch, defaults.num_ar_steps, labels, guidance)
     solver, noise = make_solver(defaults.solver, defaults.grid), SeededNoise(range(variant.batch))
     started = time.process_time()

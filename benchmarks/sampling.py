@@ -37,6 +37,15 @@ FEW_STEPS = {"steps": "constant:1", "num_ar_steps": 2}
 KEPT = 0.5
 """The share of an image's own size from which on what it adds to the peak counts as kept."""
 
+WAITING = """
+import os, subprocess, sys
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(used.ru_maxrss)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+"""A small process between: Linux counts what the parent held when it started a process as that one's own peak."""
+
 
 def writing(samples: Samples, repeats: int) -> dict[str, Any]:
     """Seconds to write images into a sample folder, and by Pillow alone: medians, the first round left out."""
@@ -71,12 +80,8 @@ def peak(num_images: int, batch_size: int) -> float:
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "disa", "sample", *flags, "--out", str(Path(folder) / "out")]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}.")
-    return used.ru_maxrss / (1024 if sys.platform == "darwin" else 1)
+        told = subprocess.run([sys.executable, "-c", WAITING, *command], stdout=subprocess.PIPE, check=True).stdout
+    return int(told) / (1024 if sys.platform == "darwin" else 1)
 
 
 def memory(counts: list[int], batch_size: int, size: float) -> dict[str, Any]:

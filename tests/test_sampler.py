@@ -128,6 +128,27 @@ def test_of_a_batch_that_was_handed_out_nothing_is_kept(sampler: Sampler, monkey
     assert (living(states), living(drawn)) == (0, 0)
 
 
+@pytest.mark.parametrize("name", ["mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"])
+def test_what_was_drawn_is_freed_without_a_search_for_circles(name: str) -> None:
+    """Python searches seldom, and a few circles of large tensors fill the memory before it does."""
+    model = Sampler.load(name, device="cpu")
+    asked = {"prompts": "a red circle"} if model.preset.prompts else {"labels": 3}
+    run = model.start(Inputs.paired([0, 1], **asked), steps="linear:3-2", guidance=1.5, batch_size=1, rewrite=False)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in run.batches():
+            pass
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        circles = [found for found in gc.garbage if isinstance(found, Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert len(circles) == 0
+
+
 # -- counts --------------------------------------------------------------------------------------------------------
 
 

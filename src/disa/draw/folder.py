@@ -81,14 +81,19 @@ class Drawn(Protocol):
 
     @property
     def images(self) -> Any: ...
+
     @property
     def trace(self) -> list[TraceStep]: ...
+
     @property
     def seconds(self) -> float: ...
+
     @property
     def seconds_decode(self) -> float: ...
+
     @property
     def rewritten(self) -> list[str] | None: ...
+
     def __len__(self) -> int: ...
 
 

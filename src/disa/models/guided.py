@@ -85,21 +85,25 @@ class Lookahead:
     """Modulations of a stretch of denoising steps, computed together: they depend on time and condition alone.
 
     num_halves: [n] of each denoising step; a stretch holds steps with equally many. values: modulation values of all
-    halves in one denoising step. compute: maps a slice of denoising steps and the number of halves to modulations
-    [stretch, ...].
+    halves in one denoising step.
     """
 
-    def __init__(self, num_halves: Sequence[int], values: int, compute: Callable[[slice, int], Tensor]) -> None:
-        self.num_halves, self.compute = num_halves, compute
+    def __init__(self, num_halves: Sequence[int], values: int) -> None:
+        self.num_halves = num_halves
         self.most = max(1, LOOKAHEAD_VALUES // values)
         self.first, self.stretch = 0, torch.empty(0)
 
-    def __call__(self, denoise_step: int) -> Tensor:
+    def at(self, denoise_step: int, compute: Callable[[slice, int], Tensor]) -> Tensor:
+        """Those of one denoising step.
+
+        compute: maps a slice of denoising steps and the number of halves to modulations [stretch, ...]. It is not kept:
+        a method of the owner would make a circle, which holds its tensors until Python looks for circles.
+        """
         if not 0 <= denoise_step - self.first < len(self.stretch):
             self.first, self.stretch = denoise_step, torch.empty(0)  # the old stretch makes room for the new
             ahead = self.num_halves[denoise_step : denoise_step + self.most]
             length = next((i for i, halves in enumerate(ahead) if halves != ahead[0]), len(ahead))
-            self.stretch = self.compute(slice(denoise_step, denoise_step + length), ahead[0])
+            self.stretch = compute(slice(denoise_step, denoise_step + length), ahead[0])
         return self.stretch[denoise_step - self.first]
 
 

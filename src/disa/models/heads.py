@@ -107,10 +107,10 @@ class _BoundHead:
         self.condition = F.pad(condition, (0, 0, 0, self.padding))
         self.times = self.head.time_table(network_times(grid, condition.device))
         values = self.condition.shape[:2].numel() * self.head.modulation.out_features
-        self.modulation = Lookahead(num_halves, values, self._modulations)
+        self.modulation = Lookahead(num_halves, values)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
-        num_halves, modulation = self.num_halves[denoise_step], self.modulation(denoise_step)
+        num_halves, modulation = self.num_halves[denoise_step], self.modulation.at(denoise_step, self._modulations)
         if self.padding:
             x = F.pad(x, (0, 0, 0, self.padding))
         h = self.head.input(x.to(self.condition.dtype))

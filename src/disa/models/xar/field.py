@@ -52,12 +52,13 @@ class _BoundCell:
         device, rows = network.embedding.device, network.embedding.shape[:2].numel()
         self.span, self.rotation = self.model.span(network.cell), self.model.rotation(device)
         self.times = self.model.time_table(network_times(grid, device))
-        self.modulation = Lookahead(num_halves, rows * self.model.modulation.out_features, self._modulations)
+        self.modulation = Lookahead(num_halves, rows * self.model.modulation.out_features)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         if self.network.cache.length != self.span.start:
             raise DisaError(f"the problem of AR step {self.network.cell} is over: its generation went on.")
-        num_halves, modulation = self.num_halves[denoise_step], self.modulation(denoise_step)[:, None]
+        num_halves = self.num_halves[denoise_step]
+        modulation = self.modulation.at(denoise_step, self._modulations)[:, None]
         cache = self.network.cache.select(slice(num_halves * len(x)))
         hidden = self.model.transform(x, modulation, self.span, self.rotation, cache)
         return Prediction(self.model.velocity(hidden).unflatten(0, (num_halves, -1)))
