@@ -390,8 +390,8 @@ def test_a_table_warns_where_it_was_not_measured(tmp_path: Path) -> None:
     others: list[tuple[str, Callable[[], object]]] = [
         ("guidance 2.0 .here 3.0.", lambda: sampler.settings(steps=f"table:{path}", guidance=3.0)),
         ("ramp linear .here constant.", lambda: sampler.settings(steps=f"table:{path}", ramp="constant")),
-        ("solver ddpm.*here ddim", lambda: sampler.settings(steps=f"table:{path}", solver="ddim")),
-        ("solver ddpm@uniform .here ddpm@logsnr", lambda: sampler.settings(steps=f"table:{path}", grid="logsnr")),
+        ("solver ddpm@uniform .here ddim@ddim-980.", lambda: sampler.settings(steps=f"table:{path}", solver="ddim")),
+        ("solver ddpm@uniform .here ddpm@logsnr.", lambda: sampler.settings(steps=f"table:{path}", grid="logsnr")),
         ("measured for weights .*here", lambda: small.sampler(seed=1).settings(steps=f"table:{path}")),
         ("resampled to 3", lambda: sampler.settings(steps=f"table:{path}", num_ar_steps=3)),
     ]
@@ -441,7 +441,7 @@ def test_the_command_writes_a_table_that_the_others_take(disa: Command, tmp_path
     ).json()
     assert [step["steps"] for step in drawn["trace"]] == report["counts"]
     other = disa(
-        "sample", *quick, "--steps", f"table:{out / 'table.json'}", "--guidance", 2, "--out", tmp_path / "drawn"
+        "sample", *quick, "--steps", f"table:{out / 'table.json'}", "--guidance", 2, "--out", tmp_path / "other"
     )
     assert other.code == 0
     assert other.err.startswith("warning: table:")

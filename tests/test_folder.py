@@ -25,11 +25,6 @@ from disa.errors import DisaError
 QUICK: dict[str, Any] = {"steps": "constant:2", "num_ar_steps": 2, "batch_size": 2}
 
 
-@pytest.fixture(autouse=True)
-def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    small.without_codec(monkeypatch)
-
-
 @pytest.fixture(scope="module")
 def sampler() -> Sampler:
     return small.sampler()
@@ -119,6 +114,18 @@ def test_images_of_another_run_are_replaced_and_nothing_else(sampler: Sampler, t
     Image.new("L", (4, 4)).save(own)
     drawn(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
     assert sorted(bytes_of(tmp_path)) == ["mine.png", "seed000005_label0003.png"]
+
+
+def test_what_was_told_of_replaced_images_goes_with_them(sampler: Sampler, tmp_path: Path) -> None:
+    """Where drawing stops before its first batch, no trace or overview tells of images that are not there."""
+    drawn(sampler, tmp_path, Inputs.paired([1, 2], [3, 3]))
+    _, missing = opened(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
+    assert (missing, files(tmp_path)) == ([0], [])
+    # The same drawing again replaces nothing, and keeps what is told of it.
+    drawn(sampler, tmp_path, Inputs.paired([5], [3]))
+    before = files(tmp_path)
+    opened(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
+    assert files(tmp_path) == before == ["grid.png", "samples/seed000005_label0003.png", "trace.json"]
 
 
 def test_every_image_has_a_file_of_its_own() -> None:

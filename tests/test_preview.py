@@ -1,10 +1,11 @@
 """What a model shows of images under way, and how it goes on from there."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import small
 from disa.core.generate import generate_steps
@@ -20,7 +21,14 @@ from disa.models.mar.model import MAR
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
-SHAPE = {"latent_channels": 3, "width": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2, "num_classes": 10}
+SHAPE: dict[str, Any] = {
+    "latent_channels": 3,
+    "width": 32,
+    "encoder_depth": 1,
+    "decoder_depth": 1,
+    "num_heads": 2,
+    "num_classes": 10,
+}
 MODELS = {
     "mar": lambda: MAR(small.CONFIG),
     "xar": lambda: XAR(XARConfig(latent_size=(4, 4), cells=(2, 2), **SHAPE)),
@@ -30,13 +38,13 @@ SOLVERS = {"mar": "ddpm", "xar": "euler", "flowar": "euler"}
 NUM_AR_STEPS = {"mar": 4, "xar": 4, "flowar": 3}
 
 
-def turns(name: str, model: nn.Module) -> Iterator[ARStep]:
+def turns(name: str, model: Any) -> Iterator[ARStep]:
     request = Request(2, NUM_AR_STEPS[name], torch.tensor([3, 5]), Guidance(2.0))
     return generate_steps(model, request, constant(3), make_solver(SOLVERS[name]), SeededNoise([0, 1]))
 
 
 @torch.no_grad()
-def to_the_end(name: str, model: nn.Module, state: object) -> Tensor:
+def to_the_end(name: str, model: Any, state: Any) -> Tensor:
     while state.ar_step < state.request.num_ar_steps:
         problem = model.pose(state)
         model.accept(state, solve(problem, make_solver(SOLVERS[name]), 3, SeededNoise([0, 1])).tokens)
@@ -52,7 +60,7 @@ def spread(undrawn: Tensor, latents: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", ["mar", "xar"])
 def test_what_is_shown_as_drawn_stays_and_in_the_end_nothing_is_undrawn(name: str) -> None:
     model = small.randomised(MODELS[name]())
-    previews = [(step.problem.rows_to_come, *model.preview(step.state)) for step in turns(name, model)]
+    previews: list[Any] = [(step.problem.rows_to_come, *model.preview(step.state)) for step in turns(name, model)]
     final = previews[-1][1]
     for rows_to_come, latents, undrawn in previews:
         left = rows_to_come * (4 if name == "xar" else 1)

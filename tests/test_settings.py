@@ -101,7 +101,7 @@ def test_every_option_is_tried_below() -> None:
 @pytest.mark.parametrize("name", sorted(set(CHANGED) - {"rewrite"}))
 def test_different_settings_are_told_apart(sampler: Sampler, name: str) -> None:
     """In JSON, and by the digest if images change."""
-    base = {"solver": "ddim", "grid": "uniform"} if name == "eta" else {}
+    base: dict[str, Any] = {"solver": "ddim", "grid": "uniform"} if name == "eta" else {}
     before, after = sampler.settings(**base), sampler.settings(**(base | {name: CHANGED[name]}))
     one, other = (sampler.about() | settings.to_json() for settings in (before, after))
     assert json.loads(json.dumps(one)) == one

@@ -210,7 +210,7 @@ class TrainingLoss:
     Timesteps run over 0..950, as in the official training; for those all coefficients equal those of the full process.
     """
 
-    def __init__(self, process: CosineDiffusion, device: torch.device | str = "cpu") -> None:
+    def __init__(self, process: CosineDiffusion, device: torch.device | str | None = None) -> None:
         abar = process.alpha_bar
         before = np.append(1.0, abar[:-1])
         variance = process.betas * (1 - before) / (1 - abar)

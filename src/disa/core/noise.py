@@ -41,7 +41,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 class SeededNoise:
     """The noise of a batch: image i is drawn with `seeds[i]`, a whole number of 64 bits."""
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(self, seeds: Sequence[int], device: torch.device | str | None = None) -> None:
         wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64]
         if wrong:
             raise DisaError(f"a seed must be a whole number from 0 to 2**64 - 1, found {wrong[0]}.")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 from torch import Tensor
@@ -24,8 +24,8 @@ from torch import Tensor
 from disa.draw.inputs import Inputs, counted
 from disa.draw.pictures import as_image, grid, png, text_of
 from disa.draw.prompts import slug
-from disa.draw.samples import Samples, TraceStep
 from disa.draw.settings import digest
+from disa.draw.trace import TraceStep
 from disa.errors import DisaError
 from disa.files import clear_unfinished, make_folder, write_json, write_text, write_whole
 
@@ -76,6 +76,27 @@ class Layout:
         return cls(names, overviews, notes)
 
 
+class Drawn(Protocol):
+    """What is written of a finished batch; `Samples` are such."""
+
+    @property
+    def images(self) -> Any: ...
+
+    @property
+    def trace(self) -> list[TraceStep]: ...
+
+    @property
+    def seconds(self) -> float: ...
+
+    @property
+    def seconds_decode(self) -> float: ...
+
+    @property
+    def rewritten(self) -> list[str] | None: ...
+
+    def __len__(self) -> int: ...
+
+
 class SampleFolder:
     """Images of one call in a folder, whole or not at all."""
 
@@ -119,7 +140,7 @@ class SampleFolder:
         self._read_trace()
         return [i for i, name in enumerate(self.layout.names) if found.get(name) != self.identities[i]]
 
-    def write(self, samples: Samples, places: Sequence[int]) -> None:
+    def write(self, samples: Drawn, places: Sequence[int]) -> None:
         """The images of a batch; places: [B] where they stand in the inputs of the folder."""
         for i, image in zip(places, samples.images, strict=True):
             content = png(as_image(image), {"disa": json.dumps(self._about(i))})

@@ -22,8 +22,9 @@ from disa.core.request import Request
 from disa.draw.conditioning import Condition
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded
-from disa.draw.samples import Samples, TraceStep, check_output_type, convert
+from disa.draw.samples import Samples, check_output_type, convert
 from disa.draw.settings import Settings
+from disa.draw.trace import TraceStep
 from disa.errors import DisaError
 from disa.runtime import clock
 
