@@ -96,7 +96,8 @@ def sample(
                 for samples in run.batches(advance):
                     folder.write(samples, [missing[place] for place in samples.places])
             except KeyboardInterrupt:
-                folder.write_trace()
+                if folder.trace:  # of what was drawn; without any there is nothing to tell
+                    folder.write_trace()
                 raise
     report = folder.finish() | {"drawn": len(missing)}
     if as_json:
