@@ -101,7 +101,7 @@ class Finding:
 def try_linear(dtype: torch.dtype, threads: int, shapes: dict[tuple[int, int], tuple[int, ...]]) -> Iterator[Finding]:
     """PyTorch's own linear layer, and the packed one with each activation that disa fuses."""
     promised = MIN_ROWS if dtype == torch.float32 else None
-    names = ["F.linear", *(("packed", "packed+gelu", "packed+swish") if can_pack(torch.float32) else ())]
+    names = ["F.linear", *(("packed", "packed+gelu", "packed+swish") if can_pack(dtype) else ())]
     for name in names:
         finding = Finding(f"{name} {str(dtype).removeprefix('torch.')}", threads, promised)
         for (features_in, features_out), counts in shapes.items():

@@ -271,7 +271,11 @@ BAD_SAMPLES = [
     (["--guidance", "strong"], "'--guidance'"),
     (
         ["--solver", "ddim", "--temperature", "0.9"],
-        "temperature scales the noise that ddpm and euler-maruyama add; that of ddim is scaled by eta",
+        "temperature scales the noise that ddpm and euler-maruyama add; ddim adds none",
+    ),
+    (
+        ["--solver", "ddim", "--eta", "0.5", "--temperature", "0.9"],
+        "temperature scales the noise that ddpm and euler-maruyama add; eta scales that of ddim",
     ),
     (["--eta", "0.5"], "eta belongs to ddim, not to ddpm"),
     (["--solver", "ddim", "--eta", "1.5"], "eta must be 0 to 1, found 1.5"),

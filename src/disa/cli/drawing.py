@@ -93,8 +93,13 @@ def sample(
         if missing:
             run = whole if len(missing) == len(inputs) else sampler.start(inputs.part(missing), chosen)
             advance(completed=whole.num_turns - run.num_turns)
-            for samples in run.batches(advance):
-                folder.write(samples, [missing[place] for place in samples.places])
+            try:
+                for samples in run.batches(advance):
+                    folder.write(samples, [missing[place] for place in samples.places])
+            except KeyboardInterrupt:
+                if folder.trace:  # of what was drawn; without any there is nothing to tell
+                    folder.write_trace()
+                raise
     report = folder.finish() | {"drawn": len(missing)}
     if as_json:
         print_json(report | {"out": str(target.out)})

@@ -249,11 +249,11 @@ def solver_parts(text: str) -> tuple[str, dict[str, Any]]:
     name, _, grid = (part.strip() for part in place.partition("@"))
     options: dict[str, Any] = {"grid": grid} if grid else {}
     for item in rest.split(",") if rest else ():
-        option, _, number = item.partition("=")
-        if option.strip() == "grid":
-            raise DisaError(f"{name} has no option 'grid': a grid stands behind @, as in {name}@uniform.")
+        option, _, number = (part.strip() for part in item.partition("="))
+        if option == "grid":
+            raise DisaError(f"{name} has no option 'grid': it follows @, as in {name}@uniform.")
         try:
-            options[option.strip()] = float(number)
+            options[option] = float(number)
         except ValueError as error:
             wanted = f"expected an option such as eta=0.5 in the solver {text!r}"
             raise DisaError(f"{wanted}, found {item!r}.") from error

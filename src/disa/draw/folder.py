@@ -10,6 +10,7 @@ prompt and the seed. So what is there already is known by what it is, not by its
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Sequence
@@ -25,16 +26,18 @@ from torch import Tensor
 from disa.draw.inputs import Inputs, counted
 from disa.draw.pictures import as_image, grid, png, text_of
 from disa.draw.prompts import slug
-from disa.draw.settings import digest
+from disa.draw.settings import NO_IDENTITY, digest
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
 from disa.files import clear_unfinished, make_folder, write_json, write_text, write_whole
 
-SAMPLES, OVERVIEW, TRACE = "samples", "grid.png", "trace.json"
+SAMPLES, OVERVIEW, TRACE, METADATA = "samples", "grid.png", "trace.json", "metadata.jsonl"
 MOST_SHOWN = 100
 """Images of an overview."""
 SECONDS_BETWEEN_TRACES = 5.0
 IF_USED = ("refuse", "resume", "replace")
+NOT_IN_IMAGES = NO_IDENTITY - {"model"}
+"""Settings that an image's file leaves out: they do not decide it, so that equal images are equal files."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Layout:
             f"{i:05d}/{OVERVIEW}": list(range(i * count, i * count + min(count, MOST_SHOWN)))
             for i in range(len(entries))
         }
-        notes = {f"{i:05d}/metadata.jsonl": json.dumps(entry) + "\n" for i, entry in enumerate(entries)}
+        notes = {f"{i:05d}/{METADATA}": json.dumps(entry) + "\n" for i, entry in enumerate(entries)}
         return cls(names, overviews, notes)
 
 
@@ -107,7 +110,7 @@ class SampleFolder:
         """settings: the model and every option, see `Run.about`."""
         self.folder, self.inputs, self.settings, self.layout = folder, inputs, settings, layout
         self.digest = digest(settings)
-        self.identities = [identity(self.digest, inputs.part([i])) for i in range(len(inputs))]
+        self.identities = identities(self.digest, inputs)
         self.trace: list[TraceStep] = []
         self.numbers = {"images_counted": 0, "seconds": 0.0, "seconds_decode": 0.0}
         self.rewritten: dict[int, str] = {}
@@ -123,7 +126,7 @@ class SampleFolder:
             raise DisaError(f"unknown choice {if_used!r} for a used folder: expected {', '.join(IF_USED)}.")
         found = {name: found for name in self._pictures() if (found := self._identity(name)) is not None}
         own = set(self.identities)
-        others = [name for name, known in found.items() if known not in own]
+        others = [name for name, found in found.items() if found not in own]
         if others and if_used != "replace":
             raise DisaError(
                 f"{self.folder} holds {counted(len(others), 'image')} of another run ({others[0]}): choose another "
@@ -131,9 +134,8 @@ class SampleFolder:
             )
         make_folder(self.folder)
         clear_unfinished(self.folder)
-        # What is told of images goes with them.
-        for name in [*others, *self.layout.overviews, TRACE] if others else ():
-            (self.folder / name).unlink(missing_ok=True)
+        if others:
+            self._remove(others)
         for name in {str(Path(name).parent) for name in self.layout.names}:
             make_folder(self.folder / name)
             clear_unfinished(self.folder / name)
@@ -146,6 +148,8 @@ class SampleFolder:
 
     def write(self, samples: Drawn, places: Sequence[int]) -> None:
         """The images of a batch; places: [B] where they stand in the inputs of the folder."""
+        if samples.rewritten is not None:
+            self.rewritten |= dict(zip(places, samples.rewritten, strict=True))
         for i, image in zip(places, samples.images, strict=True):
             content = png(as_image(image), {"disa": json.dumps(self._about(i))})
             # What a power failure leaves half written has no end, and is drawn again.
@@ -157,18 +161,34 @@ class SampleFolder:
         self.numbers["images_counted"] += len(samples)
         self.numbers["seconds"] += samples.seconds
         self.numbers["seconds_decode"] += samples.seconds_decode
-        if samples.rewritten is not None:
-            self.rewritten |= dict(zip(places, samples.rewritten, strict=True))
         if time.monotonic() - self._last_trace > SECONDS_BETWEEN_TRACES:
-            self._write_trace()
+            self.write_trace()
 
     def finish(self) -> dict[str, Any]:
         """Write overviews and the trace; returns the trace."""
         for name, places in self.layout.overviews.items():
             self._write_overview(name, places)
-        return self._write_trace()
+        return self.write_trace()
 
-    # -- identities ----------------------------------------------------------------------------------------------
+    def write_trace(self) -> dict[str, Any]:
+        """Write the trace of what was drawn so far; returns it."""
+        report = self._report()
+        write_json(self.folder / TRACE, report)
+        self._last_trace = time.monotonic()
+        return report
+
+    # -- what is there -------------------------------------------------------------------------------------------
+
+    def _remove(self, names: Sequence[str]) -> None:
+        """Images of another run, with what is told of them: overviews, the trace, and folders that are then empty."""
+        for name in names:
+            (self.folder / name).unlink()
+        for folder in {self.folder, *(self.folder.joinpath(name).parents[1] for name in names)}:
+            for name in (OVERVIEW, TRACE, METADATA):
+                (folder / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (folder / SAMPLES).rmdir()
+                folder.rmdir()
 
     def _pictures(self) -> list[str]:
         """Images that are in the folder, by their names below it."""
@@ -189,15 +209,11 @@ class SampleFolder:
             if self.inputs.prompts is not None
             else {"label": None if self.inputs.labels is None else self.inputs.labels[i]}
         )
-        return {"identity": self.identities[i], "seed": self.inputs.seeds[i], **asked, "settings": self.settings}
+        drawn = {} if i not in self.rewritten else {"rewritten": self.rewritten[i]}
+        told = {name: value for name, value in self.settings.items() if name not in NOT_IN_IMAGES}
+        return {"identity": self.identities[i], "seed": self.inputs.seeds[i], **asked, **drawn, "settings": told}
 
     # -- the trace -----------------------------------------------------------------------------------------------
-
-    def _write_trace(self) -> dict[str, Any]:
-        report = self._report()
-        write_json(self.folder / TRACE, report)
-        self._last_trace = time.monotonic()
-        return report
 
     def _report(self) -> dict[str, Any]:
         evaluations, rows = (sum(getattr(step, name) for step in self.trace) for name in ("evaluations", "rows"))
@@ -220,12 +236,12 @@ class SampleFolder:
         """Go on counting where a trace of the same drawing ended."""
         try:
             found = json.loads((self.folder / TRACE).read_text())
-            if found["digest"] != self.digest:
+            if found["digest"] != self.digest or not set(found["files"]) <= set(self.layout.names):
                 return
             trace = [TraceStep(**step) for step in found["trace"]]
             numbers = {name: type(value)(found[name]) for name, value in self.numbers.items()}
-            words = found.get("rewritten", [])
-            rewritten = {i: text for i, text in enumerate(words[: len(self.inputs)]) if text is not None}
+            words = dict(zip(found["files"], found.get("rewritten", []), strict=False))
+            rewritten = {i: words[name] for i, name in enumerate(self.layout.names) if words.get(name) is not None}
         except (OSError, ValueError, KeyError, TypeError):
             return
         self.trace, self.numbers, self.rewritten = trace, numbers, rewritten
@@ -237,13 +253,20 @@ class SampleFolder:
         write_whole(self.folder / name, lambda file: file.write(png(grid(pictures, captions=captions))))
 
 
-def identity(of_run: str, image: Inputs) -> str:
-    """A hash of everything that an image is drawn from. image: the inputs of one."""
-    told = image.numbers()
-    kept = [sha256(_bytes(value)).hexdigest() for value in (image.known, image.mask) if value is not None]
-    return sha256(json.dumps([of_run, told, kept], sort_keys=True).encode()).hexdigest()[:32]
+def identities(of_run: str, inputs: Inputs) -> list[str]:
+    """[N] of each image a hash of everything that it is drawn from. of_run: the digest of the settings."""
+    kept = [_per_image(value, len(inputs)) for value in (inputs.known, inputs.mask)]
+    asked = inputs.prompts if inputs.prompts is not None else inputs.labels or [None] * len(inputs)
+    told = zip(asked, inputs.seeds, *kept, strict=True)
+    about = of_run, "label" if inputs.prompts is None else "prompt", inputs.negative_prompt
+    return [sha256(json.dumps([*about, *image]).encode()).hexdigest()[:32] for image in told]
 
 
-def _bytes(value: Tensor) -> bytes:
+def _per_image(value: Tensor | None, num_images: int) -> list[str | None]:
+    """Hashes of latents or masks, one that all images share made once."""
+    if value is None:
+        return [None] * num_images
     # As bytes first: NumPy has no bfloat16.
-    return value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    plain = [row.detach().cpu().contiguous().view(torch.uint8).numpy() for row in value]
+    rows = [sha256(row.tobytes()).hexdigest() for row in plain]
+    return [*rows] * (num_images // len(rows))
