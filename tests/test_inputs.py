@@ -57,6 +57,14 @@ def test_lists_of_any_kind_are_plain_lists() -> None:
         Inputs([0], labels=[1.5])  # pyright: ignore[reportArgumentType]
 
 
+def test_images_with_other_numbers_of_tokens_to_draw_are_not_measured_together() -> None:
+    known, mask = torch.zeros(1, 2, 2, 2), torch.ones(2, 2, 2, dtype=torch.bool)
+    Inputs([0, 1], known=known, mask=mask).check_alike()
+    mask[0, 0] = False
+    with pytest.raises(DisaError, match="equally many tokens to draw, found 2 to 4"):
+        Inputs([0, 1], known=known, mask=mask).check_alike()
+
+
 def test_prompts_pair_as_labels_do() -> None:
     inputs = Inputs.paired([1, 2], prompts="a cat", negative_prompt="a dog")
     assert (inputs.prompts, inputs.seeds, inputs.negative_prompt) == (["a cat", "a cat"], [1, 2], "a dog")

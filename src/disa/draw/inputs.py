@@ -137,6 +137,15 @@ class Inputs:
         chosen = list(seeds)
         return replace(self.part([i % len(self) for i in range(len(chosen))]), seeds=chosen)
 
+    def check_alike(self) -> None:
+        """Refuse images with different numbers of tokens to draw: their AR steps do not compare. Raises DisaError."""
+        counts = set() if self.mask is None else set(self.mask.flatten(1).bool().sum(1).tolist())
+        if len(counts) > 1:
+            raise DisaError(
+                f"images that are measured together have equally many tokens to draw, found {min(counts)} "
+                f"to {max(counts)}: measure them apart."
+            )
+
     def numbers(self) -> dict[str, Any]:
         """Labels or prompts, and seeds, for JSON."""
         if self.prompts is None:

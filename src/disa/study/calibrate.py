@@ -100,6 +100,7 @@ def calibrate(
     that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
     `num_turns` times. Raises DisaError.
     """
+    inputs.check_alike()
     sampler.prepare()
     affordable = [read_budget(sampler, inputs, settings, budget) for budget in budgets]
     counts = ladder(sampler, settings, reference)

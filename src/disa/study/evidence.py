@@ -154,6 +154,7 @@ def num_turns(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effo
 
 def check(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> None:
     """Find what is wrong before any work is done."""
+    inputs.check_alike()
     sampler.start(inputs, settings)
     grid_for(settings.solver, sampler.model.process, effort.draw_steps)
     if len(inputs) < 2:

@@ -116,6 +116,7 @@ def fit_probe(
     `disa.study.calibrate.num_turns` times. Raises DisaError."""
     if len(inputs) < FEWEST_IMAGES:
         raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(inputs)}.")
+    inputs.check_alike()
     sampler.prepare()
     rows = measure(Run(sampler, inputs, settings, "latent"), on_turn, own or {})
     weights = importance(sampler, inputs, settings, rows, on_turn)
