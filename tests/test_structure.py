@@ -1,6 +1,7 @@
 """Everything fits one sitting, and only `runtime/` knows on what kind of device tensors are."""
 
 import ast
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ FILES = [path for folder in (SRC, BENCHMARKS) for path in sorted(folder.rglob("*
 WITHOUT_DEVICES = [path for room in ("core", "models") for path in sorted((SRC / room).rglob("*.py"))]
 
 MOST_LINES, MOST_LINES_OF_A_FUNCTION, MOST_PARAMETERS, MOST_UNFORMATTED = 400, 80, 9, 20
+LARGEST_WHEEL = 20_000_000
 KINDS = ("cpu", "cuda", "mps")
 UNFORMATTED = "# fmt: " + "skip"
 
@@ -70,6 +72,12 @@ def test_the_formatter_decides_the_layout(folder: Path) -> None:
 @pytest.mark.parametrize("path", WITHOUT_DEVICES, ids=name_of)
 def test_core_and_models_name_no_kind_of_device(path: Path) -> None:
     assert not list(devices_named(path.read_text(encoding="utf-8")))
+
+
+def test_the_wheel_is_small() -> None:
+    """A wheel is a zip of the package: its files deflated, and little more."""
+    files = [path for path in SRC.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(len(zlib.compress(path.read_bytes())) for path in files) <= LARGEST_WHEEL
 
 
 # --- the checks themselves --------------------------------------------------------------------------------------------
