@@ -366,6 +366,8 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
         (lambda about: about["defaults"].update(solver="magic"), "magic"),
         (lambda about: about["defaults"].update(steps=50), "defaults.steps is 50"),
         (lambda about: about["defaults"].update(steps="linear:\n5-3"), "printable"),
+        (lambda about: about["defaults"].update(steps="table:/etc/hosts"), "expected a step policy that reads no file"),
+        (lambda about: about["defaults"].update(original="mlp:9-2:../p"), "expected a step policy that reads no file"),
         (lambda about: about["defaults"].update(spending="50"), "defaults.spending is '50'"),
         (lambda about: about["defaults"].update(variance_by="luck"), "defaults.variance_by is 'luck'"),
         (lambda about: about["defaults"].update(size=[512]), "defaults.size is [512]"),

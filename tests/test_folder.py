@@ -155,6 +155,19 @@ def test_the_overview_has_a_bound(sampler: Sampler, tmp_path: Path) -> None:
         assert grid.width * grid.height < 1.5 * MOST_SHOWN * 66**2
 
 
+def test_a_sampler_draws_into_a_folder(sampler: Sampler, tmp_path: Path) -> None:
+    inputs = Inputs.each(2, labels=[3, 4])
+    drawn(sampler, tmp_path / "by hand", inputs)
+    trace = sampler.sample_into(tmp_path / "into", inputs, **QUICK)
+    assert (trace["drawn"], trace["images_counted"]) == (4, 4)
+    assert bytes_of(tmp_path / "into") == bytes_of(tmp_path / "by hand")
+    (tmp_path / "into" / trace["files"][2]).unlink()
+    assert sampler.sample_into(tmp_path / "into", inputs, if_used="resume", **QUICK)["drawn"] == 1
+    assert bytes_of(tmp_path / "into") == bytes_of(tmp_path / "by hand")
+    with pytest.raises(DisaError, match="of another run"):
+        sampler.sample_into(tmp_path / "into", inputs, **(QUICK | {"guidance": 3.0}))
+
+
 def test_samples_save_themselves(sampler: Sampler, tmp_path: Path) -> None:
     for kind in ("pt", "np", "pil"):
         samples = sampler.sample([3, 4], [5, 6], output_type=kind, **QUICK)

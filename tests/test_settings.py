@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import small
 from command import Command
 from disa.cli.options import flat
 from disa.cli.reference import flag_of, page
-from disa.core.problem import DenoisingProblem
+from disa.core.diffusion import CosineDiffusion
+from disa.core.problem import DenoisingProblem, TimeGrid
 from disa.core.request import Guidance
 from disa.core.solvers import DDIM, DDPM, Euler
-from disa.core.steps import Constant, Linear, Table
+from disa.core.steps import Constant, Linear, Table, describe
 from disa.draw.sampler import Sampler
 from disa.draw.settings import NO_CHANGE, Settings, digest, option
 from disa.errors import DisaError
@@ -182,6 +184,43 @@ def test_settings_can_be_changed_in_part(sampler: Sampler) -> None:
     assert sampler.settings(settings, guidance=2).guidance == Guidance(2.0, "constant")
 
 
+def evenly(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """A grid of one's own, which is the uniform one."""
+    return process.grid("uniform", num_steps)
+
+
+def test_a_grid_may_be_a_function(sampler: Sampler) -> None:
+    with pytest.warns(UserWarning, match="test_settings:evenly is known to this program alone"):
+        own = sampler.sample(3, 0, solver="ddim", grid=evenly, steps=3)
+    assert own.settings["solver"] == f"ddim@{__name__}:evenly"
+    with pytest.warns(UserWarning, match="known to this program alone"):
+        again = sampler.sample(3, 0, solver=DDIM(evenly), steps=3)
+    plain = sampler.sample(3, 0, solver="ddim@uniform", steps=3)
+    assert torch.equal(own.images, plain.images)
+    assert torch.equal(again.images, plain.images)
+    assert own.settings != plain.settings
+
+
+@dataclass(frozen=True)
+class Own:
+    early: int
+
+    def __call__(self, problem: DenoisingProblem) -> int:
+        return self.early
+
+
+def test_policies_of_ones_own_are_told_apart_by_what_is_plain_in_them() -> None:
+    nameless = {
+        3: lambda problem: 3,
+        4: lambda problem: 4,
+    }
+    parts = [Own(3), Own(4), partial(Own, 3), partial(Own, 4), *nameless.values(), one]
+    texts = [describe(part) for part in parts]
+    assert len(set(texts)) == len(texts)
+    assert texts[0] == f"{__name__}:Own(early=3)"
+    assert "0x" not in "".join(texts)
+
+
 def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
     with pytest.warns(UserWarning, match="test_settings:one is known to this program alone"):
         samples = sampler.sample(3, 0, steps=one, num_ar_steps=2)
@@ -212,7 +251,7 @@ def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
         ({"interval": 0.5}, "interval must be two numbers like 0-0.9, found 0.5"),
         ({"guidance": [1, 2]}, "guidance must be a number, found"),
         ({"solver": 5}, "solver must be a solver or its text, found 5"),
-        ({"grid": 5}, "grid must be the name of a grid, found 5"),
+        ({"grid": 5}, "grid must be the name of a grid, or a function .*, found 5"),
         ({"num_ar_steps": 4.0}, "num_ar_steps must be a whole number, found 4.0"),
         ({"rewrite": "false"}, "rewrite must be true or false, found 'false'"),
         ({"batch_size": 0}, "the batch size must be 1 or more, found 0"),

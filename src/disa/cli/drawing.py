@@ -89,18 +89,9 @@ def sample(
     layout = Layout.geneval(inputs, entries) if target.geneval else Layout.flat(inputs)
     folder = SampleFolder(target.out, inputs, whole.about(), layout)
     missing = folder.open(target.if_used)
-    with progress("drawing", whole.num_turns, as_json) as advance:
-        if missing:
-            run = whole if len(missing) == len(inputs) else sampler.start(inputs.part(missing), chosen)
-            advance(completed=whole.num_turns - run.num_turns)
-            try:
-                for samples in run.batches(advance):
-                    folder.write(samples, [missing[place] for place in samples.places])
-            except KeyboardInterrupt:
-                if folder.trace:  # of what was drawn; without any there is nothing to tell
-                    folder.write_trace()
-                raise
-    report = folder.finish() | {"drawn": len(missing)}
+    run = whole.only(missing) if missing else None
+    with progress("drawing", run.num_turns if run else 0, as_json) as advance:
+        report = folder.fill(run.batches(advance) if run else (), missing)
     if as_json:
         print_json(report | {"out": str(target.out)})
     else:

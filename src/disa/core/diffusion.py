@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.problem import Prediction, TimeGrid
+from disa.core.problem import Grid, Prediction, TimeGrid
 from disa.errors import DisaError
 
 LAST_TRAINED = 950
@@ -53,9 +53,9 @@ class CosineDiffusion:
         """[T] share of signal variance left at each timestep."""
         return np.cumprod(1 - self.betas)
 
-    def grid(self, name: str, num_steps: int) -> TimeGrid:
+    def grid(self, name: Grid, num_steps: int) -> TimeGrid:
         """The named grid for `num_steps` denoising steps. Official grids may hold fewer: see `GRIDS`."""
-        return _grid(self, name, num_steps)
+        return _grid(self, name, num_steps) if isinstance(name, str) else name(self, num_steps)
 
     def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
         """(x - sqrt(1 - abar) noise) / sqrt(abar)."""

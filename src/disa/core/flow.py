@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.problem import TimeGrid
+from disa.core.problem import Grid, TimeGrid
 from disa.errors import DisaError
 
 
@@ -31,9 +31,9 @@ class FlowMatching:
     shows_data_in_noise = True
     even_grid = "uniform"
 
-    def grid(self, name: str, num_steps: int) -> TimeGrid:
+    def grid(self, name: Grid, num_steps: int) -> TimeGrid:
         """The named grid for `num_steps` denoising steps; see `GRIDS`. Raises DisaError."""
-        return _grid(self, name, num_steps)
+        return _grid(self, name, num_steps) if isinstance(name, str) else name(self, num_steps)
 
     def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
         """x - t velocity."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.problem import Bound, DenoisingProblem, Process, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
 from disa.core.solver import NamedSolver
 from disa.errors import DisaError
 
@@ -28,7 +28,7 @@ class Multistep(NamedSolver):
 
     algorithm: str = "dpmsolver++"
     order: int = 2
-    grid: str | None = None
+    grid: Grid | None = None
     takes = ("noise", "velocity")
     stochastic = False
     structural = ("grid", "algorithm", "order")

@@ -85,6 +85,10 @@ class TimeGrid:
         return [low <= t <= high for t in self.times.tolist()]
 
 
+Grid = str | Callable[[Any, int], TimeGrid]
+"""A grid by its name, or of one's own: from a process and a number of denoising steps to their times."""
+
+
 class Process(Protocol):
     """The path between data and noise: its grids, and every conversion between data, noise and what the network says.
 
@@ -101,8 +105,8 @@ class Process(Protocol):
     even_grid: str
     """The name of the grid whose steps suit solvers of order 2 and more."""
 
-    def grid(self, name: str, num_steps: int) -> TimeGrid:
-        """The named grid for `num_steps` denoising steps. Raises DisaError."""
+    def grid(self, name: Grid, num_steps: int) -> TimeGrid:
+        """The grid of that name, or that a function makes, for `num_steps` denoising steps. Raises DisaError."""
         ...
 
     def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:

@@ -11,7 +11,8 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from disa.core.problem import Bound, DenoisingProblem, Process, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
+from disa.core.steps import describe
 from disa.errors import DisaError
 
 
@@ -19,8 +20,8 @@ class Solver(Protocol):
     """Goes from noise to data along a grid."""
 
     @property
-    def grid(self) -> str | None:
-        """The name of the grid, or None for what suits the process."""
+    def grid(self) -> Grid | None:
+        """The grid, or None for what suits the process."""
         ...
 
     @property
@@ -68,7 +69,7 @@ class NamedSolver:
 
     def __str__(self) -> str:
         values = vars(self)
-        grid = "" if values["grid"] is None else f"@{values['grid']}"
+        grid = "" if values["grid"] is None else f"@{describe(values['grid'])}"
         given = [f"{name}={_number(values[name])}" for name, own in self.options().items() if values[name] != own]
         return self.name + grid + (f":{','.join(given)}" if given else "")
 
@@ -76,7 +77,7 @@ class NamedSolver:
 class GridSolver(NamedSolver):
     """What evaluates once at each time of the grid that it names: the base of most solvers."""
 
-    grid: str
+    grid: Grid
 
     def plan(self, process: Process, num_steps: int) -> TimeGrid:
         return process.grid(self.grid, num_steps)

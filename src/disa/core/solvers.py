@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from disa.core.multistep import Multistep
-from disa.core.problem import Bound, DenoisingProblem, Process, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
 from disa.core.solver import GridSolver, NamedSolver, Solver, check_temperature, precise
 from disa.errors import DisaError
 
@@ -30,7 +30,7 @@ class DDPM(GridSolver):
     temperature scales the noise that is added, not the initial noise. Nothing is added at the last step.
     """
 
-    grid: str = "clipped-950"
+    grid: Grid = "clipped-950"
     temperature: float = 1.0
     kind = "ddpm"
     takes = ("noise",)
@@ -83,7 +83,7 @@ class DDIM(GridSolver):
     DPM-Solver and DPM-Solver++ of order 1 are this update at eta = 0 (Lu et al. 2022): only their grid differs.
     """
 
-    grid: str = "ddim-980"
+    grid: Grid = "ddim-980"
     eta: float = 0.0
     kind = "ddim"
     takes = ("noise",)
@@ -123,7 +123,7 @@ def _ddim_coefficients(levels: bytes, eta: float) -> list[tuple[float, float, fl
 class Euler(GridSolver):
     """Straight steps along the velocity, of order 1: FlowAR's sampler, and what DDIM is for a flow."""
 
-    grid: str = "uniform"
+    grid: Grid = "uniform"
     kind = "euler"
     takes = ("velocity",)
     stochastic = False
@@ -143,7 +143,7 @@ class Heun(NamedSolver):
     Euler step for the last interval. So the times are t0, t1, t1, t2, t2, ...
     """
 
-    grid: str = "uniform"
+    grid: Grid = "uniform"
     kind = "heun"
     takes = ("velocity",)
     stochastic = False
@@ -177,7 +177,7 @@ class EulerMaruyama(GridSolver):
     step adds no noise, and a single one is Euler's. temperature scales what is added, not the initial noise.
     """
 
-    grid: str = "xar-em"
+    grid: Grid = "xar-em"
     temperature: float = 1.0
     kind = "euler-maruyama"
     takes = ("velocity",)

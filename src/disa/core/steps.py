@@ -12,7 +12,7 @@ import math
 import operator
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -66,17 +66,28 @@ def fresh(policy: StepPolicy) -> StepPolicy:
 
 
 def describe(part: object) -> str:
-    """How reports name a policy or a solver: its `str()` where its class defines that, else `module:name` of the
-    function or class.
+    """How reports name a policy, a solver or a grid: its `str()` where its class defines that, else `module:name` of
+    the function or class, with plain fields and arguments, or the line of a function without a name of its own.
 
     So the text never tells where an object lies in memory.
     """
+    if isinstance(part, partial):
+        given = [*map(_told, part.args), *(f"{name}={_told(value)}" for name, value in part.keywords.items())]
+        return f"{describe(part.func)}({', '.join(given)})"
     if type(part).__str__ is not object.__str__:
         return str(part)
-    while isinstance(part, partial):
-        part = part.func
     named: Any = part if hasattr(part, "__qualname__") else type(part)
-    return f"{named.__module__}:{named.__qualname__}"
+    text = f"{named.__module__}:{named.__qualname__}"
+    if is_dataclass(part) and named is type(part):
+        return text + f"({', '.join(f'{each.name}={_told(getattr(part, each.name))}' for each in fields(part))})"
+    line = getattr(getattr(part, "__code__", None), "co_firstlineno", None)
+    return f"{text}@{line}" if "<" in text and line else text
+
+
+def _told(value: object) -> str:
+    """A plain value as it is; anything else by its type."""
+    plain = isinstance(value, bool | int | float | str | None) or (isinstance(value, tuple) and len(str(value)) < 200)
+    return repr(value) if plain else type(value).__qualname__
 
 
 @dataclass(frozen=True)

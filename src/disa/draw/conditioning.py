@@ -56,7 +56,7 @@ class Conditioner(Protocol):
         ...
 
 
-class Labels:
+class LabelConditioner:
     """Class indices."""
 
     hash = None
@@ -99,7 +99,7 @@ class Writing:
 REWRITING = Writing(temperature=1.0, max_tokens=256)
 
 
-class Words:
+class PromptConditioner:
     """Prompts, through the tokenizer of a model's language model; and what the language model writes itself."""
 
     def __init__(self, preset: Preset, model: Any, tokenizer: Text | Path | str | None) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -100,6 +100,9 @@ class Drawn(Protocol):
     @property
     def rewritten(self) -> list[str] | None: ...
 
+    @property
+    def places(self) -> list[int]: ...
+
     def __len__(self) -> int: ...
 
 
@@ -163,6 +166,21 @@ class SampleFolder:
         self.numbers["seconds_decode"] += samples.seconds_decode
         if time.monotonic() - self._last_trace > SECONDS_BETWEEN_TRACES:
             self.write_trace()
+
+    def fill(self, batches: Iterable[Drawn], missing: Sequence[int]) -> dict[str, Any]:
+        """Write batches as they come, then overviews and the trace, which is returned.
+
+        missing: the places that `open` gave; the batches are those of a run of these images alone (`Run.only`). What
+        was drawn before an interruption is told by the trace.
+        """
+        try:
+            for samples in batches:
+                self.write(samples, [missing[place] for place in samples.places])
+        except KeyboardInterrupt:
+            if self.trace:
+                self.write_trace()
+            raise
+        return self.finish() | {"drawn": len(missing)}
 
     def finish(self) -> dict[str, Any]:
         """Write overviews and the trace; returns the trace."""

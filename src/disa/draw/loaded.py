@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from disa.codecs.base import LatentCodec
-from disa.draw.conditioning import Conditioner, Labels, Words
+from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditioner
 from disa.errors import DisaError
 from disa.models.harmon.text import Text
 from disa.models.registry import Model
@@ -65,7 +65,9 @@ class Loaded:
         self.model: Any = packing.prepare(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
         takes_prompts = self.model.capabilities.condition == "prompts"
         self.conditioner: Conditioner = (
-            Words(preset, self.model, tokenizer) if takes_prompts else Labels(preset.name, self.model.capabilities)
+            PromptConditioner(preset, self.model, tokenizer)
+            if takes_prompts
+            else LabelConditioner(preset.name, self.model.capabilities)
         )
 
     def __repr__(self) -> str:

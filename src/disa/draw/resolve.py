@@ -56,8 +56,8 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
         return chosen
     if not isinstance(chosen, NamedSolver) or chosen.name not in SOLVERS:
         raise DisaError(f"{describe(chosen)} has its own options: leave {', '.join(given)} out.")
-    name, told = solver_parts(str(chosen))
-    return build_solver(name, told | given)
+    build_solver(chosen.name, given)  # refuses options that it has not
+    return replace(chosen, **given)
 
 
 def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
@@ -123,7 +123,9 @@ def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
 
 def _warn_of_own(settings: Settings) -> None:
     """Warn of a policy or solver that a file can name, but not bring back."""
-    for part in (settings.steps, settings.solver):
+    for part in (settings.steps, settings.solver, settings.solver.grid):
+        if isinstance(part, str | None):
+            continue
         module = part.__module__ if hasattr(part, "__qualname__") else type(part).__module__
         if module.partition(".")[0] != "disa":
             warnings.warn(f"{describe(part)} is known to this program alone: its name repeats no drawing", stacklevel=4)

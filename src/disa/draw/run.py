@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -79,6 +79,10 @@ class Run:
             if samples is not None:
                 yield samples
             del samples
+
+    def only(self, places: Sequence[int]) -> Run:
+        """The same for some of the images, by their places in the inputs."""
+        return Run(self.loaded, self.inputs.part(places), self.settings, self.output_type)
 
     def result(self, on_turn: Callable[[], object] = lambda: None) -> Samples:
         """Draw to the end: all that was not handed out yet."""

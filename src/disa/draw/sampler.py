@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from disa.codecs.base import LatentCodec
-from disa.draw.conditioning import REWRITING, Words, Writing
+from disa.draw.conditioning import REWRITING, PromptConditioner, Writing
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded, PixelCodec
 from disa.draw.resolve import for_model
@@ -89,7 +89,7 @@ class Sampler(Loaded):
         codec = self.codec if isinstance(self._codec, Path) else self._codec
         if isinstance(codec, LatentCodec):
             save_codec(path / CODEC, codec)
-        if isinstance(self.conditioner, Words) and self.conditioner.has_tokenizer:
+        if isinstance(self.conditioner, PromptConditioner) and self.conditioner.has_tokenizer:
             self.text.save(path / TOKENIZER)
         return path
 
@@ -127,6 +127,27 @@ class Sampler(Loaded):
             raise DisaError(f"inputs say all that is to be drawn: leave {', '.join(also)} out, or give no inputs.")
         return self.start(inputs, settings, output_type, **options).result()
 
+    def sample_into(
+        self,
+        folder: str | Path,
+        inputs: Inputs,
+        settings: Settings | None = None,
+        *,
+        if_used: str = "refuse",
+        **options: Any,
+    ) -> dict[str, Any]:
+        """Draw into a folder, each image written as it is drawn; returns the trace, see `SampleFolder`.
+
+        if_used: `refuse` a folder with images of another run, `replace` them, or `resume`: draw only what is missing.
+        Raises DisaError.
+        """
+        from disa.draw.folder import Layout, SampleFolder  # pillow is needed only for writing
+
+        whole = self.start(inputs, settings, **options)
+        target = SampleFolder(Path(folder), inputs, whole.about(), Layout.flat(inputs))
+        missing = target.open(if_used)
+        return target.fill(whole.only(missing).batches() if missing else (), missing)
+
     def start(self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any) -> Run:
         """The same as an iterator over AR steps, and over finished batches: see `Run`."""
         run = Run(self, inputs, self.settings(settings, **options), output_type)
@@ -137,9 +158,9 @@ class Sampler(Loaded):
     # -- words ---------------------------------------------------------------------------------------------------
 
     @property
-    def words(self) -> Words:
+    def words(self) -> PromptConditioner:
         """What turns prompts into token ids. Raises DisaError where a model takes labels."""
-        if not isinstance(self.conditioner, Words):
+        if not isinstance(self.conditioner, PromptConditioner):
             raise DisaError(f"{self.preset.name} takes labels, not prompts: it has no tokenizer.")
         return self.conditioner
 

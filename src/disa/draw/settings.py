@@ -90,7 +90,8 @@ class Settings:
     grid: Any = option(
         "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. FlowAR, xAR: "
         "flowar-split, xar-em, uniform, shifted-3 (any number).",
-        looks="the name of a grid",
+        looks="the name of a grid, or a function from a process and a number of steps to a TimeGrid",
+        objects_have="__call__",
         part_of="solver",
     )
     temperature: float | None = option(

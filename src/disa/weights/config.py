@@ -174,6 +174,10 @@ def _read_defaults(content: Any) -> Defaults:
         make_solver(defaults.solver, defaults.grid)
     except DisaError as error:
         raise DisaError(f"defaults: {error}") from error
+    for name in ("steps", "original"):
+        text = getattr(defaults, name)
+        if text.startswith("table:") or "/" in text or "\\" in text or ".safetensors" in text:
+            raise DisaError(f"defaults.{name} is {shown(text)}: expected a step policy that reads no file.")
     if not re.fullmatch(r"[1-9]\d{0,4}-[1-9]\d{0,4}@\d{1,5}(\.\d{1,5})?", defaults.spending):
         raise DisaError(f"defaults.spending is {shown(defaults.spending)}: expected EARLY-LATE@BUDGET like 50-5@20.")
     if defaults.variance_by not in VARIANCES:
