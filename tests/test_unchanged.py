@@ -155,7 +155,7 @@ def test_pictures_are_what_they_were(case: str, one_thread: None) -> None:
         assert here["evaluations"] == expected["evaluations"]
     elif not case.endswith(("bf16", "mlp", "variance-draws", "variance-head", "variance-probe", "straight")):
         assert here["evaluations"] == expected["evaluations"]
-        assert here["latents"] == pytest.approx(expected["latents"], abs=2e-2)
+        assert here["latents"] == pytest.approx(expected["latents"], rel=5e-3, abs=2e-2)
 
 
 def test_every_case_is_kept() -> None:
