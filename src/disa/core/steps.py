@@ -73,7 +73,7 @@ def describe(part: object) -> str:
     """
     if isinstance(part, partial):
         given = [*map(_told, part.args), *(f"{name}={_told(value)}" for name, value in part.keywords.items())]
-        return f"{describe(part.func)}({', '.join(given)})"
+        return describe(part.func) + (f"({', '.join(given)})" if given else "")
     if type(part).__str__ is not object.__str__:
         return str(part)
     named: Any = part if hasattr(part, "__qualname__") else type(part)
