@@ -87,7 +87,16 @@ def test_fifty_of_each_of_a_thousand_classes_have_a_seed_each() -> None:
     assert len(inputs) == 50_000
     assert inputs.labels is not None
     assert inputs.labels[49:51] == [0, 1]
-    assert inputs.seeds == list(range(50_000))
+    assert sorted(inputs.seeds) == list(range(50_000))
+
+
+def test_more_of_each_label_leave_those_that_there_are() -> None:
+    few, more = (Inputs.each(count, labels=[3, 5, 8]) for count in (2, 4))
+    pairs = [set(zip(inputs.labels or [], inputs.seeds, strict=True)) for inputs in (few, more)]
+    assert len(pairs[0]) == 6
+    assert pairs[0] < pairs[1]
+    assert Inputs.each(2, labels=[3, 5], first_seed=100).seeds == [100, 102, 101, 103]
+    assert Inputs.each(2, prompts=["a", "b"], first_seed=100).seeds == [100, 101, 100, 101]
 
 
 def test_each_prompt_has_the_same_seeds() -> None:

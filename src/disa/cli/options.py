@@ -210,6 +210,4 @@ class AskedInTurn(Asked):
             seeds = list(range(first_seed, first_seed + max(count, len(entries))))
         if each is None:
             return Inputs.in_turn(seeds, negative_prompt=self.negative_prompt, **values)
-        if seeds is None and self.per_prompt is not None:
-            seeds = list(range(first_seed, first_seed + each))
-        return Inputs.each(each, seeds=seeds, negative_prompt=self.negative_prompt, **values)
+        return Inputs.each(each, seeds=seeds, first_seed=first_seed, negative_prompt=self.negative_prompt, **values)

@@ -96,11 +96,20 @@ class Inputs:
         return cls(chosen, **{f"{what}s": [given[i % len(given)] for i in range(len(chosen))]}, **more)
 
     @classmethod
-    def each(cls, count: int, labels: Any = None, prompts: Any = None, seeds: Any = None, **more: Any) -> Inputs:
+    def each(
+        cls,
+        count: int,
+        labels: Any = None,
+        prompts: Any = None,
+        seeds: Any = None,
+        first_seed: int = 0,
+        **more: Any,
+    ) -> Inputs:
         """`count` images of each label or prompt, those of one together. Raises DisaError.
 
-        seeds: one per image; or `count`, the same for every label or prompt. None: for labels 0, 1, ... one per image,
-        so that no two classes share their noise; for prompts 0 to count - 1 for each, as GenEval's protocol has it.
+        seeds: one per image; or `count`, the same for every label or prompt. None: from first_seed on; for labels one per
+        image, so that no two classes share their noise, and more images of each leave those that there are as they are;
+        for prompts the same `count` for each, as GenEval's protocol has it.
         """
         given, what = _given(labels, prompts)
         if not given:
@@ -111,7 +120,9 @@ class Inputs:
         if total > MOST_IMAGES:
             raise DisaError(f"at most {MOST_IMAGES} images at a time, found {total}.")
         if seeds is None:
-            seeds = range(total if what == "label" else count)
+            seeds = range(first_seed, first_seed + count)
+            if what == "label":
+                seeds = [first_seed + j * len(given) + i for i in range(len(given)) for j in range(count)]
         chosen = whole_numbers(seeds, "seeds")
         if len(chosen) not in (count, total):
             also = f" or {total}, one per image" if total != count else ""
