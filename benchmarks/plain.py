@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from disa.core.problem import Bound, DenoisingProblem, Noise, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Grid, Noise, Prediction, TimeGrid
 from disa.core.request import Request
 from disa.core.solver import GridSolver
 from disa.models.layers import sinusoids
@@ -164,7 +164,7 @@ class BoundPlain:
 class PlainDDPM(GridSolver):
     """Ancestral sampling of all R' rows: each coefficient is looked up as a tensor in every denoising step."""
 
-    grid: str = "clipped-950"
+    grid: Grid = "clipped-950"
     kind = "plain-ddpm"
     takes = ("noise",)
     stochastic = True

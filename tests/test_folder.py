@@ -165,7 +165,7 @@ def test_a_sampler_draws_into_a_folder(sampler: Sampler, tmp_path: Path) -> None
     assert sampler.sample_into(tmp_path / "into", inputs, if_used="resume", **QUICK)["drawn"] == 1
     assert bytes_of(tmp_path / "into") == bytes_of(tmp_path / "by hand")
     with pytest.raises(DisaError, match="of another run"):
-        sampler.sample_into(tmp_path / "into", inputs, **(QUICK | {"guidance": 3.0}))
+        sampler.sample_into(tmp_path / "into", inputs, guidance=3.0, **QUICK)
 
 
 def test_samples_save_themselves(sampler: Sampler, tmp_path: Path) -> None:

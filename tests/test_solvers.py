@@ -21,7 +21,7 @@ from torch import Tensor
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
-from disa.core.problem import Bound, DenoisingProblem, Field, Look, Plan, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Field, Grid, Look, Plan, Prediction, TimeGrid
 from disa.core.solve import Meter, solve
 from disa.core.solver import Solver
 from disa.core.solvers import DDIM, DDPM, SOLVERS, Euler, EulerMaruyama, grid_for, make_solver, ode_solver, parse_solver
@@ -548,7 +548,7 @@ class Other(CosineDiffusion):
         super().__init__()
         object.__setattr__(self, "predicts", predicts)
 
-    def grid(self, name: str, num_steps: int) -> TimeGrid:
+    def grid(self, name: Grid, num_steps: int) -> TimeGrid:
         raise AssertionError("no work may be done before the mismatch is found")
 
 

@@ -107,9 +107,9 @@ class Inputs:
     ) -> Inputs:
         """`count` images of each label or prompt, those of one together. Raises DisaError.
 
-        seeds: one per image; or `count`, the same for every label or prompt. None: from first_seed on; for labels one per
-        image, so that no two classes share their noise, and more images of each leave those that there are as they are;
-        for prompts the same `count` for each, as GenEval's protocol has it.
+        seeds: one per image; or `count`, the same for every label or prompt. None: from first_seed on; for labels one
+        per image, so that no two classes share their noise, and more images of each leave those that there are as they
+        are; for prompts the same `count` for each, as GenEval's protocol has it.
         """
         given, what = _given(labels, prompts)
         if not given:

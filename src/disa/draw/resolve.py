@@ -57,7 +57,8 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
     if not isinstance(chosen, NamedSolver) or chosen.name not in SOLVERS:
         raise DisaError(f"{describe(chosen)} has its own options: leave {', '.join(given)} out.")
     build_solver(chosen.name, given)  # refuses options that it has not
-    return replace(chosen, **given)
+    changed: Any = replace(chosen, **given)
+    return changed
 
 
 def _guidance(settings: Settings, loaded: Loaded) -> Guidance:

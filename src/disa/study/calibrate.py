@@ -21,7 +21,7 @@ from torch import Tensor
 
 from disa.core import steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import Bound, DenoisingProblem, Noise, Process, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Grid, Noise, Process, TimeGrid
 from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for
@@ -313,7 +313,7 @@ class Nudged:
     """[B] sum of the squared disturbances of each image."""
 
     @property
-    def grid(self) -> str | None:
+    def grid(self) -> Grid | None:
         return self.solver.grid
 
     @property
