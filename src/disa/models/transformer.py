@@ -20,6 +20,10 @@ NORM_EPS = 1e-6
 PARTS = 6
 """Modulation values of a block: gate, gate, scale, scale, shift, shift; attention first, then MLP."""
 
+OFFICIAL_CLASSES = 1000
+"""Classes that the official tables of FlowAR and xAR hold, whatever their arguments say; one more row stands for no
+class."""
+
 
 @dataclass(frozen=True)
 class Rotation:

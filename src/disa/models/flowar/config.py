@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
-
-OFFICIAL_CLASSES = 1000
-"""Classes that the official table holds, whatever its arguments say; one more row stands for no class."""
+from disa.models.transformer import OFFICIAL_CLASSES
 
 OFFICIAL_SIDE = 16
 """The largest scale of the official code: its rotary coordinates and its enlarged inputs know no other."""

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
+from disa.models.transformer import OFFICIAL_CLASSES
 
-OFFICIAL_CLASSES = 1000
-"""Classes that the official table holds, whatever its arguments say; one more row stands for no class."""
 _CONSTRAINED = (
     "patch_size",
     "clusters",
