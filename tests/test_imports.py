@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 # so that nothing but `python -m disa` imports the ways in.
 PLACES = (
     "errors",
+    "values",
     "files layout",
     "core",
     "runtime",
@@ -36,8 +37,8 @@ PLACES = (
 # What a place may import if that is less. A model states the problem and does not solve it: no step counts, solvers or
 # sampling noise.
 NARROWER = {
-    "core": "core errors",
-    "models": "models errors layout runtime codecs "
+    "core": "core errors values",
+    "models": "models errors values layout runtime codecs "
     "core.request core.problem core.capabilities core.diffusion core.flow",
 }
 

@@ -252,7 +252,7 @@ def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
         ({"guidance": [1, 2]}, "guidance must be a number, found"),
         ({"solver": 5}, "solver must be a solver or its text, found 5"),
         ({"grid": 5}, "grid must be the name of a grid, or a function .*, found 5"),
-        ({"num_ar_steps": 4.0}, "num_ar_steps must be a whole number, found 4.0"),
+        ({"num_ar_steps": 4.5}, "num_ar_steps must be a whole number, found 4.5"),
         ({"rewrite": "false"}, "rewrite must be true or false, found 'false'"),
         ({"batch_size": 0}, "the batch size must be 1 or more, found 0"),
         ({"rewrite": 1}, "draws from labels: there are no prompts to rewrite"),

@@ -99,7 +99,7 @@ def sample(
 
 
 def _print(report: dict[str, Any], target: Target) -> None:
-    from disa.draw.inputs import counted
+    from disa.values import counted
 
     there = len(report["files"]) - report["drawn"]
     print(

@@ -23,13 +23,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from disa.draw.inputs import Inputs, counted
+from disa.draw.inputs import Inputs
 from disa.draw.pictures import as_image, grid, png, text_of
 from disa.draw.prompts import slug
 from disa.draw.settings import NO_IDENTITY, digest
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
 from disa.files import clear_unfinished, make_folder, write_json, write_text, write_whole
+from disa.values import counted
 
 SAMPLES, OVERVIEW, TRACE, METADATA = "samples", "grid.png", "trace.json", "metadata.jsonl"
 MOST_SHOWN = 100

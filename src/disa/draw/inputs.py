@@ -5,17 +5,14 @@ Shapes: N images of a call, C latent channels, H x W latents, h x w tokens.
 
 from __future__ import annotations
 
-import contextlib
-import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor
 
 from disa.errors import DisaError
-
-T = TypeVar("T")
+from disa.values import counted, many, text, whole_number
 
 MOST_IMAGES = 10_000_000
 """Of one call: more is a mistake in a number."""
@@ -39,9 +36,11 @@ class Inputs:
     """[N or 1, h, w] booleans over tokens: true where one is drawn. None to draw everything."""
 
     def __post_init__(self) -> None:
-        for name, read in (("seeds", whole_numbers), ("labels", whole_numbers), ("prompts", _texts)):
+        for name, read in (("seeds", whole_number), ("labels", whole_number), ("prompts", text)):
             if (values := getattr(self, name)) is not None:
-                object.__setattr__(self, name, read(values, name))
+                object.__setattr__(self, name, many(values, read, name))
+        if self.negative_prompt is not None:
+            object.__setattr__(self, "negative_prompt", text(self.negative_prompt, "the negative prompt"))
         if not self.seeds:
             raise DisaError("nothing to draw: give at least one seed.")
         for what, values in (("label", self.labels), ("prompt", self.prompts)):
@@ -68,7 +67,7 @@ class Inputs:
     def paired(cls, seeds: Any = 0, labels: Any = None, prompts: Any = None, **more: Any) -> Inputs:
         """One to one; a single label, prompt or seed is repeated. more: the other fields. Raises DisaError."""
         given, what = _given(labels, prompts)
-        chosen = whole_numbers(seeds, "seeds")
+        chosen = many(seeds, whole_number, "seeds")
         if given is None:
             return cls(chosen, **more)
         count = max(len(given), len(chosen))
@@ -86,7 +85,7 @@ class Inputs:
     def in_turn(cls, seeds: Any, labels: Any = None, prompts: Any = None, **more: Any) -> Inputs:
         """An image per seed: labels or prompts are taken in turn. Raises DisaError where there are more than seeds."""
         given, what = _given(labels, prompts)
-        chosen = whole_numbers(seeds, "seeds")
+        chosen = many(seeds, whole_number, "seeds")
         if given is None:
             return cls(chosen, **more)
         if not given or not chosen:
@@ -114,8 +113,7 @@ class Inputs:
         given, what = _given(labels, prompts)
         if not given:
             raise DisaError("nothing to draw: a number of images of each needs labels or prompts.")
-        if count < 1:
-            raise DisaError(f"the number of images per {what} must be 1 or more, found {count}.")
+        count = whole_number(count, f"the number of images per {what}", 1)
         total = count * len(given)
         if total > MOST_IMAGES:
             raise DisaError(f"at most {MOST_IMAGES} images at a time, found {total}.")
@@ -123,7 +121,7 @@ class Inputs:
             seeds = range(first_seed, first_seed + count)
             if what == "label":
                 seeds = [first_seed + j * len(given) + i for i in range(len(given)) for j in range(count)]
-        chosen = whole_numbers(seeds, "seeds")
+        chosen = many(seeds, whole_number, "seeds")
         if len(chosen) not in (count, total):
             also = f" or {total}, one per image" if total != count else ""
             images, wanted = counted(count, "image"), counted(count, "seed")
@@ -165,37 +163,10 @@ class Inputs:
         return {"prompts": self.prompts, **negative, "seeds": self.seeds}
 
 
-def counted(number: int, what: str) -> str:
-    """`1 image`, `2 images`."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def whole_numbers(values: Any, what: str) -> list[int]:
-    """One or many, of Python, NumPy or PyTorch. Raises DisaError."""
-    with contextlib.suppress(TypeError):
-        return [operator.index(values)]
-    try:
-        return [operator.index(value) for value in values]
-    except TypeError as error:
-        raise DisaError(f"{what} must be whole numbers, found {values!r:.80}.") from error
-
-
 def _given(labels: Any, prompts: Any) -> tuple[list[Any] | None, str]:
     """Labels or prompts as a list, and which of the two they are; None where there are neither."""
     if labels is not None and prompts is not None:
         raise DisaError("a model draws from labels or from prompts: found both.")
     if prompts is None:
-        return (None if labels is None else whole_numbers(labels, "labels")), "label"
-    return _texts(prompts, "prompts"), "prompt"
-
-
-def _texts(values: Any, what: str) -> list[str]:
-    """One or many. Raises DisaError."""
-    try:
-        texts = [values] if isinstance(values, str) else list(values)
-    except TypeError as error:
-        raise DisaError(f"{what} must be texts, found {values!r:.80}.") from error
-    wrong = [text for text in texts if not isinstance(text, str)]
-    if wrong:
-        raise DisaError(f"{what} must be texts, found {wrong[0]!r:.80}.")
-    return texts
+        return (None if labels is None else many(labels, whole_number, "labels")), "label"
+    return many(prompts, text, "prompts"), "prompt"

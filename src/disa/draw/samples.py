@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disa.draw.inputs import Inputs, counted
+from disa.draw.inputs import Inputs
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
+from disa.values import counted
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 

@@ -8,23 +8,23 @@ is quick; `for_model` in resolve.py fills a model's defaults in.
 from __future__ import annotations
 
 import json
-import operator
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, field, fields, replace
-from difflib import get_close_matches
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 from disa.core import steps
 from disa.core.steps import describe
 from disa.errors import DisaError
+from disa.values import did_you_mean, number, shown, text, truth, whole_number
 
 NO_CHANGE = frozenset({"batch_size"})
 """Options that change speed, not images."""
 NO_IDENTITY = NO_CHANGE | {"model", "device", "threads", "torch"}
 """What is told of a run beside that which decides its images: the name of a model is not its weights."""
 INTERVAL, SIZE = "two numbers like 0-0.9", "height and width like 512x768"
-LOOKS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+READ = {int: whole_number, float: number, str: text, bool: truth}
 
 
 def option(
@@ -40,15 +40,15 @@ def option(
     """A field that is an option.
 
     help: for a reader of `--help` and the docs. kind: its type on the command line. read: what a caller gives -> its
-    value, where the kind alone does not say; it raises TypeError or ValueError for what does not look as `looks` says.
-    objects_have: an attribute by which an object is known that is taken as it is. part_of: the field that it changes a
-    part of. flag: its name on the command line, where that is not the field's.
+    value, where the kind alone does not say; it raises TypeError, ValueError or DisaError for what does not look as
+    `looks` says. objects_have: an attribute by which an object is known that is taken as it is. part_of: the field that
+    it changes a part of. flag: its name on the command line, where that is not the field's.
     """
     metadata = {
         "help": help,
         "kind": kind,
         "read": read,
-        "looks": looks or LOOKS[kind],
+        "looks": looks,
         "objects_have": objects_have,
         "part_of": part_of,
         "flag": flag,
@@ -58,14 +58,14 @@ def option(
 
 def read_interval(value: Any) -> tuple[float, float]:
     """`0-0.9`, or two numbers -> (0.0, 0.9)."""
-    low, high = map(float, value.split("-") if isinstance(value, str) else value)
-    return low, high
+    low, high = value.split("-") if isinstance(value, str) else value
+    return number(low, "the first"), number(high, "the second")
 
 
 def read_size(value: Any) -> tuple[int, int]:
     """`512x768`, or two whole numbers -> height and width."""
-    height, width = map(int, value.lower().split("x")) if isinstance(value, str) else map(operator.index, value)
-    return height, width
+    height, width = value.lower().split("x") if isinstance(value, str) else value
+    return whole_number(height, "height"), whole_number(width, "width")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,9 +139,9 @@ class Settings:
         known = {each.name: each for each in fields(cls)}
         for name in options:
             if name not in known:
-                near = get_close_matches(name, known, 1)
-                hint = f" Did you mean {near[0]}?" if near else ""
-                raise DisaError(f"there is no option {name!r} of drawing.{hint} There are {', '.join(known)}.")
+                raise DisaError(
+                    f"there is no option {name!r} of drawing.{did_you_mean(name, known)} There are {', '.join(known)}."
+                )
         base = base or cls()
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):
@@ -179,21 +179,12 @@ def _value(each: Field[Any], value: Any) -> Any:
     about = each.metadata
     if about["objects_have"] and hasattr(value, about["objects_have"]):
         return value
+    if not about["looks"]:
+        return READ[about["kind"]](value, each.name)
     try:
-        return about["read"](value) if about["read"] else _of_kind(about["kind"], value)
-    except (TypeError, ValueError) as error:
-        raise DisaError(f"{each.name} must be {about['looks']}, found {value!r:.80}.") from error
-
-
-def _of_kind(kind: type, value: Any) -> Any:
-    """A number of Python, NumPy or PyTorch, or its text; a text; or a truth value. Raises TypeError or ValueError."""
-    if kind is bool and value in (True, False):
-        return bool(value)
-    if kind is int and not isinstance(value, str):
-        return operator.index(value)
-    if kind is bool or (kind is str and not isinstance(value, str)):
-        raise TypeError
-    return kind(value)
+        return (about["read"] or partial(READ[about["kind"]], what=each.name))(value)
+    except (TypeError, ValueError, DisaError) as error:
+        raise DisaError(f"{each.name} must be {about['looks']}, found {shown(value)}.") from error
 
 
 def _text(value: Any) -> Any:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
 from disa.errors import DisaError
 from disa.models.families import FAMILIES as FAMILIES
 from disa.models.families import Model as Model
@@ -12,6 +10,7 @@ from disa.models.harmon import presets as harmon
 from disa.models.mar import presets as mar
 from disa.models.spec import Preset
 from disa.models.xar import presets as xar
+from disa.values import did_you_mean, shown
 
 _DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS)
 _PUBLISHED = (*mar.PUBLISHED, *flowar.PUBLISHED, *xar.PUBLISHED, *harmon.PUBLISHED)
@@ -22,6 +21,7 @@ def find_preset(name: str) -> Preset:
     """The preset of that name. Raises DisaError, which tells the nearest name."""
     if name in PRESETS:
         return PRESETS[name]
-    near = get_close_matches(name, PRESETS, n=1)
-    hint = f" Did you mean {near[0]}?" if near else ""
-    raise DisaError(f"unknown model {name!r}: expected one of {', '.join(PRESETS)}, a folder, or a hub id.{hint}")
+    raise DisaError(
+        f"unknown model {shown(name)}: expected one of {', '.join(PRESETS)}, a folder, or a hub id."
+        f"{did_you_mean(name, PRESETS)}"
+    )

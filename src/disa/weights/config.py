@@ -17,7 +17,8 @@ from disa.errors import DisaError
 from disa.models.families import FAMILIES
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
-from disa.weights.fields import read_fields, shown
+from disa.values import shown
+from disa.weights.fields import read_fields
 
 FORMAT = 2
 CODECS = {"kl16": VAEConfig, "small-vae": SmallVAEConfig}

@@ -8,6 +8,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from disa.errors import DisaError
+from disa.values import shown
 
 LARGEST = 1 << 24
 DEEPEST = 512
@@ -85,14 +86,3 @@ def _number(kind: type, value: Any, name: str) -> int | float:
     if not value and name not in MAY_BE_ZERO:
         raise ValueError("a finite number above 0")
     return float(value)
-
-
-def shown(value: Any) -> str:
-    """A value in a message, on one line and short."""
-    if isinstance(value, dict | list):
-        parts = value.values() if isinstance(value, dict) else value
-        # Python's own text of what is nested deeply would not end well.
-        if len(parts) > 4 or any(isinstance(part, dict | list) for part in parts):
-            return f"a {type(value).__name__}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

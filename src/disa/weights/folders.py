@@ -14,10 +14,11 @@ from disa.errors import DisaError
 from disa.files import make_folder, write_json, write_text, write_whole
 from disa.models.families import Model
 from disa.models.spec import Preset
+from disa.values import first_line
 from disa.weights.build import build_model
 from disa.weights.config import read_config, to_json
 from disa.weights.load import CODEC_WEIGHTS
-from disa.weights.read import CONFIG, first_line, read_safetensors
+from disa.weights.read import CONFIG, read_safetensors
 from disa.weights.trust import forget, hash_file
 
 WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "vae", "tokenizer"

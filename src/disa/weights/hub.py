@@ -6,7 +6,7 @@ from pathlib import Path
 
 from disa.errors import DisaError
 from disa.models.spec import HubFile
-from disa.weights.read import first_line
+from disa.values import first_line
 from disa.weights.trust import key_of
 
 

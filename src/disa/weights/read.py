@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.values import first_line
 
 CONFIG = "config.json"
 LONGEST_NAME = 200
@@ -79,11 +80,6 @@ def read_safetensors(path: Path) -> Mapping[str, Any]:
         return load_file(path)
     except Exception as error:
         raise DisaError(f"{path} is not a whole .safetensors file ({first_line(error)}). Get it again.") from error
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, short enough for a message of ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
