@@ -39,7 +39,7 @@ def test_whole_numbers_of_every_kind_are_plain(value: Any) -> None:
 
 @pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=lambda value: repr(value)[:30])
 def test_what_is_no_whole_number_is_one_line(value: Any) -> None:
-    with pytest.raises(DisaError, match="^steps must be a whole number from 1 to 5, found ") as caught:
+    with pytest.raises(DisaError, match=r"^steps must be a whole number from 1 to 5, found ") as caught:
         values.whole_number(value, "steps", 1, 5)
     assert len(str(caught.value)) < 200
     assert "\n" not in str(caught.value)

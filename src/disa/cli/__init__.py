@@ -16,6 +16,7 @@ from disa.cli.measuring import bench, compare, demo
 from disa.cli.options import flat
 from disa.cli.weights import convert, presets, train
 from disa.errors import DisaError
+from disa.runtime import threads
 
 INTERRUPTED = 130
 
@@ -44,6 +45,7 @@ for command, example in COMMANDS.items():
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2; Ctrl-C exits with 130."""
+    threads.set_up()
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:

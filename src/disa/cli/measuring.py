@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import PROMPT_TOKENS, AsJSON, AskedInTurn, Out, Policies, Source
+from disa.cli.options import PROMPT_TOKENS, AsJSON, AskedInTurn, Out, Policies, Source, Threads
 from disa.cli.output import percent, print_json, progress, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
@@ -42,11 +42,12 @@ def compare(
 def demo(
     images: Annotated[int, typer.Option(min=20, help="Digits to draw under each policy.")] = 400,
     num_ar_steps: Annotated[int, typer.Option(help="AR steps, the same for every policy.")] = 16,
+    threads: Threads = None,
     out: Out = Path("demo"),
     as_json: AsJSON = False,
 ) -> None:
     """Digits with the original 100 denoising steps, with DiSA, with a fifth of that, and with few steps first."""
-    sampler = Source(device="cpu").load()
+    sampler = Source(device="cpu", threads=threads).load()
     policies = [sampler.defaults.original, sampler.defaults.steps, "linear:10-1", "linear:1-6"]
     inputs = AskedInTurn().in_turn(sampler.preset, images)
     _compare(sampler, policies, inputs, sampler.settings(num_ar_steps=num_ar_steps), out, as_json)

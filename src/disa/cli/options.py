@@ -29,6 +29,10 @@ Vae = Annotated[Path | None, typer.Option(help="The autoencoder: kl16.ckpt, its 
 Policies = Annotated[list[str] | None, typer.Option("--steps", help="A step policy; give it several times.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Out = Annotated[Path, typer.Option(help="Folder for what is written.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(help="Threads that compute on the CPU; by default one per core that may be used.", show_default=False),
+]
 
 
 def flat(command: Callable[..., None]) -> Callable[..., None]:
@@ -95,12 +99,15 @@ class Source:
     ] = None
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")] = None
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32"
+    threads: Threads = None
 
     def load(self, check: Callable[[Preset], object] = lambda preset: None, text: Text | None = None) -> Sampler:
         """The sampler. check: refuses models that do not fit, before weights are read where possible."""
         from disa.draw.sampler import Sampler
         from disa.models.registry import PRESETS
+        from disa.runtime import threads
 
+        threads.use(self.threads)
         if self.model in PRESETS:
             check(PRESETS[self.model])
         loaded = Sampler.load(self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer)

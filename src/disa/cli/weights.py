@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, Out, Vae
+from disa.cli.options import AsJSON, Out, Threads, Vae
 from disa.cli.output import print_json, print_summary, progress, table
 from disa.errors import DisaError
 
@@ -85,14 +85,17 @@ def train(
     vae: Annotated[
         Path | None, typer.Option(help="The folder of an autoencoder that you trained, instead of the package's.")
     ] = None,
+    threads: Threads = None,
     as_json: AsJSON = False,
 ) -> None:  # fmt: skip
     """Train an embedded model; a run that was interrupted continues. Writes weights, loss.png and training.json."""
     from dataclasses import replace
 
+    from disa.runtime import threads as computing
     from disa.tiny import train as training
     from disa.tiny.tasks import find_recipe
 
+    computing.use(threads)
     if model == "digits-classifier" and vae is not None:
         raise DisaError("digits-classifier reads images: leave --vae out.")
     if model == "digits-classifier":
