@@ -31,7 +31,6 @@ from disa.models.spec import HubFile
 from disa.weights.convert import convert
 from disa.weights.folders import load_folder, save_model
 from disa.weights.load import load_codec, load_model
-from disa.weights.trust import check_hash, hash_file, hash_record
 
 
 @pytest.fixture(autouse=True)
@@ -261,55 +260,6 @@ def test_the_hub_failing_is_one_line_with_the_page(monkeypatch: pytest.MonkeyPat
     assert small.PRESET.assets.page in message
     assert "there is no folder some/repo" in refusal(lambda: small.Sampler.load("some/repo", device="cpu"))
     assert "no weights on the hub: give a checkpoint" in refusal(lambda: load_model(small.PRESET))
-
-
-# -- hashes --------------------------------------------------------------------------------------------------------
-
-
-def test_a_file_that_changed_is_refused(tmp_path: Path, cache: Path) -> None:
-    path = saved(small.weights(seed=0), tmp_path / "weights.pth")
-    load(path)
-    (entry,) = json.loads(hash_record().read_text()).values()
-    assert entry["sha256"] == hash_file(path)
-    assert hash_record().parent == cache
-    os.utime(path)  # touched, but the same
-    load(path)
-    saved(small.weights(seed=1), path)
-    message = refusal(lambda: load(path))
-    assert "is not the file that was first seen here" in message
-    assert str(hash_record()) in message
-    hash_record().unlink()
-    assert equal(load(path), small.weights(seed=1))
-
-
-@pytest.mark.parametrize("record", ["", "[]", "{", '{"KEY": 3}', '{"KEY": {"sha256": 5}}', '{"KEY": {}}', "\xff"])
-def test_a_damaged_record_counts_as_none(tmp_path: Path, record: str) -> None:
-    path = saved(small.weights(), tmp_path / "weights.pth")
-    hash_record().write_bytes(record.replace("KEY", str(path)).encode("latin-1"))
-    load(path)
-    assert str(path) in json.loads(hash_record().read_text())
-
-
-def test_a_record_that_cannot_be_written_is_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("DISA_CACHE", str(tmp_path / "file" / "cache"))
-    path = saved(small.weights(), tmp_path / "weights.pth")
-    with pytest.warns(UserWarning, match="could not be recorded"):
-        assert equal(load(path), small.weights())
-
-
-def test_a_file_that_disa_writes_again_is_not_a_changed_one(tmp_path: Path) -> None:
-    written = tmp_path / "out" / "small.safetensors"
-    for seed in (0, 1):
-        start = saved(small.weights(seed=seed), tmp_path / f"{seed}.pth")
-        convert(start, "small", tmp_path / "out", official=True)
-        assert equal(load(written), small.weights(seed=seed))
-
-
-def test_other_entries_stay_in_the_record(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        check_hash(name, Path(write_text(tmp_path / name, name)))
-    assert set(json.loads(hash_record().read_text())) == {"one", "two"}
 
 
 # -- our folders ---------------------------------------------------------------------------------------------------

@@ -114,8 +114,8 @@ def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None) -> Sam
     text = FixedLength(prompt_tokens or PROMPT_TOKENS)
     if not untrained:
         return source.load(check, text)
-    if source.checkpoint or source.vae:
-        raise DisaError("--untrained takes random weights: leave --checkpoint and --vae out.")
+    if source.checkpoint or source.vae or source.weights_key:
+        raise DisaError("--untrained takes random weights: leave --checkpoint, --weights-key and --vae out.")
     sampler = Sampler.untrained(source.model, device=source.device, dtype=source.dtype, tokenizer=text)
     check(sampler.preset)
     return sampler

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 PROMPT_TOKENS = 24
 
 Vae = Annotated[Path | None, typer.Option(help="The autoencoder: kl16.ckpt, its safetensors, or a diffusers folder.")]
+WeightsKey = Annotated[
+    str | None,
+    typer.Option(help="Which entry of the checkpoint, as model or state.ema; its average, if it has one, by default."),
+]
 Policies = Annotated[list[str] | None, typer.Option("--steps", help="A step policy; give it several times.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 Out = Annotated[Path, typer.Option(help="Folder for what is written.")]
@@ -93,6 +97,7 @@ class Source:
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights for the preset: official .pth, .safetensors, or ours.")
     ] = None
+    weights_key: WeightsKey = None
     vae: Vae = None
     tokenizer: Annotated[
         str | None, typer.Option(help="The tokenizer of a model that takes prompts: a folder or a hub id.")
@@ -110,7 +115,9 @@ class Source:
         threads.use(self.threads)
         if self.model in PRESETS:
             check(PRESETS[self.model])
-        loaded = Sampler.load(self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer)
+        loaded = Sampler.load(
+            self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer, self.weights_key
+        )
         check(loaded.preset)
         return loaded
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, Out, Threads, Vae
+from disa.cli.options import AsJSON, Out, Threads, Vae, WeightsKey
 from disa.cli.output import print_json, print_summary, progress, table
 from disa.errors import DisaError
 
@@ -43,8 +44,17 @@ def _place_of_weights(preset: Preset) -> str:
     return assets.weights.repo if assets.weights else assets.page or f"disa train {preset.name}"
 
 
+@dataclass(frozen=True)
+class Entry:
+    """Which weights of a file."""
+
+    average: Annotated[bool, typer.Option(help="Take the moving average where the file has both.")] = True
+    weights_key: WeightsKey = None
+
+
 def convert(
     checkpoint: Annotated[Path, typer.Argument(help="Official .pth or .safetensors, or ours.")],
+    entry: Entry,
     model: Annotated[
         str | None, typer.Option(help="The preset whose architecture the weights have; a folder of disa's says it.")
     ] = None,
@@ -55,7 +65,6 @@ def convert(
     ] = None,
     name: Annotated[str | None, typer.Option(help="What the result is called; the preset's name by default.")] = None,
     vae: Vae = None,
-    average: Annotated[bool, typer.Option(help="Take the moving average where the file has both.")] = True,
     official: Annotated[bool, typer.Option(help="Write official parameter names instead of ours.")] = False,
     out: Out = Path("converted"), as_json: AsJSON = False,
 ) -> None:  # fmt: skip
@@ -63,7 +72,9 @@ def convert(
     from disa.weights.config import parse_values
     from disa.weights.convert import convert as run_convert
 
-    files = run_convert(checkpoint, model, out, vae, average, official, parse_values(values or []), name)
+    files = run_convert(
+        checkpoint, model, out, vae, entry.average, official, parse_values(values or []), name, entry.weights_key
+    )
     if as_json:
         print_json({"out": str(out), "files": files})
     else:

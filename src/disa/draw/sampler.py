@@ -25,6 +25,7 @@ from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS, find_preset
 from disa.runtime import devices
+from disa.values import path
 from disa.weights.folders import CODEC, TOKENIZER, load_folder, save_codec, save_model
 from disa.weights.hub import download_folder
 from disa.weights.load import load_model
@@ -42,10 +43,12 @@ class Sampler(Loaded):
         device: str | torch.device | None = None,
         dtype: str = "fp32",
         tokenizer: Text | Path | str | None = None,
+        weights_key: str | None = None,
     ) -> Sampler:
         """Load a preset by name, a folder that disa wrote, or a hub repository in that layout.
 
         checkpoint: a file with weights for the preset (official or ours); without one, embedded weights or the hub's.
+        weights_key: which entry of that file, as "model" or "state.ema"; its moving average, if it has one, by default.
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
         there is if None. dtype: `fp32` or `bf16`. tokenizer: a folder or a hub id, for models that draw from prompts;
         the folder's or the preset's if None; read with the first prompt. Raises DisaError.
@@ -56,8 +59,12 @@ class Sampler(Loaded):
         given = None if vae is None else Path(vae)
         if isinstance(name, str) and name in PRESETS:
             preset = PRESETS[name]
-            model = load_model(preset, None if checkpoint is None else Path(checkpoint))
+            model = load_model(
+                preset, None if checkpoint is None else path(checkpoint, "the checkpoint"), weights_key=weights_key
+            )
             return cls(preset, model, given, device, dtype, tokenizer)
+        if weights_key is not None and checkpoint is None:
+            raise DisaError(f"{name} is a folder of one model: leave the weights key out.")
         if checkpoint is not None:
             raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
         folder = Path(name)

@@ -11,31 +11,38 @@ from disa.errors import DisaError
 from disa.layout import Layout, check_layout, shapes
 from disa.models.families import Model
 from disa.models.spec import Preset
+from disa.weights.stored import Stored, read_stored
 
 DTYPES = {torch.float32, torch.bfloat16, torch.float16, torch.float64}
+AGAIN = "Get it again."
+SCALED = ": get it in bfloat16 or float16"
 
 
 def build_model(
     preset: Preset,
-    state: Mapping[str, Tensor],
+    state: Mapping[str, Tensor | Stored],
     source: str,
     hint: Callable[[Layout, bool], str] = lambda found, official: "",
+    otherwise: str = AGAIN,
 ) -> Model:
     """A model from a state dict under our names or the official ones; built on the meta device, nothing is copied.
 
-    source: what a message calls it. hint: what to add where the tensors do not fit, from their layout and whether
-    their names are official. Raises DisaError.
+    Tensors that lie in a file are read when their names and shapes fit. source: what a message calls it. hint: what to
+    add where they do not, from their layout and whether their names are official. otherwise: what to do where values
+    are no numbers. Raises DisaError.
     """
     with torch.device("meta"):
         model = preset.build()
     names = preset.official_names()
     official = not set(state) & (set(names.parts) - names.official)
-    state = names.known(state) if official else state
+    outline = {name: value.outline() if isinstance(value, Stored) else value for name, value in state.items()}
+    outline = names.known(outline) if official else outline
     try:
-        check_layout(state, layout(preset, official), source)
+        check_layout(outline, layout(preset, official), source)
     except DisaError as error:
-        raise DisaError(f"{error}{hint(shapes(state), official)}") from error
-    check_values(state, source)
+        raise DisaError(f"{error}{hint(shapes(outline), official)}") from error
+    state = read_stored({name: state[name] for name in outline if name in state})
+    check_values(state, source, otherwise)
     model.load_state_dict(names.from_official(state) if official else state, assign=True)
     return model.requires_grad_(False).eval()
 
@@ -47,10 +54,12 @@ def layout(preset: Preset, official: bool) -> Layout:
     return shapes(preset.official_names().to_official(state) if official else state)
 
 
-def check_values(state: Mapping[str, Tensor], source: str) -> None:
+def check_values(state: Mapping[str, Tensor], source: str, otherwise: str = AGAIN) -> None:
     """Floating-point numbers, all finite. Raises DisaError."""
     for name, value in state.items():
         if value.dtype not in DTYPES:
-            raise DisaError(f"{source}: expected floating-point tensors, but {name} is {str(value.dtype)[6:]}.")
+            what = str(value.dtype).removeprefix("torch.")
+            what += SCALED if value.dtype.is_floating_point and value.dtype.itemsize == 1 else ""
+            raise DisaError(f"{source}: expected floating-point tensors, but {name} is {what}.")
         if not torch.isfinite(value).all():
-            raise DisaError(f"{source} is damaged: {name} holds values that are not finite numbers. Get it again.")
+            raise DisaError(f"{source} is damaged: {name} holds values that are not finite numbers. {otherwise}")

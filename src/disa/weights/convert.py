@@ -14,7 +14,7 @@ from disa.models.spec import Preset
 from disa.weights.config import changed
 from disa.weights.folders import CODEC, TOKENIZER, WEIGHTS, load_folder, save_codec, save_model, write_tensors
 from disa.weights.load import CODEC_WEIGHTS, load_codec, load_model
-from disa.weights.read import CONFIG, is_ours
+from disa.weights.shards import CONFIG, is_ours
 
 
 def convert(
@@ -26,15 +26,16 @@ def convert(
     official: bool = False,
     values: Mapping[str, Any] | None = None,
     name: str | None = None,
+    weights_key: str | None = None,
 ) -> dict[str, int]:
     """Read, check and write weights as our folder, or under official names; returns the files and their bytes.
 
     checkpoint: a file or a folder of official weights, or a folder that `save_model` wrote, with its autoencoder and
     its tokenizer if it has them. model: the preset whose architecture it has; a folder of ours says it itself.
     values: other values of fields of the architecture or the defaults, as JSON has them. name: what the result is
-    called. Raises DisaError.
+    called. average: prefer the moving average; weights_key: the entry of the file to take. Raises DisaError.
     """
-    preset, network, inside = _read(checkpoint, model, average, values or {}, name)
+    preset, network, inside = _read(checkpoint, model, average, values or {}, name, weights_key)
     codec = codec or inside
     loaded = None if codec is None else load_codec(preset, codec)
     if official:
@@ -52,10 +53,17 @@ def convert(
 
 
 def _read(
-    checkpoint: Path, model: str | None, average: bool, values: Mapping[str, Any], name: str | None
+    checkpoint: Path,
+    model: str | None,
+    average: bool,
+    values: Mapping[str, Any],
+    name: str | None,
+    weights_key: str | None,
 ) -> tuple[Preset, Model, Path | None]:
     """What the weights are, the model, and the folder of an autoencoder that lies with them."""
-    if checkpoint.is_dir() and (is_ours(checkpoint) or not list(checkpoint.glob("*.safetensors"))):
+    if checkpoint.is_dir() and (is_ours(checkpoint) or ((checkpoint / CONFIG).is_file() and model is None)):
+        if weights_key is not None:
+            raise DisaError(f"{checkpoint} is a folder of one model: leave --weights-key out.")
         preset, network, inside = load_folder(checkpoint)
         if model not in (None, preset.name):
             find_preset(str(model))
@@ -68,7 +76,7 @@ def _read(
         raise DisaError(f"{checkpoint} does not say which model it is of: give --model, one of {', '.join(PRESETS)}.")
     asked = changed(find_preset(model), values, name)
     # Messages name the preset, which the user knows, and say what to set.
-    network = load_model(changed(asked, {}, model), checkpoint, average)
+    network = load_model(changed(asked, {}, model), checkpoint, average, weights_key)
     return asked, network, None
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from disa.errors import DisaError
@@ -14,6 +14,7 @@ from disa.models.registry import PRESETS
 from disa.models.spec import Preset
 from disa.weights.build import layout
 from disa.weights.read import read_content
+from disa.weights.shards import shard_of
 
 OFFICIAL_ARGUMENTS = {
     "class_num": "num_classes",
@@ -29,17 +30,18 @@ COUNTS = ("num_classes", "buffer_size")
 MOST_CHANGES = 3
 
 
-def what_fits(preset: Preset, path: Path) -> Callable[[Layout, bool], str]:
+def what_fits(preset: Preset, path: Path, weights_key: str | None = None) -> Callable[[Layout, bool], str]:
     """The hint for `build_model`: one sentence that says how to load the checkpoint at `path`, or nothing."""
+    entry = f" --weights-key {quote(weights_key)}" if weights_key else ""
 
     def hint(found: Layout, official: bool) -> str:
         if name := _fitting_preset(found, official):
             return f" It is a checkpoint of {name}: load it as that."
         values = _fitting_values(preset, _arguments(path), found, official)
         if not values:
-            return ""
+            return shard_of(path)
         options = " ".join(f"--set {name}={_as_json(value)}" for name, value in values.items())
-        return f" It fits after `disa convert {path} --model {preset.name} {options} --name NAME`."
+        return f" It fits after `disa convert {quote(str(path))} --model {preset.name}{entry} {options} --name NAME`."
 
     return hint
 
@@ -62,9 +64,9 @@ def _fitting_values(preset: Preset, arguments: Mapping[str, Any], found: Layout,
     """
     own = asdict(preset.spec.architecture)
     values = {name: value for name, value in arguments.items() if name in own and own[name] != value}
-    best = _misfits(preset, values, found, official)
-    if best is None:
-        values, best = {}, _misfits(preset, {}, found, official) or {}
+    best, plain = _misfits(preset, values, found, official), _misfits(preset, {}, found, official) or {}
+    if best is None or len(best) > len(plain):
+        values, best = {}, plain
     for _ in range(MOST_CHANGES):
         base, before = values, len(best)
         for change in list(_candidates({**own, **base}, best)):
@@ -121,10 +123,7 @@ def _candidates(own: Mapping[str, Any], misfits: Mapping[str, tuple[_Sizes, _Siz
 
 def _arguments(path: Path) -> dict[str, Any]:
     """What a training checkpoint's own command line says of the architecture, under our names."""
-    if path.is_dir() or path.suffix == ".safetensors":
-        return {}
-    arguments = read_content(path).get("args")
-    said = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    said = read_content(path).get("args")
     if not isinstance(said, Mapping):
         return {}
     values: dict[str, Any] = {

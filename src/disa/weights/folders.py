@@ -18,7 +18,8 @@ from disa.values import first_line
 from disa.weights.build import build_model
 from disa.weights.config import read_config, to_json
 from disa.weights.load import CODEC_WEIGHTS
-from disa.weights.read import CONFIG, read_safetensors
+from disa.weights.read import read_safetensors
+from disa.weights.shards import CONFIG
 from disa.weights.trust import forget, hash_file
 
 WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "vae", "tokenizer"

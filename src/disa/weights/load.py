@@ -18,22 +18,31 @@ from disa.weights.build import build_model, check_values
 from disa.weights.fitting import what_fits
 from disa.weights.hub import locate
 from disa.weights.package import in_package, read_embedded
-from disa.weights.read import files_of, read_tensors
+from disa.weights.read import find, read_tensors
+from disa.weights.shards import files_of
 from disa.weights.trust import check_hash
 
 CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def load_model(preset: Preset, checkpoint: Path | None = None, average: bool = True) -> Model:
+def load_model(
+    preset: Preset, checkpoint: Path | None = None, average: bool = True, weights_key: str | None = None
+) -> Model:
     """The preset's model from a file, from the package, or from the hub.
 
-    average: prefer the moving average of a checkpoint that has both. Raises DisaError.
+    average: prefer the moving average of a checkpoint that has both. weights_key: the entry of a checkpoint to take.
+    Raises DisaError.
     """
+    if weights_key is not None and checkpoint is None and preset.embedded:
+        raise DisaError(f"{preset.name} is in the package: give a checkpoint with the weights key, or leave it out.")
     if checkpoint is None and preset.embedded:
         return build_model(preset, read_embedded(preset.name), f"the embedded {preset.name}")
     missing = f"{preset.name} has no weights on the hub: give a checkpoint."
     key, path = locate(checkpoint, preset.assets.weights, preset.assets.page, missing)
-    model = build_model(preset, read_tensors(path, average), str(path), what_fits(preset, path))
+    names = preset.official_names()
+    weights = find(path, average, weights_key, names.official | names.parts.keys())
+    model = build_model(preset, weights.state, weights.source, what_fits(preset, path, weights_key), weights.otherwise)
+    weights.say()
     for file in files_of(path):
         check_hash(key if file == path else f"{key}/{file.name}", file)
     return model

@@ -1,107 +1,129 @@
-"""Files to tensors: official `.pth` and `.ckpt`, and `.safetensors`. Files are data, nothing in them is executed."""
+"""Files to tensors: official `.pth` and `.ckpt`, and `.safetensors`. Files are data, nothing in them is executed.
+
+What a file is, is told in `kinds`; how it is read, in `stored` and `pickled`; what of it the weights are, in `entries`.
+
+| dtype of a tensor | what happens |
+|---|---|
+| float32, float64, bfloat16, float16 | read as it is; a sampler computes in its own |
+| float8 | refused: such files leave out what their values are to be multiplied by |
+| whole numbers, true or false, complex numbers | refused |
+"""
 
 from __future__ import annotations
 
-import argparse
-import json
-import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.values import first_line
+from disa.weights import kinds
+from disa.weights.entries import find_weights, option
+from disa.weights.pickled import Inert, read_legacy, read_zipped
+from disa.weights.shards import files_of
+from disa.weights.stored import Stored, index_safetensors, read_stored
 
-CONFIG = "config.json"
 LONGEST_NAME = 200
-AVERAGE_FIRST = ("model_ema", "model", "state_dict")
-LAST_FIRST = ("model", "model_ema", "state_dict")
 
 
-def read_tensors(path: Path, average: bool = True) -> dict[str, Tensor]:
-    """Every tensor of a `.safetensors` file, or of a PyTorch checkpoint's `model_ema` (or `model`, or all of it).
+@dataclass(frozen=True)
+class Weights:
+    """The weights of a file, not read yet."""
 
-    average: prefer the moving average, as official evaluations do. PyTorch files are read with `weights_only`. Of a
-    folder all `.safetensors` files are read, in which large models are shared out. Raises DisaError.
+    state: Mapping[str, Stored]
+    path: Path
+    source: str
+    """What a message calls them."""
+    note: str
+    """What was chosen, where there was a choice."""
+    otherwise: str
+    """What to do where their values are no numbers."""
+
+    def say(self) -> None:
+        """Warn of what was chosen."""
+        if self.note:
+            warnings.warn(f"{self.path}: {self.note}.", stacklevel=3)
+
+
+def read_tensors(path: Path, average: bool = True, key: str | None = None) -> dict[str, Tensor]:
+    """The tensors of the weights of a file or a folder, see `find`. Raises DisaError."""
+    weights = find(path, average, key)
+    weights.say()
+    return read_stored(weights.state)
+
+
+def find(path: Path, average: bool = True, key: str | None = None, known: Collection[str] = ()) -> Weights:
+    """Which tensors of a file are the weights, see `entries`.
+
+    average: prefer the moving average, as official evaluations do. key: the entry to take. known: the names that they
+    may have. Of a folder, or of an index of shards, all shards are read. Raises DisaError.
     """
     content = read_content(path)
-    order = AVERAGE_FIRST if average else LAST_FIRST
-    state = next((content[key] for key in order if isinstance(content.get(key), Mapping)), content)
-    if not state:
+    try:
+        found = find_weights(content, average, key, known)
+    except DisaError as error:
+        raise DisaError(f"{path} {error}") from error
+    _check(path, found.state)
+    other = f", or take another of its entries with {option(found.others[0])}" if found.others else ""
+    source = f"{path} ({found.key})" if found.others else str(path)
+    return Weights(found.state, path, source, found.note, f"Get it again{other}.")
+
+
+def read_content(path: Path) -> Mapping[str, Any]:
+    """All that a checkpoint holds: `Stored` for tensors, `Inert` for objects of other kinds. Raises DisaError."""
+    content: dict[str, Any] = {}
+    files = files_of(path)
+    for file in files:
+        part = _read(file)
+        if not isinstance(part, Mapping) or (isinstance(part, Inert) and "_modules" in part):
+            raise DisaError(f"{file} is not a checkpoint of named tensors: it holds {_about(part)}.")
+        if twice := content.keys() & part.keys():
+            raise DisaError(
+                f"{path} holds more than one checkpoint: {min(map(str, twice))} is in several of its files. Give one "
+                f"of them, such as {file}."
+            )
+        content = {**content, **part}
+    return content
+
+
+def _read(file: Path) -> Any:
+    match kinds.kind_of(file):
+        case kinds.SAFETENSORS:
+            return index_safetensors(file)
+        case kinds.ZIPPED:
+            return read_zipped(file)
+        case kinds.LEGACY:
+            return read_legacy(file)
+        case _:
+            raise DisaError(f"{file} is an index of other files: give it alone.")
+
+
+def _about(content: Any) -> str:
+    if isinstance(content, Stored):
+        return "a Tensor"
+    if isinstance(content, Inert):
+        return f"a whole object ({content.named}), which is code. Save its state_dict() by torch.save"
+    return f"a {type(content).__name__}"
+
+
+def _check(path: Path, state: Mapping[Any, Any]) -> None:
+    """Plain tensors under plain names. Raises DisaError."""
+    if all(isinstance(value, Mapping) and not value for value in state.values()):
         raise DisaError(f"{path} is not a checkpoint: it is empty.")
     for name, value in state.items():
         if not isinstance(name, str) or not name.isprintable() or len(name) > LONGEST_NAME:
             raise DisaError(f"{path} is not a checkpoint of named tensors: one is called {name!r:.40}.")
-        if not _is_plain(value):
-            kind = "unusual tensor" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Stored):
+            unusual = isinstance(value, Inert) and value.named.startswith("torch._utils._rebuild")
+            kind = "unusual tensor" if unusual else value.named if isinstance(value, Inert) else type(value).__name__
             raise DisaError(f"{path} is not a checkpoint of plain tensors: {name!r} is of type {kind}.")
-    return dict(state)
 
 
-def read_content(path: Path) -> Mapping[str, Any]:
-    """All that a checkpoint holds, tensors or not. Raises DisaError."""
-    if not path.exists():
-        raise DisaError(f"no checkpoint at {path}: expected a .safetensors, .pth or .ckpt file.")
-    content: Mapping[str, Any] = {}
-    for file in files_of(path):
-        part = read_safetensors(file) if file.suffix == ".safetensors" else _read_pickle(file)
-        if twice := set(content) & set(part):
-            raise DisaError(f"{path} holds more than one checkpoint: {min(twice)} is in several of its files.")
-        content = part if file == path else {**content, **part}
-    return content
-
-
-def files_of(path: Path) -> list[Path]:
-    """The file itself, or the .safetensors files of a folder that disa has not written. Raises DisaError."""
-    if not path.is_dir():
-        return [path]
-    files = sorted(path.glob("*.safetensors"))
-    if not files or is_ours(path):
-        raise DisaError(f"{path} is a folder: expected a file. A folder that disa wrote is given as the model itself.")
-    return files
-
-
-def is_ours(folder: Path) -> bool:
-    """Whether disa wrote this folder."""
-    try:
-        return json.loads((folder / CONFIG).read_text())["library"] == "disa"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
-
-
-def read_safetensors(path: Path) -> Mapping[str, Any]:
-    """The tensors of one whole file. Raises DisaError."""
-    try:
-        return load_file(path)
-    except Exception as error:
-        raise DisaError(f"{path} is not a whole .safetensors file ({first_line(error)}). Get it again.") from error
-
-
-def _read_pickle(path: Path) -> Mapping[str, Any]:
-    try:
-        # Official training checkpoints carry their command line, which is plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        # PyTorch's own message advises to load the file unsafely.
-        code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds code ({code[1]}), not only tensors" if code else "it is damaged or of another kind"
-        raise DisaError(f"{path} was refused: {reason}. Expected a whole PyTorch checkpoint of tensors.") from error
-    if not isinstance(content, Mapping):
-        raise DisaError(f"{path} is not a checkpoint of named tensors: it holds a {type(content).__name__}.")
-    return content
-
-
-def _is_plain(value: object) -> bool:
-    """Whether it is a dense tensor with values: not sparse, nested, quantised or on the meta device."""
-    return (
-        isinstance(value, Tensor)
-        and not (value.is_nested or value.is_quantized)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-    )
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of one whole `.safetensors` file. Raises DisaError."""
+    if kinds.kind_of(path) != kinds.SAFETENSORS:
+        raise DisaError(f"{path} is not a whole .safetensors file: it is a checkpoint of another kind. Get it again.")
+    return read_stored(index_safetensors(path))

@@ -1,4 +1,10 @@
-"""A file's SHA-256 is recorded when it is first seen and checked from then on."""
+"""What is known of files that were read before: a download is as it was, and a local file may change.
+
+| file | first seen | seen again, unchanged | changed |
+|---|---|---|---|
+| from the hub | its SHA-256 is recorded | nothing is read again | refused |
+| local | its size and time are recorded | - | a warning: training may have written it anew |
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,17 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from disa.errors import DisaError
 from disa.files import make_folder, write_json
+
+FROM_HUB = "hub:"
+"""How the keys of downloaded files begin."""
+LONGEST_WAIT = 10.0
 
 
 def hash_file(path: Path) -> str:
@@ -30,50 +41,61 @@ def hash_record() -> Path:
 
 
 def check_hash(key: str, path: Path) -> None:
-    """Record the file's hash under `key`, or compare it with the one on record; equal size and time skip the work.
+    """Record what the file is under `key`, or compare it with what is on record; equal size and time skip the work.
 
     It is for files that have proven to be good: a broken download that is got again must not count as changed.
     """
-    record, stat = hash_record(), path.stat()
-    seen = _read_record(record)
-    entry = seen.get(key, {})
-    if (entry.get("bytes"), entry.get("modified")) == (stat.st_size, stat.st_mtime_ns):
+    stat = path.stat()
+    about: dict[str, Any] = {"bytes": stat.st_size, "modified": stat.st_mtime_ns}
+    entry = _read_record(hash_record()).get(key, {})
+    if about.items() <= entry.items():
         return
-    found, before = hash_file(path), entry.get("sha256")
-    if before not in (None, found):
+    if key.startswith(FROM_HUB):
+        about["sha256"] = _same_hash(path, entry.get("sha256"))
+    elif entry:
+        warnings.warn(f"{path} was written anew since it was last read here.", stacklevel=3)
+    _change_record(key, about)
+
+
+def _same_hash(path: Path, before: Any) -> str:
+    found = hash_file(path)
+    if isinstance(before, str) and before != found:
         raise DisaError(
             f"{path} is not the file that was first seen here: its SHA-256 is {found[:12]}..., it was "
-            f"{before[:12]}.... If you replaced it on purpose, remove its entry from {record}."
+            f"{before[:12]}.... If you replaced it on purpose, remove its entry from {hash_record()}."
         )
-    _write_record(seen | {key: {"sha256": found, "bytes": stat.st_size, "modified": stat.st_mtime_ns}})
+    return found
 
 
 def forget(path: Path) -> None:
     """A file that we have written ourselves is new."""
-    seen = _read_record(hash_record())
-    if seen.pop(key_of(path), None):
-        _write_record(seen)
+    if key_of(path) in _read_record(hash_record()):
+        _change_record(key_of(path), None)
 
 
 def key_of(path: Path) -> str:
-    """The key of a local file's hash."""
+    """The key of a local file."""
     return str(path.resolve())
 
 
-def _write_record(seen: Mapping[str, Any]) -> None:
+def _change_record(key: str, about: dict[str, Any] | None) -> None:
+    """Write an entry, or take it out; others that are written at the same time stay."""
     record = hash_record()
     try:
         make_folder(record.parent)
-        write_json(record, seen)
-    except DisaError as error:
+        with FileLock(f"{record}.lock", timeout=LONGEST_WAIT):
+            seen = _read_record(record)
+            seen.pop(key, None)
+            write_json(record, seen if about is None else seen | {key: about})
+    except (DisaError, OSError, NotImplementedError, Timeout) as error:
         warnings.warn(f"hashes of checkpoints could not be recorded: {error}", stacklevel=2)
 
 
 def _read_record(record: Path) -> dict[str, dict[str, Any]]:
-    """Hashes by key; what is no record any more counts as not seen."""
+    """Entries by key; what is no record any more counts as not seen."""
     try:
         content = json.loads(record.read_text())
     except (OSError, ValueError, RecursionError):
         return {}
     entries = content.items() if isinstance(content, dict) else ()
-    return {key: entry for key, entry in entries if isinstance(entry, dict) and isinstance(entry.get("sha256"), str)}
+    return {key: entry for key, entry in entries if isinstance(entry, dict)}
