@@ -25,7 +25,6 @@ from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS, find_preset
 from disa.runtime import devices
-from disa.values import path
 from disa.weights.folders import CODEC, TOKENIZER, load_folder, save_codec, save_model
 from disa.weights.hub import download_folder
 from disa.weights.load import load_model
@@ -59,9 +58,7 @@ class Sampler(Loaded):
         given = None if vae is None else Path(vae)
         if isinstance(name, str) and name in PRESETS:
             preset = PRESETS[name]
-            model = load_model(
-                preset, None if checkpoint is None else path(checkpoint, "the checkpoint"), weights_key=weights_key
-            )
+            model = load_model(preset, checkpoint, weights_key=weights_key)
             return cls(preset, model, given, device, dtype, tokenizer)
         if weights_key is not None and checkpoint is None:
             raise DisaError(f"{name} is a folder of one model: leave the weights key out.")

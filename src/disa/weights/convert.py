@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def _read(
     weights_key: str | None,
 ) -> tuple[Preset, Model, Path | None]:
     """What the weights are, the model, and the folder of an autoencoder that lies with them."""
-    if checkpoint.is_dir() and (is_ours(checkpoint) or ((checkpoint / CONFIG).is_file() and model is None)):
+    if os.path.isdir(checkpoint) and (is_ours(checkpoint) or ((checkpoint / CONFIG).is_file() and model is None)):
         if weights_key is not None:
             raise DisaError(f"{checkpoint} is a folder of one model: leave --weights-key out.")
         preset, network, inside = load_folder(checkpoint)

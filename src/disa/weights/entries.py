@@ -110,10 +110,14 @@ def _likely(entries: list[Entry], known: Collection[str]) -> list[Entry]:
 def _only(entries: list[Entry]) -> Entry:
     """The one that is meant. Raises DisaError where several would do."""
     first = next((entry for name in OFFICIAL for entry in entries if entry.key == name), entries[0])
-    if first.key not in OFFICIAL and any(dict(entry.state) != dict(first.state) for entry in entries):
+    if first.key not in OFFICIAL and any(_tensors(entry) != _tensors(first) for entry in entries):
         keys = [entry.key for entry in entries][:MOST_SHOWN]
         raise DisaError(f"holds several sets of weights, {' and '.join(keys)}: say which with {option(keys[0])}.")
     return first
+
+
+def _tensors(entry: Entry) -> dict[Any, Stored]:
+    return {name: value for name, value in entry.state.items() if isinstance(value, Stored)}
 
 
 def _missing_average(content: Any, others: list[Entry]) -> str:
@@ -128,8 +132,8 @@ def _missing_average(content: Any, others: list[Entry]) -> str:
                 f"holds its average as a list of tensors without names ({key}): save it by name, or take the weights "
                 f"that are not averaged with {option(others[0].key)}."
             )
-        if value is None or (isinstance(value, Mapping | list) and not value):
-            gone = gone or f", its {key} is empty"
+        if _is_module(value) or value is None or (isinstance(value, Mapping | list) and not value):
+            gone = gone or f", as its {key} is {'a whole module' if _is_module(value) else 'empty'}"
     return gone
 
 
@@ -161,7 +165,8 @@ def _named(content: Any, average: bool, key: str, known: Collection[str]) -> Fou
     values = dict(_walk(content))
     if key in values:
         raise DisaError(f"has no weights in its entry {key}: {_about(values[key])}.")
-    keys = sorted({entry.key for entry in entries if entry.key} | {name for name in values if "." not in name})
+    keys = [entry.key for entry in _entries(content, any_prefix=False) if entry.key]
+    keys += [name for name in values if "." not in name and name not in keys]
     there = f"it has {either(keys[:MOST_SHOWN])}" if keys else "it is nothing but tensors, so leave it out"
     raise DisaError(f"has no entry {shown(key)}: {there}.{did_you_mean(key, keys)}")
 

@@ -48,10 +48,11 @@ def what_fits(preset: Preset, path: Path, weights_key: str | None = None) -> Cal
 
 def _fitting_preset(found: Layout, official: bool) -> str | None:
     """Names come first: they cost less than building a model."""
+    has = set(found)
 
     def fits(preset: Preset) -> bool:
         names = preset.official_names()
-        return set(found) == (names.official if official else set(names.parts)) and found == layout(preset, official)
+        return has == (names.official if official else set(names.parts)) and found == layout(preset, official)
 
     return next((name for name, preset in PRESETS.items() if fits(preset)), None)
 
@@ -62,6 +63,8 @@ def _fitting_values(preset: Preset, arguments: Mapping[str, Any], found: Layout,
     Those of the checkpoint's own command line come first; then field after field, what lowers the number of tensors
     that do not fit the most.
     """
+    if not found.keys() & layout(preset, official).keys():
+        return {}
     own = asdict(preset.spec.architecture)
     values = {name: value for name, value in arguments.items() if name in own and own[name] != value}
     best, plain = _misfits(preset, values, found, official), _misfits(preset, {}, found, official) or {}

@@ -50,6 +50,7 @@ NO_FILES = (
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )  # fmt: skip
+# The number that the older form begins with; newer pickles say before it how long they are.
 _MAGIC = b"\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 
 
@@ -58,7 +59,7 @@ def kind_of(path: Path) -> str:
     begins, size = _beginning(path)
     if begins[:4] == b"PK\3\4":
         return ZIPPED
-    if begins[:1] == b"\x80" and begins[2:].startswith(_MAGIC):
+    if begins[:1] == b"\x80" and _MAGIC in (begins[2 : 2 + len(_MAGIC)], begins[11 : 11 + len(_MAGIC)]):
         return LEGACY
     # The length of the header; any text would be a far longer one.
     if begins[8:9] == b"{" and int.from_bytes(begins[:8], "little") < 1 << 48:
@@ -138,7 +139,7 @@ def _about(begins: bytes, size: int, text: str) -> str:
     if begins[4:8] == b"TFL3" or (begins[:1] == b"\x08" and b"onnx" in begins.lower()) or begins[:2] in ONNX:
         return f"is a model of ONNX or TensorFlow. {EXPECTED}."
     if begins[:1] == b"\x80" and begins[1:2] <= b"\5":
-        return f"is a pickle that torch.save did not write. {EXPECTED}."
+        return f"is a pickle that torch.save did not write: save it by torch.save. {EXPECTED}."
     if not size:
         return "is empty. Get it again."
     if text:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from disa import values
 from disa.codecs import kl16
 from disa.codecs.base import LatentCodec
 from disa.codecs.kl16 import KL16Codec, VAEConfig
@@ -26,7 +27,7 @@ CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def load_model(
-    preset: Preset, checkpoint: Path | None = None, average: bool = True, weights_key: str | None = None
+    preset: Preset, checkpoint: Path | str | None = None, average: bool = True, weights_key: str | None = None
 ) -> Model:
     """The preset's model from a file, from the package, or from the hub.
 
@@ -38,7 +39,8 @@ def load_model(
     if checkpoint is None and preset.embedded:
         return build_model(preset, read_embedded(preset.name), f"the embedded {preset.name}")
     missing = f"{preset.name} has no weights on the hub: give a checkpoint."
-    key, path = locate(checkpoint, preset.assets.weights, preset.assets.page, missing)
+    given = None if checkpoint is None else values.path(checkpoint, "the checkpoint")
+    key, path = locate(given, preset.assets.weights, preset.assets.page, missing)
     names = preset.official_names()
     weights = find(path, average, weights_key, names.official | names.parts.keys())
     model = build_model(preset, weights.state, weights.source, what_fits(preset, path, weights_key), weights.otherwise)

@@ -25,12 +25,12 @@ from disa.weights.stored import Place, Stored, read_place, version_of
 
 MOST_PICKLED = 128_000_000
 """Bytes of a checkpoint apart from its tensors."""
-MOST_READS = 8_000_000
-"""Pieces of the same: 100 000 tensors need half of them."""
+MOST_READS = 2_000_000
+"""Pieces of the same: 30 000 tensors have as many."""
 MOST_CLASSES = 10_000
 MOST_DIRECTORY = 32_000_000
 """Bytes of the list of a zip file's entries: 200 000 of them."""
-LONGEST_NAME = 60
+LONGEST_NAME, UNKNOWN = 60, -1
 
 ATTACKS = {
     "os", "posix", "nt", "sys", "subprocess", "socket", "shutil", "pty", "runpy", "importlib", "ctypes", "commands",
@@ -44,6 +44,7 @@ STORAGES = {
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
     "ComplexFloatStorage": torch.complex64, "ComplexDoubleStorage": torch.complex128, "UntypedStorage": torch.uint8,
+    "QInt8Storage": torch.qint8, "QUInt8Storage": torch.quint8, "QInt32Storage": torch.qint32,
 }  # fmt: skip
 
 MORE_THAN_ANY = "it holds more than any checkpoint beside its tensors"
@@ -59,10 +60,19 @@ class Inert(dict[Any, Any]):
     def __init__(self, *_args: Any, **_named: Any) -> None:
         super().__init__()
 
+    @property
+    def is_object(self) -> bool:
+        """Whether it is no container: a module, or something without entries or fields that were kept."""
+        return not self.named.startswith("collections.") and (not self or "_modules" in self)
+
     # Objects of any kind may be keys.
     __hash__ = object.__hash__  # type: ignore[assignment]
     __eq__ = object.__eq__
     __ne__ = object.__ne__
+
+    def __call__(self, *_args: Any, **_named: Any) -> Inert:
+        """What a method would return."""
+        return Inert()
 
     def append(self, _value: Any) -> None:
         """Lists of somebody's own are filled by this, or by the others."""
@@ -86,7 +96,7 @@ def read_zipped(path: Path) -> Any:
             info = entries[folder + name]
             if info.compress_type != zipfile.ZIP_STORED:
                 raise DisaError("it was packed anew: unpack it and save it by torch.save, which does not compress")
-            if size is not None and size > info.file_size:
+            if (size or 0) > info.file_size or info.header_offset + info.file_size > version[1]:
                 raise ValueError(LARGER_THAN_STORED)
             return Place(path, version, info.header_offset, info.file_size if size is None else size, zipped=True)
 
@@ -105,7 +115,7 @@ def read_legacy(path: Path) -> Any:
         found: dict[str, tuple[Place, int, int]] = {}
 
         def place_of(key: str, count: int, width: int) -> Place:
-            return found.setdefault(key, (Place(path, version, 0, count * width), count, width))[0]
+            return found.setdefault(key, (Place(path, version, UNKNOWN, count * width), count, width))[0]
 
         reader = _Reader(file, place_of)
         _magic, _protocol, system, content, keys = (reader.load() for _ in range(5))
@@ -117,6 +127,8 @@ def read_legacy(path: Path) -> Any:
             place.start = file.tell()
             if file.seek(count * width, io.SEEK_CUR) > version[1]:
                 raise ValueError(LARGER_THAN_STORED)
+        if any(place.start == UNKNOWN for place, _, _ in found.values()):
+            raise ValueError(LARGER_THAN_STORED)
         return content
 
 
@@ -176,9 +188,12 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
     place_of: where a storage lies, from its key, the number of its elements and the bytes of one.
     """
 
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+
     def __init__(self, file: IO[bytes], place_of: Callable[[str, int, int], Place]) -> None:
         super().__init__(_Bounded(file), encoding="utf-8", errors="replace")
-        self.stack: list[Any]
         self.place_of = place_of
         self.classes: dict[str, Any] = {
             "torch._utils._rebuild_tensor": self._tensor,
@@ -188,6 +203,11 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
             "torch._utils._rebuild_parameter_with_state": _first,
             "torch._tensor._rebuild_from_type_v2": _of_type,
         }
+
+    def load(self) -> Any:
+        """One of the pickles of a file; none refers to another."""
+        self.memo = {}
+        return super().load()
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands for a name; nothing is imported."""
@@ -234,9 +254,46 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
         if isinstance(target, Inert) and isinstance(fields, dict) and not target.named.startswith("collections."):
             target.update(fields)
 
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill([key, value])
 
-# An array of bytes would be made as large as it says it is.
-_Reader.dispatch = pickle._Unpickler.dispatch | {pickle.BUILD[0]: _Reader.load_build, pickle.BYTEARRAY8[0]: None}  # type: ignore[attr-defined]
+    def load_setitems(self) -> None:
+        self._fill(self.pop_mark())
+
+    def load_dict(self) -> None:
+        entries = self.pop_mark()
+        self.stack.append({})
+        self._fill(entries)
+
+    def _fill(self, entries: list[Any]) -> None:
+        """Entries of a dictionary, but under tuples: looking up a tuple in tuples without end would end Python."""
+        for key, value in zip(entries[::2], entries[1::2], strict=True):
+            if not isinstance(key, tuple):
+                self.stack[-1][key] = value
+
+    def load_additems(self) -> None:
+        """What is in a set is not needed."""
+        self.pop_mark()
+
+    def load_bytearray8(self) -> None:
+        """An array would be made as large as it says it is, before it is read."""
+        self.stack.append(self.read(*struct.unpack("<Q", self.read(8))))
+
+    def load_frozenset(self) -> None:
+        self.pop_mark()
+        self.stack.append(frozenset())
+
+
+_Reader.dispatch = pickle._Unpickler.dispatch | {  # type: ignore[attr-defined]
+    pickle.BUILD[0]: _Reader.load_build,
+    pickle.SETITEM[0]: _Reader.load_setitem,
+    pickle.SETITEMS[0]: _Reader.load_setitems,
+    pickle.DICT[0]: _Reader.load_dict,
+    pickle.ADDITEMS[0]: _Reader.load_additems,
+    pickle.FROZENSET[0]: _Reader.load_frozenset,
+    pickle.BYTEARRAY8[0]: _Reader.load_bytearray8,
+}
 
 
 def _first(tensor: Any, *_rest: Any) -> Any:

@@ -78,7 +78,7 @@ def read_content(path: Path) -> Mapping[str, Any]:
     files = files_of(path)
     for file in files:
         part = _read(file)
-        if not isinstance(part, Mapping) or (isinstance(part, Inert) and "_modules" in part):
+        if not isinstance(part, Mapping) or (isinstance(part, Inert) and part.is_object):
             raise DisaError(f"{file} is not a checkpoint of named tensors: it holds {_about(part)}.")
         if twice := content.keys() & part.keys():
             raise DisaError(

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from shlex import quote
 
@@ -37,7 +38,7 @@ MOST_SHOWN = 6
 
 def files_of(path: Path) -> list[Path]:
     """The files with the weights. Raises DisaError."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # says so of what is no path at all too
         return _listed(path) if kinds.kind_of(path) == kinds.INDEX else [path]
     if is_ours(path):
         raise DisaError(f"{path} is a folder: expected a file. A folder that disa wrote is given as the model itself.")
