@@ -25,7 +25,7 @@ from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS, find_preset
 from disa.runtime import devices
-from disa.weights.folders import CODEC, TOKENIZER, load_folder, save_codec, save_model
+from disa.weights.folders import CODEC, TOKENIZER, codec_files, load_folder, model_files, text_files, write_folder
 from disa.weights.hub import download_folder
 from disa.weights.load import load_model
 
@@ -89,13 +89,13 @@ class Sampler(Loaded):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
-        path = save_model(Path(folder), self.preset, self.model.state_dict())
+        files = model_files(self.preset, self.model.state_dict())
         codec = self.codec if isinstance(self._codec, Path) else self._codec
         if isinstance(codec, LatentCodec):
-            save_codec(path / CODEC, codec)
+            files |= codec_files(codec, CODEC)
         if isinstance(self.conditioner, PromptConditioner) and self.conditioner.has_tokenizer:
-            self.text.save(path / TOKENIZER)
-        return path
+            files |= text_files(self.text)
+        return write_folder(Path(folder), files)
 
     # -- drawing -------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
-from disa.weights.folders import CODEC, TOKENIZER, save_codec, save_model
+from disa.weights.folders import CODEC, codec_files, model_files, tensor_bytes, text_files
 from disa.weights.load import load_codec
 
 
@@ -92,9 +93,13 @@ class Task:
         """The loss of one random batch."""
         raise NotImplementedError
 
-    def save(self, folder: Path, model: Any) -> None:
-        """Write what was trained, in the layout that it is loaded from."""
+    def files(self, model: Any) -> dict[str, bytes]:
+        """What was trained, in the layout that it is loaded from: the files of a folder, by their names."""
         raise NotImplementedError
+
+    def autoencoder(self) -> str:
+        """A hash of the autoencoder that it is trained with, if there is one."""
+        return ""
 
 
 class AutoencoderTask(Task):
@@ -127,10 +132,10 @@ class AutoencoderTask(Task):
         """Those that the statistics of the latents are taken from."""
         return digits("train")[0]
 
-    def save(self, folder: Path, model: SmallVAE) -> None:
+    def files(self, model: SmallVAE) -> dict[str, bytes]:
         images = self.typical_images()
         model.normalise(images, self._noise(images, torch.Generator().manual_seed(0)))
-        save_codec(folder, SmallCodec(model))
+        return codec_files(SmallCodec(model))
 
     def _noise(self, images: Tensor, random: torch.Generator) -> Tensor:
         height, width = (side // self.config.stride for side in images.shape[2:])
@@ -161,10 +166,12 @@ class ImageTask(Task):
         initialise(model, seed)
         return model
 
-    def save(self, folder: Path, model: Any) -> None:
-        save_model(folder, self.preset, model.state_dict())
-        if self.vae is not None:
-            save_codec(folder / CODEC, self.codec)
+    def files(self, model: Any) -> dict[str, bytes]:
+        codec = {} if self.vae is None else codec_files(self.codec, CODEC)
+        return model_files(self.preset, model.state_dict()) | codec
+
+    def autoencoder(self) -> str:
+        return sha256(tensor_bytes(self.codec.model.state_dict())).hexdigest()
 
     @cached_property
     def codec(self) -> LatentCodec:
@@ -287,9 +294,8 @@ class HarmonTask(MaskedTask):
         noise = torch.randn(moments[:, moments.shape[1] // 2 :].shape, generator=random)
         return self.codec.normalised(posterior_sample(moments, noise))
 
-    def save(self, folder: Path, model: Harmon) -> None:
-        super().save(folder, model)
-        self.text.save(folder / TOKENIZER)
+    def files(self, model: Harmon) -> dict[str, bytes]:
+        return super().files(model) | text_files(self.text)
 
     def _drawing_loss(
         self, model: Harmon, scenes: list[shapes.Captioned], latents: Tensor, random: torch.Generator

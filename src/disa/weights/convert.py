@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
-from disa.files import make_folder, write_whole
 from disa.models.families import Model
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
 from disa.weights.config import changed
-from disa.weights.folders import CODEC, TOKENIZER, WEIGHTS, load_folder, save_codec, save_model, write_tensors
-from disa.weights.load import CODEC_WEIGHTS, load_codec, load_model
-from disa.weights.shards import CONFIG, is_ours
+from disa.weights.folders import (
+    CODEC,
+    TOKENIZER,
+    codec_files,
+    load_folder,
+    model_files,
+    tensor_bytes,
+    tokenizer_files,
+    write_folder,
+)
+from disa.weights.load import load_codec, load_model
+from disa.weights.shards import is_ours
 
 
 def convert(
@@ -40,17 +48,16 @@ def convert(
     codec = codec or inside
     loaded = None if codec is None else load_codec(preset, codec)
     if official:
-        files = [f"{preset.name}.safetensors"]
-        make_folder(out)
-        write_tensors(out / files[0], preset.official_names().to_official(network.state_dict()))
+        names = preset.official_names()
+        files = {f"{preset.name}.safetensors": tensor_bytes(names.to_official(network.state_dict()))}
     else:
-        files = [WEIGHTS, CONFIG]
-        save_model(out, preset, network.state_dict())
-        files += _copy_tokenizer(checkpoint / TOKENIZER, out / TOKENIZER)
+        files = model_files(preset, network.state_dict()) | tokenizer_files(checkpoint / TOKENIZER)
     if loaded is not None:
-        files += [f"{CODEC}/{CODEC_WEIGHTS}", f"{CODEC}/{CONFIG}"]
-        save_codec(out / CODEC, loaded)
-    return {file: (out / file).stat().st_size for file in files}
+        files |= codec_files(loaded, CODEC)
+    if checkpoint.is_file() and any((out / name).exists() and checkpoint.samefile(out / name) for name in files):
+        raise DisaError(f"{checkpoint} would be replaced by what is read from it: choose another folder.")
+    write_folder(out, files)
+    return {file: len(content) for file, content in files.items()}
 
 
 def _read(
@@ -79,14 +86,3 @@ def _read(
     # Messages name the preset, which the user knows, and say what to set.
     network = load_model(changed(asked, {}, model), checkpoint, average, weights_key)
     return asked, network, None
-
-
-def _copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copy a tokenizer's files, if there are any; returns their names in the folder around `target`."""
-    files = sorted(path for path in source.glob("*") if path.is_file())
-    if files:
-        make_folder(target)
-    for path in files:
-        content = path.read_bytes()
-        write_whole(target / path.name, lambda file, content=content: file.write(content))
-    return [f"{TOKENIZER}/{path.name}" for path in files]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,15 +12,16 @@ from torch import Tensor
 
 from disa.codecs.base import LatentCodec
 from disa.errors import DisaError
-from disa.files import make_folder, write_json, write_text, write_whole
+from disa.files import finish_writing, json_bytes, write_together
 from disa.models.families import Model
+from disa.models.harmon.text import Text
 from disa.models.spec import Preset
 from disa.values import first_line
 from disa.weights.build import build_model
 from disa.weights.config import read_config, to_json
 from disa.weights.load import CODEC_WEIGHTS
 from disa.weights.read import read_safetensors
-from disa.weights.shards import CONFIG
+from disa.weights.shards import CONFIG, is_ours
 from disa.weights.trust import forget, hash_file
 
 WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "vae", "tokenizer"
@@ -27,26 +29,74 @@ WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "vae", "tokenizer"
 
 def save_model(folder: Path, preset: Preset, state: Mapping[str, Tensor]) -> Path:
     """Write `model.safetensors` (our names) and `config.json` (spec, defaults, hash) into `folder`."""
-    make_folder(folder)
-    sha256 = write_tensors(folder / WEIGHTS, state)
-    write_json(folder / CONFIG, {**to_json(preset), "sha256": sha256})
-    return folder
+    return write_folder(folder, model_files(preset, state))
 
 
 def save_codec(folder: Path, codec: LatentCodec) -> Path:
     """Write an autoencoder: a diffusers `AutoencoderKL` folder, or the small one in the same layout."""
-    make_folder(folder)
-    write_tensors(folder / CODEC_WEIGHTS, codec.model.state_dict())
-    write_text(folder / CONFIG, codec.about())
+    files = codec_files(codec)
+    write_together(folder, {CODEC_WEIGHTS: files[CODEC_WEIGHTS]}, {CONFIG: files[CONFIG]})
     return folder
 
 
-def write_tensors(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Write a whole .safetensors file and return its SHA-256."""
-    content = save({key: value.contiguous() for key, value in state.items()}, {"format": "pt"})
-    write_whole(path, lambda file: file.write(content))
-    forget(path)
-    return hashlib.sha256(content).hexdigest()
+def write_folder(folder: Path, files: Mapping[str, bytes], telling: Mapping[str, bytes] | None = None) -> Path:
+    """Write the files of a model together, in place of a model that is there; telling: what else tells of them.
+
+    Refused where that would replace a model that disa did not write, or where the new one would be taken with an
+    autoencoder or a tokenizer of another. Raises DisaError.
+    """
+    finish_writing(folder)
+    if CONFIG in files:
+        _check_place(folder, files)
+    for name in files:
+        forget(folder / name)
+    told = {name: files[name] for name in (CONFIG,) if name in files} | dict(telling or {})
+    write_together(folder, {name: content for name, content in files.items() if name not in told}, told)
+    return folder
+
+
+def _check_place(folder: Path, files: Mapping[str, bytes]) -> None:
+    for name in (CONFIG, WEIGHTS):
+        if (folder / name).exists() and not is_ours(folder):
+            raise DisaError(f"{folder / name} was not written by disa: choose another folder.")
+    for path in (folder / CODEC / CODEC_WEIGHTS, *sorted((folder / TOKENIZER).glob("*"))):
+        if path.is_file() and path.relative_to(folder).as_posix() not in files:
+            raise DisaError(
+                f"{path} is there already, and would be taken for the new model's: remove {path.parent}, or choose "
+                "another folder."
+            )
+
+
+def model_files(preset: Preset, state: Mapping[str, Tensor]) -> dict[str, bytes]:
+    """What `model.safetensors` and `config.json` of a model hold."""
+    content = tensor_bytes(state)
+    about = {**to_json(preset), "sha256": hashlib.sha256(content).hexdigest()}
+    return {WEIGHTS: content, CONFIG: json_bytes(about)}
+
+
+def codec_files(codec: LatentCodec, folder: str = "") -> dict[str, bytes]:
+    """What the files of an autoencoder hold; folder: in which of the model's they lie."""
+    place = f"{folder}/" if folder else ""
+    content = tensor_bytes(codec.model.state_dict())
+    return {f"{place}{CODEC_WEIGHTS}": content, f"{place}{CONFIG}": codec.about().encode()}
+
+
+def tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """What the files of a tokenizer hold, if there are any: they lie in a folder of the model's."""
+    files = sorted(path for path in folder.glob("*") if path.is_file())
+    return {f"{TOKENIZER}/{path.name}": path.read_bytes() for path in files}
+
+
+def text_files(text: Text) -> dict[str, bytes]:
+    """The same of a tokenizer that was read."""
+    with tempfile.TemporaryDirectory() as folder:
+        text.save(Path(folder))
+        return tokenizer_files(Path(folder))
+
+
+def tensor_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A .safetensors file."""
+    return save({key: value.contiguous() for key, value in state.items()}, {"format": "pt"})
 
 
 def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
@@ -54,6 +104,7 @@ def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
 
     Raises DisaError.
     """
+    finish_writing(folder)
     preset, sha256 = read_config(folder / CONFIG)
     path = folder / WEIGHTS
     if not path.is_file() or hash_file(path) != sha256:
