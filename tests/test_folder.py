@@ -125,16 +125,24 @@ def test_images_of_another_run_are_replaced_and_nothing_else(sampler: Sampler, t
     assert sorted(bytes_of(tmp_path)) == ["mine.png", "seed000005_label0003.png"]
 
 
-def test_what_was_told_of_replaced_images_goes_with_them(sampler: Sampler, tmp_path: Path) -> None:
-    """Where drawing stops before its first batch, no trace or overview tells of images that are not there."""
+def test_what_is_replaced_stays_until_there_is_something_to_replace_it(sampler: Sampler, tmp_path: Path) -> None:
+    """Then all of it goes, with what is told of it: no trace or overview tells of images that are not there."""
     drawn(sampler, tmp_path, Inputs.paired([1, 2], [3, 3]))
-    _, missing = opened(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
-    assert (missing, files(tmp_path)) == ([0], [])
+    before = {name: (tmp_path / name).read_bytes() for name in files(tmp_path)}
+    new = Inputs.paired([2, 5, 6, 7], [4, 3, 3, 3])
+    target, missing = opened(sampler, tmp_path, new, "replace")
+    assert missing == [0, 1, 2, 3]
+    assert {name: (tmp_path / name).read_bytes() for name in files(tmp_path)} == before
+    batches = sampler.start(new, **QUICK).batches()
+    target.write(next(batches), [0, 1])
+    names = [f"samples/{name}.png" for name in ("seed000002_label0004", "seed000005_label0003")]
+    assert files(tmp_path) == [*names, "trace.json"]
+    assert json.loads((tmp_path / "trace.json").read_text())["images_counted"] == 2
     # The same drawing again replaces nothing, and keeps what is told of it.
-    drawn(sampler, tmp_path, Inputs.paired([5], [3]))
+    drawn(sampler, tmp_path, new, "resume")
     before = files(tmp_path)
-    opened(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
-    assert files(tmp_path) == before == ["grid.png", "samples/seed000005_label0003.png", "trace.json"]
+    opened(sampler, tmp_path, new, "replace")
+    assert files(tmp_path) == before
 
 
 def test_every_image_has_a_file_of_its_own() -> None:

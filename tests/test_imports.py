@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 # A place may import itself and the places of the lines above it here; places of one line know nothing of each other,
 # so that nothing but `python -m disa` imports the ways in.
 PLACES = (
-    "errors",
+    "errors stopping",
     "values",
     "files layout",
     "core",

@@ -10,7 +10,7 @@ A process may be killed between any two lines. Each order of writing leaves a va
 - Files that each stand alone (`write_each`): all are written, then each is renamed; some of them are new.
 
 A temporary file is locked while its process lives. So the next run into a folder clears what a killed process left
-(`make_folder`), and never what another one is writing. Files of the user are not touched: the names are of our own kind.
+(`make_folder`), never what another one is writing, and no file of the user: their names are of a kind of our own.
 """
 
 from __future__ import annotations
@@ -134,23 +134,24 @@ class _Part:
     def __init__(self, path: Path, token: str = "") -> None:
         # The name is known before the file exists: whatever interrupts what follows, the file is found and removed.
         self.path, self.temporary = path, _temporary(path, token or secrets.token_hex(4))
-        self._file: IO[bytes] | None = None
+        self._descriptor: int | None = None
 
     def write(self, write: Callable[[IO[bytes]], object], *, synced: bool = True) -> None:
         """Call `write(file)`. Raises DisaError where that is not possible."""
         try:
-            self._file = self._open()
-            write(self._file)
-            self._file.flush()
-            if synced:
-                os.fsync(self._file.fileno())
+            self._create()
+            with open(self.temporary, "r+b") as file:
+                write(file)
+                file.flush()
+                if synced:
+                    os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
             raise _unwritten(self.path, error) from error
 
     def place(self) -> None:
         """Give it its own name. Raises DisaError."""
-        if self._file is not None and os.name == "nt":  # Windows renames nothing that is open
-            self._file.close()
+        if os.name == "nt":  # Windows renames nothing that is open
+            self.close()
         try:
             os.replace(self.temporary, self.path)
         except OSError as error:
@@ -158,23 +159,22 @@ class _Part:
 
     def close(self) -> None:
         """Nobody writes it any more."""
-        if self._file is not None:
-            self._file.close()
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def discard(self) -> None:
         """Remove what has not got its own name."""
-        # Closing writes what is left in a buffer, for which there may be no room.
-        with suppress(OSError):
-            self.close()
+        self.close()
         self.temporary.unlink(missing_ok=True)
 
-    def _open(self) -> IO[bytes]:
+    def _create(self) -> None:
         while True:
-            file = open(self.temporary, "xb")
-            _lock(file.fileno(), wait=True)
+            self._descriptor = os.open(self.temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+            _lock(self._descriptor, wait=True)
             if self.temporary.exists():
-                return file
-            file.close()  # it was taken for one that nobody writes, before it was locked
+                return
+            self.close()  # it was taken for one that nobody writes, before it was locked
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, synced: bool = True) -> Path:
@@ -197,12 +197,14 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object], *, synced: boo
 def write_each(files: Mapping[Path, bytes], then: Callable[[], object] = lambda: None) -> None:
     """Write files that each stand alone: all under temporary names, then `then()`, then each gets its own name.
 
-    Where there is no room for all, none is written. After a power failure some may be partial.
+    Where there is no room for all, none is written. After a power failure some may be partial. It is for a process
+    that is the `only_writer`: there may be too many to keep them all open, and locked.
     """
     parts = [_Part(path) for path in files]
     try:
         for part, content in zip(parts, files.values(), strict=True):
             part.write(lambda file, content=content: file.write(content), synced=False)
+            part.close()
         then()
         for part in parts:
             part.place()

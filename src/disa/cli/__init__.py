@@ -17,6 +17,7 @@ from disa.cli.options import flat
 from disa.cli.weights import convert, presets, train
 from disa.errors import DisaError
 from disa.runtime import threads
+from disa.stopping import STOPPED, Stopped, stopped_by_sigterm
 
 INTERRUPTED = 130
 
@@ -44,12 +45,15 @@ for command, example in COMMANDS.items():
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2; Ctrl-C exits with 130."""
+    """A user's mistake is one line on standard error and exit code 2; Ctrl-C exits with 130, SIGTERM with 143."""
     threads.set_up()
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
     try:
-        code = app(standalone_mode=False)
+        with stopped_by_sigterm():
+            code = app(standalone_mode=False)
+        if code == INTERRUPTED:  # what Typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.stdout.flush()
     except DisaError as error:
         code = _say(f"disa: {error}", 2)
@@ -63,10 +67,10 @@ def main() -> None:
         code = 1
     except OSError as error:
         code = _say(f"disa: {error}", 2)
+    except Stopped as stopped:
+        code = _say(f"disa: {stopped}", stopped.code)
     except KeyboardInterrupt:
-        code = INTERRUPTED
-    if code == INTERRUPTED:
-        _say("disa: stopped; only whole files were written.")
+        code = _say(f"disa: {STOPPED}", INTERRUPTED)
     sys.exit(code)
 
 

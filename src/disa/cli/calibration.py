@@ -36,7 +36,7 @@ def calibrate(
     that its training held out if no prompt is given.
     """
     from disa import __version__
-    from disa.files import make_folder, write_json, write_whole
+    from disa.files import json_bytes, make_folder, write_together
     from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, num_turns
     from disa.study.calibrate import calibrate as run_calibration
     from disa.study.plots import calibration_plot
@@ -48,8 +48,7 @@ def calibrate(
         [result] = run_calibration(sampler, inputs, chosen, [budget], reference, advance)
     report = result.report() | {"disa": __version__}
     plot = calibration_plot(report, f"{sampler.preset.name}, {len(inputs)} images, budget {budget}")
-    write_whole(out / "calibration.png", lambda file: file.write(plot))
-    write_json(out / "table.json", report)
+    write_together(out, {"table.json": json_bytes(report)}, {"calibration.png": plot})
     if as_json:
         print_json(report | {"out": str(out)})
     else:

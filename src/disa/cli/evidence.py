@@ -45,7 +45,7 @@ def evidence(
     training held out if no prompt is given.
     """
     from disa.draw.pictures import png
-    from disa.files import make_folder, write_json, write_whole
+    from disa.files import json_bytes, make_folder, write_together
     from disa.study.evidence import Effort, check, measure, num_turns
     from disa.study.plots import evidence_plot
 
@@ -57,9 +57,8 @@ def evidence(
         result = measure(sampler, inputs, chosen, effort, advance)
     report = result.report()
     plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(inputs)} images")
-    write_whole(out / "evidence.png", lambda file: file.write(plot))
-    write_whole(out / "foresight.png", lambda file: file.write(png(_sheet(result))))
-    write_json(out / "evidence.json", report)
+    pictures = {"evidence.png": plot, "foresight.png": png(_sheet(result))}
+    write_together(out, {"evidence.json": json_bytes(report)}, pictures)
     if as_json:
         print_json(report | {"out": str(out)})
     else:

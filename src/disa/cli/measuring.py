@@ -125,7 +125,7 @@ def _compare(
     sampler: Sampler, policies: list[str], inputs: Inputs, settings: Settings, out: Path, as_json: bool
 ) -> None:
     from disa.draw.pictures import png, side_by_side
-    from disa.files import make_folder, write_json, write_whole
+    from disa.files import json_bytes, make_folder, write_together
     from disa.study.compare import check
     from disa.study.compare import compare as run_compare
     from disa.study.plots import steps_plot
@@ -139,11 +139,10 @@ def _compare(
     first = result.policies[0]
     titles = [f"{p.steps}: {p.seconds:.1f} s, {first.seconds / p.seconds:.1f}x" for p in result.policies]
     shown = {title: images[:SHOWN] for title, images in zip(titles, result.images, strict=True)}
-    write_whole(out / "compare.png", lambda file: file.write(png(side_by_side(shown))))
     plot = steps_plot({policy.steps: policy.counts for policy in result.policies})
-    write_whole(out / "steps.png", lambda file: file.write(plot))
     report = result.report()
-    write_json(out / "compare.json", report)
+    pictures = {"compare.png": png(side_by_side(shown)), "steps.png": plot}
+    write_together(out, {"compare.json": json_bytes(report)}, pictures)
     if as_json:
         print_json(report | {"out": str(out)})
     else:

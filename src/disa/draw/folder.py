@@ -6,6 +6,12 @@
 
 An image knows what it was drawn from: its PNG holds an identity, a hash of the settings, the weights, the label or
 prompt and the seed. So what is there already is known by what it is, not by its name.
+
+Whatever ends the process, the folder holds images of one run, each whole, and a trace that tells of no image that is
+not there. For each batch that is the order: its images under temporary names; with the first batch, what tells of
+another run and then the images of that run are removed; the batch gets its names; now and then, the trace is written.
+So what is replaced stays until there is something to replace it, and a disk that is full leaves it alone. Only one
+process at a time draws into a folder, and what disa did not write is never removed or replaced.
 """
 
 from __future__ import annotations
@@ -24,15 +30,17 @@ from PIL import Image
 from torch import Tensor
 
 from disa.draw.inputs import Inputs
-from disa.draw.pictures import as_image, grid, png, text_of
+from disa.draw.pictures import as_image, grid, is_foreign, png, text_of
 from disa.draw.prompts import slug
 from disa.draw.settings import NO_IDENTITY, digest
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
-from disa.files import clear_unfinished, make_folder, write_json, write_text, write_whole
-from disa.values import counted
+from disa.files import Hold, clear_unfinished, make_folder, only_writer, write_each, write_json, write_whole
+from disa.values import counted, one_of
 
 SAMPLES, OVERVIEW, TRACE, METADATA = "samples", "grid.png", "trace.json", "metadata.jsonl"
+TEXT = "disa"
+"""The keyword under which a PNG says what it is."""
 MOST_SHOWN = 100
 """Images of an overview."""
 SECONDS_BETWEEN_TRACES = 5.0
@@ -119,47 +127,49 @@ class SampleFolder:
         self.numbers = {"images_counted": 0, "seconds": 0.0, "seconds_decode": 0.0}
         self.rewritten: dict[int, str] = {}
         self._last_trace = 0.0
+        self._hold: Hold | None = None
+        self._others: list[str] = []
+        self._used = self._begun = False
 
     def open(self, if_used: str = "refuse") -> list[int]:
         """Make the folder ready; returns the places of the images that are still to be drawn.
 
         if_used: `refuse` a folder with other images in it; `resume`: the same, and draw only what is missing;
-        `replace` what disa wrote there. Raises DisaError.
+        `replace` what disa wrote there, as soon as there are new images. Raises DisaError.
         """
-        if if_used not in IF_USED:
-            raise DisaError(f"unknown choice {if_used!r} for a used folder: expected {', '.join(IF_USED)}.")
-        found = {name: found for name in self._pictures() if (found := self._identity(name)) is not None}
-        own = set(self.identities)
-        others = [name for name, found in found.items() if found not in own]
-        if others and if_used != "replace":
-            raise DisaError(
-                f"{self.folder} holds {counted(len(others), 'image')} of another run ({others[0]}): choose another "
-                "folder, or replace them (--replace)."
-            )
+        one_of(if_used, IF_USED, "choice")
         make_folder(self.folder)
-        clear_unfinished(self.folder)
-        if others:
-            self._remove(others)
-        for name in {str(Path(name).parent) for name in self.layout.names}:
-            make_folder(self.folder / name)
-            clear_unfinished(self.folder / name)
-        for name, text in self.layout.notes.items():
-            write_text(self.folder / name, text)
+        self._hold = only_writer(self.folder)
+        expected = dict(zip(self.layout.names, self.identities, strict=True))
+        there = {name: self._identity(name) for name in self._pictures()}
+        self._others = [name for name, found in there.items() if found not in (None, expected.get(name))]
+        if self._others and if_used != "replace":
+            raise DisaError(
+                f"{self.folder} holds {counted(len(self._others), 'image')} of another run ({self._others[0]}): choose "
+                "another folder, or replace them (--replace)."
+            )
+        self._used = any(there.values())
+        self._check_foreign([name for name in there if name in expected])
+        for place in self._sample_folders():
+            clear_unfinished(place)
+            clear_unfinished(place.parent)
+        for place in self._places():
+            make_folder(place)
         if if_used != "resume":
             return list(range(len(self.inputs)))
         self._read_trace()
-        return [i for i, name in enumerate(self.layout.names) if found.get(name) != self.identities[i]]
+        return [i for i, name in enumerate(self.layout.names) if there.get(name) != self.identities[i]]
 
     def write(self, samples: Drawn, places: Sequence[int]) -> None:
         """The images of a batch; places: [B] where they stand in the inputs of the folder."""
         if samples.rewritten is not None:
             self.rewritten |= dict(zip(places, samples.rewritten, strict=True))
-        for i, image in zip(places, samples.images, strict=True):
-            content = png(as_image(image), {"disa": json.dumps(self._about(i))})
-            # What a power failure leaves half written has no end, and is drawn again.
-            write_whole(
-                self.folder / self.layout.names[i], lambda file, content=content: file.write(content), synced=False
-            )
+        contents = self._notes() | {
+            self.folder / self.layout.names[i]: png(as_image(image), {TEXT: json.dumps(self._about(i))})
+            for i, image in zip(places, samples.images, strict=True)
+        }
+        # What a power failure leaves half written has no end, and is drawn again.
+        write_each(contents, self._begin)
         steps = zip(self.trace, samples.trace, strict=True)
         self.trace = [TraceStep.sum(pair) for pair in steps] if self.trace else list(samples.trace)
         self.numbers["images_counted"] += len(samples)
@@ -177,16 +187,20 @@ class SampleFolder:
         try:
             for samples in batches:
                 self.write(samples, [missing[place] for place in samples.places])
-        except KeyboardInterrupt:
+        except BaseException:
             if self.trace:
-                self.write_trace()
+                with contextlib.suppress(DisaError):
+                    self.write_trace()
+            self._hold = None
             raise
         return self.finish() | {"drawn": len(missing)}
 
     def finish(self) -> dict[str, Any]:
         """Write overviews and the trace; returns the trace."""
+        write_each(self._notes(), self._begin)
         for name, places in self.layout.overviews.items():
             self._write_overview(name, places)
+        self._hold = None
         return self.write_trace()
 
     def write_trace(self) -> dict[str, Any]:
@@ -198,26 +212,65 @@ class SampleFolder:
 
     # -- what is there -------------------------------------------------------------------------------------------
 
+    def _notes(self) -> dict[Path, bytes]:
+        """What is written with the first images."""
+        return {} if self._begun else {self.folder / name: text.encode() for name, text in self.layout.notes.items()}
+
+    def _begin(self) -> None:
+        """Before the first image gets its name: remove what is of another run."""
+        if not self._begun and (self._others or not self._is_of_this_run(_read_json(self.folder / TRACE))):
+            self._remove(self._others)
+            for place in self._places():
+                place.mkdir(parents=True, exist_ok=True)
+        self._begun = True
+
+    def _places(self) -> list[Path]:
+        """Folders in which something is written."""
+        return sorted({(self.folder / name).parent for name in [*self.layout.names, *self.layout.overviews]})
+
     def _remove(self, names: Sequence[str]) -> None:
-        """Images of another run, with what is told of them: overviews, the trace, and folders that are then empty."""
+        """Images of another run, after what is told of them: the trace, overviews; and folders that are then empty."""
+        folders = {self.folder, *(self.folder.joinpath(name).parents[1] for name in names)}
+        for folder in sorted(folders):
+            if _is_trace(_read_json(folder / TRACE)):
+                (folder / TRACE).unlink()
+            if self._is_overview(folder / OVERVIEW):
+                (folder / OVERVIEW).unlink()
+            if names and folder != self.folder:
+                (folder / METADATA).unlink(missing_ok=True)
         for name in names:
-            (self.folder / name).unlink()
-        for folder in {self.folder, *(self.folder.joinpath(name).parents[1] for name in names)}:
-            for name in (OVERVIEW, TRACE, METADATA):
-                (folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
+        for folder in sorted(folders - {self.folder}):
             with contextlib.suppress(OSError):
                 (folder / SAMPLES).rmdir()
                 folder.rmdir()
 
+    def _check_foreign(self, names: Sequence[str]) -> None:
+        """Files in the way that disa did not write. Raises DisaError."""
+        foreign = [name for name in names if is_foreign(self.folder / name, TEXT)]
+        foreign += [name for name in self.layout.overviews if not self._is_overview(self.folder / name)]
+        foreign += [] if _is_trace(_read_json(self.folder / TRACE)) else [TRACE]
+        foreign = [name for name in foreign if (self.folder / name).exists()]
+        if foreign:
+            raise DisaError(f"{self.folder / foreign[0]} was not written by disa: move it, or choose another folder.")
+
+    def _is_overview(self, path: Path) -> bool:
+        """Whether disa wrote it. Earlier versions did not say so in the file."""
+        return path.is_file() and (self._used or not is_foreign(path, TEXT))
+
     def _pictures(self) -> list[str]:
         """Images that are in the folder, by their names below it."""
-        folders = [self.folder / SAMPLES, *self.folder.glob(f"[0-9]*/{SAMPLES}")]
-        return [str(path.relative_to(self.folder)) for folder in folders for path in sorted(folder.glob("*.png"))]
+        found = (path for folder in self._sample_folders() for path in sorted(folder.glob("*.png")))
+        return [str(path.relative_to(self.folder)) for path in found]
+
+    def _sample_folders(self) -> list[Path]:
+        """Where images may be."""
+        return [self.folder / SAMPLES, *self.folder.glob(f"[0-9]*/{SAMPLES}")]
 
     def _identity(self, name: str) -> str | None:
         """Of an image in the folder, if disa wrote it and it is whole."""
         try:
-            return str(json.loads(text_of(self.folder / name, "disa"))["identity"])
+            return str(json.loads(text_of(self.folder / name, TEXT))["identity"])
         except (ValueError, KeyError, TypeError):
             return None
 
@@ -254,22 +307,40 @@ class SampleFolder:
     def _read_trace(self) -> None:
         """Go on counting where a trace of the same drawing ended."""
         try:
-            found = json.loads((self.folder / TRACE).read_text())
-            if found["digest"] != self.digest or not set(found["files"]) <= set(self.layout.names):
+            found = _read_json(self.folder / TRACE)
+            if not self._is_of_this_run(found):
                 return
             trace = [TraceStep(**step) for step in found["trace"]]
             numbers = {name: type(value)(found[name]) for name, value in self.numbers.items()}
             words = dict(zip(found["files"], found.get("rewritten", []), strict=False))
             rewritten = {i: words[name] for i, name in enumerate(self.layout.names) if words.get(name) is not None}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return
         self.trace, self.numbers, self.rewritten = trace, numbers, rewritten
+
+    def _is_of_this_run(self, trace: Any) -> bool:
+        return _is_trace(trace) and trace["digest"] == self.digest and set(trace["files"]) <= set(self.layout.names)
 
     def _write_overview(self, name: str, places: Sequence[int]) -> None:
         pictures = [Image.open(self.folder / self.layout.names[i]) for i in places]
         prompts = self.inputs.prompts if name == OVERVIEW else None
         captions = [] if prompts is None else [prompts[i] for i in places]
-        write_whole(self.folder / name, lambda file: file.write(png(grid(pictures, captions=captions))))
+        content = png(grid(pictures, captions=captions), {TEXT: json.dumps({"digest": self.digest})})
+        write_whole(self.folder / name, lambda file: file.write(content))
+
+
+def _is_trace(content: Any) -> bool:
+    """Whether disa wrote it."""
+    files = content.get("files") if isinstance(content, dict) and isinstance(content.get("digest"), str) else None
+    return isinstance(files, list) and all(isinstance(name, str) for name in files)
+
+
+def _read_json(path: Path) -> Any:
+    """None where there is none, or it is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
 
 
 def identities(of_run: str, inputs: Inputs) -> list[str]:

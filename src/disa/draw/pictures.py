@@ -42,6 +42,15 @@ def text_of(path: Path, keyword: str) -> str:
     return str(text[keyword])
 
 
+def is_foreign(path: Path, keyword: str) -> bool:
+    """Whether this is a picture without a text of that keyword, or no file. What is no picture is none of others."""
+    try:
+        with Image.open(path) as image:
+            return keyword not in image.info
+    except (OSError, SyntaxError, ValueError):
+        return path.is_dir()
+
+
 def as_image(image: Any) -> Image.Image:
     """A picture from any output type: a tensor [channels, height, width], an array [height, width, channels], both in
     [0, 1], or a picture."""

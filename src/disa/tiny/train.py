@@ -1,15 +1,20 @@
 """Training of the embedded models: `disa train mar-digits` makes the weights that the package ships.
 
 Every random number of an iteration follows from (seed, iteration), so a resumed run continues as if never stopped.
-Shapes: B images, L tokens, C token channels.
+`state.pt` is written now and then, at Ctrl-C and after the last iteration, and then the results, all together: a run
+that is killed goes on from its state. A folder holds one run; another one is refused. Shapes: B images, L tokens, C
+token channels.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import shlex
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +23,18 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disa.errors import DisaError
-from disa.files import make_folder, write_json, write_whole
+from disa.files import json_bytes, make_folder, only_writer, write_whole
 from disa.runtime.packing import has_fast_bf16
+from disa.stopping import Stopped, stop_later
 from disa.study.plots import plot_png
 from disa.tiny.muon import Muon
-from disa.tiny.tasks import Recipe, find_task
+from disa.tiny.tasks import RECIPES, Recipe, find_task
+from disa.values import counted, shown
+from disa.weights.folders import WEIGHTS, write_folder
+from disa.weights.load import CODEC_WEIGHTS
+from disa.weights.read import CONFIG
 
+STATE, CURVE, SUMMARY = "state.pt", "loss.png", "training.json"
 PRODUCTS_KEPT = "16384"
 """How many prepared matrix products oneDNN keeps: every number of visible tokens has its own, and 1024 are too few."""
 
@@ -82,6 +93,11 @@ class Trainer:
             for mean, parameter in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(parameter, 1 - decay)
 
+    def options(self) -> dict[str, Any]:
+        """All that decides the result."""
+        about = {"seed": self.seed, "autoencoder": self.task.autoencoder()}
+        return {"name": self.name, **asdict(self.recipe), **about}
+
     def state(self) -> dict[str, Any]:
         """Everything that a resumed run needs."""
         return {
@@ -89,6 +105,8 @@ class Trainer:
             "seed": self.seed,
             "iteration": self.iteration,
             "losses": self.losses,
+            "options": self.options(),
+            "vae": None if self.task.vae is None else str(self.task.vae.resolve()),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimisers": [optimiser.state_dict() for optimiser in self.optimisers],
@@ -97,7 +115,7 @@ class Trainer:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from there. Raises DisaError for the state of another model; this trainer is then of no use."""
         try:
-            self.seed, self.iteration, self.losses = state["seed"], state["iteration"], state["losses"]
+            self.iteration, self.losses = state["iteration"], state["losses"]
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
             for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -143,48 +161,105 @@ def train(
     """Train, write `model.safetensors`, `config.json`, `loss.png` and `training.json` into `folder`; returns a summary.
 
     vae: the folder of an autoencoder to use instead of the package's; it is written beside the model. A run that was
-    stopped continues from `state.pt` in the same folder, with the same result as an unbroken one.
+    stopped continues from `state.pt` in the same folder, with the same result as an unbroken one. Where the folder
+    holds a run of other options it is refused, unless `resume` is false. Raises DisaError, and `Stopped` after Ctrl-C
+    or SIGTERM.
     """
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", PRODUCTS_KEPT)  # read with the first product
     trainer = Trainer(name, seed, recipe, vae)
     make_folder(folder)
-    saved = folder / "state.pt"
-    if resume and saved.exists():
-        trainer.restore(_read_state(saved, name))
-    started, first = time.perf_counter(), trainer.iteration
-    while trainer.iteration < trainer.recipe.iterations:
-        loss = trainer.step()
-        on_step(trainer.iteration, trainer.recipe.iterations, loss)
-        if trainer.iteration % save_every == 0:
-            _write_state(saved, trainer)
-    trainer.task.save(folder, trainer.average)
-    write_whole(folder / "loss.png", lambda file: file.write(loss_curve(trainer.losses)))
-    summary = {
-        "name": name,
-        "seed": trainer.seed,
-        "iterations": trainer.iteration,
-        "iterations_this_run": trainer.iteration - first,
-        "seconds_this_run": time.perf_counter() - started,
-        "loss": sum(trainer.losses[-200:]) / max(1, len(trainer.losses[-200:])),
-        "held_out_loss": trainer.held_out_loss(),
-    }
-    write_json(folder / "training.json", summary)
+    with only_writer(folder):
+        _take_up(trainer, folder, resume)
+        started, first = time.perf_counter(), trainer.iteration
+        _run(trainer, folder / STATE, on_step, save_every)
+        summary = {
+            "name": name,
+            "seed": trainer.seed,
+            "iterations": trainer.iteration,
+            "iterations_this_run": trainer.iteration - first,
+            "seconds_this_run": time.perf_counter() - started,
+            "loss": sum(trainer.losses[-200:]) / max(1, len(trainer.losses[-200:])),
+            "held_out_loss": trainer.held_out_loss(),
+        }
+        told = {CURVE: loss_curve(trainer.losses), SUMMARY: json_bytes(summary)}
+        write_folder(folder, trainer.task.files(trainer.average), told)
     return summary
+
+
+def _run(trainer: Trainer, path: Path, on_step: Callable[[int, int, float], None], save_every: int) -> None:
+    """Iterations, to the last one or until someone wants to stop; the state is written in both cases."""
+    total = trainer.recipe.iterations
+    with stop_later() as stop:
+        while trainer.iteration < total and not stop.signum:
+            loss = trainer.step()
+            on_step(trainer.iteration, total, loss)
+            if trainer.iteration % save_every == 0 and trainer.iteration < total:
+                _write_state(path, trainer)
+        _write_state(path, trainer)
+    if stop.signum:
+        done = f"{trainer.iteration} of {counted(total, 'iteration')}"
+        raise Stopped(f"stopped after {done}, which are kept. Go on: {_command(trainer.state(), path)}", stop.signum)
+
+
+def _take_up(trainer: Trainer, folder: Path, resume: bool) -> None:
+    """Go on with the run that the folder holds; refuse another one, and what is no run. Raises DisaError."""
+    path, summary = folder / STATE, _read_summary(folder / SUMMARY)
+    strange = [name for name in (CONFIG, WEIGHTS, CODEC_WEIGHTS, CURVE, SUMMARY) if (folder / name).exists()]
+    if strange and summary is None and not path.exists():
+        raise DisaError(f"{folder / strange[0]} is not of a training: choose another folder.")
+    if not resume:
+        return
+    if path.exists():
+        state = _read_state(path)
+        _compare(state, trainer, path)
+        trainer.restore(state)
+    elif summary is not None:
+        _compare(summary, trainer, folder / SUMMARY)
+
+
+def _compare(found: dict[str, Any], trainer: Trainer, path: Path) -> None:
+    """Refuse a run of other options; those that are not known, because an earlier version wrote it, may be anything."""
+    asked = trainer.options()
+    for key, value in {**found, **found.get("options", {})}.items():
+        if key in asked and value != asked[key]:
+            what = (
+                f"{key} is {shown(value)}, not {shown(asked[key])}" if key != "autoencoder" else "another autoencoder"
+            )
+            raise DisaError(
+                f"{path} is of another training: {what}. Choose another folder, begin anew (--restart), or go on with "
+                f"that one: {_command(found, path)}"
+            )
+
+
+def _command(found: dict[str, Any], path: Path) -> str:
+    """What goes on with a run, for the command line."""
+    name, seed = str(found["name"]), found.get("seed", 0)
+    total = found.get("options", {}).get("iterations", found.get("iterations"))
+    own = RECIPES[name][1].iterations if name in RECIPES else None
+    options = {"--seed": seed or None, "--iterations": None if total == own else total, "--vae": found.get("vae")}
+    given = [part for flag, value in options.items() if value is not None for part in (flag, str(value))]
+    return shlex.join(["disa", "train", name, *given, "--out", str(path.parent)])
 
 
 def _write_state(path: Path, trainer: Trainer) -> None:
     write_whole(path, lambda file: torch.save(trainer.state(), file))
 
 
-def _read_state(path: Path, name: str) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, weights_only=True)
-        found = state["name"]
+        return {"name": state["name"], **state}
     except Exception as error:
         raise DisaError(f"{path} is not the state of a training run. Remove it to start again.") from error
-    if found != name:
-        raise DisaError(f"{path} belongs to a run of {found}, not of {name}. Choose another folder.")
-    return state
+
+
+def _read_summary(path: Path) -> dict[str, Any] | None:
+    """What a finished run told of itself; None where there is none, or it is not ours."""
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        return {name: summary[name] for name in ("name", "seed", "iterations")}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def loss_curve(losses: list[float], window: int = 100) -> bytes:
