@@ -92,14 +92,17 @@ def train(
     out: Out = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="The run is a function of it.")] = 0,
     iterations: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
-    restart: Annotated[bool, typer.Option(help="Ignore an interrupted run in the folder.")] = False,
+    restart: Annotated[bool, typer.Option(help="Ignore a run in the folder, and replace it at the end.")] = False,
     vae: Annotated[
         Path | None, typer.Option(help="The folder of an autoencoder that you trained, instead of the package's.")
     ] = None,
     threads: Threads = None,
     as_json: AsJSON = False,
 ) -> None:  # fmt: skip
-    """Train an embedded model; a run that was interrupted continues. Writes weights, loss.png and training.json."""
+    """Train an embedded model. Writes weights, loss.png and training.json.
+
+    Ctrl-C saves the run, and the same command goes on with it; a folder with a run of other options is refused.
+    """
     from dataclasses import replace
 
     from disa.runtime import threads as computing
@@ -110,7 +113,7 @@ def train(
     if model == "digits-classifier" and vae is not None:
         raise DisaError("digits-classifier reads images: leave --vae out.")
     if model == "digits-classifier":
-        _train_classifier(out, seed, iterations, as_json)
+        _train_classifier(out, seed, iterations, not restart, as_json)
         return
     recipe = find_recipe(model)
     recipe = replace(recipe, iterations=iterations) if iterations else recipe
@@ -122,7 +125,7 @@ def train(
     print_summary(summary, out, as_json)
 
 
-def _train_classifier(out: Path, seed: int, iterations: int | None, as_json: bool) -> None:
+def _train_classifier(out: Path, seed: int, iterations: int | None, resume: bool, as_json: bool) -> None:
     from disa.files import make_folder
     from disa.tiny import classifier
 
@@ -131,6 +134,6 @@ def _train_classifier(out: Path, seed: int, iterations: int | None, as_json: boo
     with progress("training digits-classifier", total, as_json) as advance:
         accuracy = classifier.train_classifier(
             out / "digits-classifier.safetensors", seed, total,
-            lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"),
+            lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"), resume,
         )  # fmt: skip
     print_summary({"name": "digits-classifier", "held_out_accuracy": accuracy}, out, as_json)

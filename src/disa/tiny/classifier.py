@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -17,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from disa.errors import DisaError
-from disa.files import write_whole
+from disa.files import clear_unfinished, write_whole
+from disa.stopping import stop_later
 from disa.tiny.data import IMAGE_SIZE, NUM_CLASSES, digits
+from disa.tiny.resuming import check_same, command, stopped
 
 WEIGHTS = files("disa.tiny") / "weights" / "digits-classifier.safetensors"
 NUM_FEATURES = 64
@@ -98,38 +101,110 @@ def _layout(weights: dict[str, Tensor]) -> set[tuple[str, torch.Size, torch.dtyp
 
 
 def train_classifier(
-    path: Path, seed: int = 0, iterations: int = ITERATIONS, progress: Progress | None = None
+    path: Path, seed: int = 0, iterations: int = ITERATIONS, progress: Progress | None = None, resume: bool = True
 ) -> float:
     """Train on the "train" digits, write the weights to `path`, return the accuracy on the "test" digits in [0, 1].
 
     The last iteration is kept, whatever its accuracy: choosing by the test digits would make them training data.
-    `progress(iteration, iterations, loss)` is called after each iteration. Raises DisaError if `path` is not writable.
+    `progress(iteration, iterations, loss)` is called after each iteration. A training that was stopped goes on, from a
+    file beside `path`; where `path` is of another one it is refused, unless `resume` is false. Raises DisaError, also
+    if `path` is not writable, and `Stopped` after Ctrl-C or SIGTERM.
     """
-    # Initialisation draws from the global generator; the caller's random state is put back afterwards.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = DigitClassifier()
-    _fit(classifier, torch.Generator().manual_seed(seed), iterations, progress)
-    accuracy = _test_accuracy(classifier.eval())
+    fit = _Fit(seed, iterations)
+    state = path.with_suffix(".state.pt")
+    _take_up(fit, path, state, resume)
+    clear_unfinished(path.parent)
+    with stop_later() as stop:
+        while fit.iteration < iterations and not stop.signum:
+            loss = fit.step()
+            if progress is not None:
+                progress(fit.iteration, iterations, loss)
+        if stop.signum:
+            write_whole(state, lambda file: torch.save(fit.state(), file))
+    if stop.signum:
+        raise stopped(fit.iteration, iterations, _command(path, fit.options), stop.signum)
+    accuracy = _test_accuracy(fit.classifier.eval())
     metadata = {"test_accuracy": f"{accuracy:.4f}", "seed": str(seed), "recipe": _recipe(iterations)}
-    content = safetensors.torch.save(classifier.state_dict(), metadata)
+    content = safetensors.torch.save(fit.classifier.state_dict(), metadata)
     write_whole(path, lambda file: file.write(content))
+    state.unlink(missing_ok=True)
     return accuracy
 
 
-def _fit(classifier: DigitClassifier, generator: torch.Generator, iterations: int, progress: Progress | None) -> None:
-    images, labels = digits("train")
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=iterations, pct_start=_WARMUP)
-    for iteration in range(iterations):
-        chosen = torch.randint(len(images), (_BATCH,), generator=generator)
-        loss = functional.cross_entropy(classifier(augment(images[chosen], generator)), labels[chosen])
-        optimizer.zero_grad()
+class _Fit:
+    """A classifier in training."""
+
+    def __init__(self, seed: int, iterations: int) -> None:
+        self.options = {"seed": seed, "iterations": iterations}
+        # Initialisation draws from the global generator; the caller's random state is put back afterwards.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.classifier = DigitClassifier()
+        self.random, self.iteration = torch.Generator().manual_seed(seed), 0
+        self.optimizer = torch.optim.AdamW(self.classifier.parameters(), lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)
+        self.rate = torch.optim.lr_scheduler.OneCycleLR(
+            self.optimizer, _LEARNING_RATE, total_steps=iterations, pct_start=_WARMUP
+        )
+        self.images, self.labels = digits("train")
+
+    def step(self) -> float:
+        """One iteration; returns the loss."""
+        chosen = torch.randint(len(self.images), (_BATCH,), generator=self.random)
+        images = augment(self.images[chosen], self.random)
+        loss = functional.cross_entropy(self.classifier(images), self.labels[chosen])
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
-        rate.step()
-        if progress is not None:
-            progress(iteration + 1, iterations, loss.item())
+        self.optimizer.step()
+        self.rate.step()
+        self.iteration += 1
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that a resumed training needs."""
+        parts = {"classifier": self.classifier, "optimizer": self.optimizer, "rate": self.rate}
+        states = {name: part.state_dict() for name, part in parts.items()}
+        return {"options": self.options, "iteration": self.iteration, "random": self.random.get_state(), **states}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self.iteration = state["iteration"]
+        self.random.set_state(state["random"])
+        self.classifier.load_state_dict(state["classifier"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.rate.load_state_dict(state["rate"])
+
+
+def _take_up(fit: _Fit, path: Path, state: Path, resume: bool) -> None:
+    """Go on with a training that was stopped; refuse another one, and what is no classifier. Raises DisaError."""
+    if resume and state.exists():
+        try:
+            found = torch.load(state, weights_only=True)
+            options = dict(found["options"])
+            check_same(options, fit.options, state, _command(path, options))
+            fit.restore(found)
+        except DisaError:
+            raise
+        except Exception as error:
+            raise DisaError(f"{state} is not the state of a training. Remove it to start again.") from error
+    elif path.exists():
+        options = _options_of(path)
+        if resume:
+            check_same(options, fit.options, path, _command(path, options))
+
+
+def _options_of(path: Path) -> dict[str, Any]:
+    """What a trained classifier was made with. Raises DisaError for any other file."""
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        return {"seed": int(metadata["seed"]), "iterations": int(metadata["recipe"].split()[0])}
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise DisaError(f"{path} is not a digit classifier: choose another folder.") from error
+
+
+def _command(path: Path, options: dict[str, Any]) -> str:
+    own = options["iterations"] == ITERATIONS
+    return command(path.stem, path.parent, seed=options["seed"], iterations=None if own else options["iterations"])
 
 
 def augment(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -25,11 +24,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from disa.errors import DisaError
 from disa.files import json_bytes, make_folder, only_writer, write_whole
 from disa.runtime.packing import has_fast_bf16
-from disa.stopping import Stopped, stop_later
+from disa.stopping import stop_later
 from disa.study.plots import plot_png
 from disa.tiny.muon import Muon
+from disa.tiny.resuming import check_same, command, stopped
 from disa.tiny.tasks import RECIPES, Recipe, find_task
-from disa.values import counted, shown
 from disa.weights.folders import WEIGHTS, write_folder
 from disa.weights.load import CODEC_WEIGHTS
 from disa.weights.read import CONFIG
@@ -197,8 +196,7 @@ def _run(trainer: Trainer, path: Path, on_step: Callable[[int, int, float], None
                 _write_state(path, trainer)
         _write_state(path, trainer)
     if stop.signum:
-        done = f"{trainer.iteration} of {counted(total, 'iteration')}"
-        raise Stopped(f"stopped after {done}, which are kept. Go on: {_command(trainer.state(), path)}", stop.signum)
+        raise stopped(trainer.iteration, total, _command(trainer.state(), path.parent), stop.signum)
 
 
 def _take_up(trainer: Trainer, folder: Path, resume: bool) -> None:
@@ -211,34 +209,20 @@ def _take_up(trainer: Trainer, folder: Path, resume: bool) -> None:
         return
     if path.exists():
         state = _read_state(path)
-        _compare(state, trainer, path)
+        found = {**state, **state.get("options", {})}
+        check_same(found, trainer.options(), path, _command(state, folder))
         trainer.restore(state)
     elif summary is not None:
-        _compare(summary, trainer, folder / SUMMARY)
+        check_same(summary, trainer.options(), folder / SUMMARY, _command(summary, folder))
 
 
-def _compare(found: dict[str, Any], trainer: Trainer, path: Path) -> None:
-    """Refuse a run of other options; those that are not known, because an earlier version wrote it, may be anything."""
-    asked = trainer.options()
-    for key, value in {**found, **found.get("options", {})}.items():
-        if key in asked and value != asked[key]:
-            what = (
-                f"{key} is {shown(value)}, not {shown(asked[key])}" if key != "autoencoder" else "another autoencoder"
-            )
-            raise DisaError(
-                f"{path} is of another training: {what}. Choose another folder, begin anew (--restart), or go on with "
-                f"that one: {_command(found, path)}"
-            )
-
-
-def _command(found: dict[str, Any], path: Path) -> str:
+def _command(found: dict[str, Any], folder: Path) -> str:
     """What goes on with a run, for the command line."""
-    name, seed = str(found["name"]), found.get("seed", 0)
-    total = found.get("options", {}).get("iterations", found.get("iterations"))
-    own = RECIPES[name][1].iterations if name in RECIPES else None
-    options = {"--seed": seed or None, "--iterations": None if total == own else total, "--vae": found.get("vae")}
-    given = [part for flag, value in options.items() if value is not None for part in (flag, str(value))]
-    return shlex.join(["disa", "train", name, *given, "--out", str(path.parent)])
+    name, about = str(found["name"]), {**found, **found.get("options", {})}
+    total, own = about.get("iterations"), RECIPES[name][1].iterations if name in RECIPES else None
+    return command(
+        name, folder, seed=about.get("seed"), iterations=None if total == own else total, vae=about.get("vae")
+    )
 
 
 def _write_state(path: Path, trainer: Trainer) -> None:

@@ -25,6 +25,8 @@ from disa.weights.shards import CONFIG, is_ours
 from disa.weights.trust import forget, hash_file
 
 WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "vae", "tokenizer"
+SEEN = "[!.]*"
+"""Files that are not hidden: those are no tokenizer's, and may be what a killed process left."""
 
 
 def save_model(folder: Path, preset: Preset, state: Mapping[str, Tensor]) -> Path:
@@ -59,7 +61,7 @@ def _check_place(folder: Path, files: Mapping[str, bytes]) -> None:
     for name in (CONFIG, WEIGHTS):
         if (folder / name).exists() and not is_ours(folder):
             raise DisaError(f"{folder / name} was not written by disa: choose another folder.")
-    for path in (folder / CODEC / CODEC_WEIGHTS, *sorted((folder / TOKENIZER).glob("*"))):
+    for path in (folder / CODEC / CODEC_WEIGHTS, *sorted((folder / TOKENIZER).glob(SEEN))):
         if path.is_file() and path.relative_to(folder).as_posix() not in files:
             raise DisaError(
                 f"{path} is there already, and would be taken for the new model's: remove {path.parent}, or choose "
@@ -83,7 +85,7 @@ def codec_files(codec: LatentCodec, folder: str = "") -> dict[str, bytes]:
 
 def tokenizer_files(folder: Path) -> dict[str, bytes]:
     """What the files of a tokenizer hold, if there are any: they lie in a folder of the model's."""
-    files = sorted(path for path in folder.glob("*") if path.is_file())
+    files = sorted(path for path in folder.glob(SEEN) if path.is_file())
     return {f"{TOKENIZER}/{path.name}": path.read_bytes() for path in files}
 
 
