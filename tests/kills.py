@@ -128,8 +128,8 @@ def check_training(folder: Path, old: Content, new: Content) -> None:
 def check_table(folder: Path, old: Content, new: Content) -> None:
     """The old table or the new one, alone or with its own plot."""
     found = _visible(folder)
-    whole = found.items() <= old.items() or found.items() <= new.items()
-    assert whole and (not old or "table.json" in found), "a table and the plot of another"
+    assert found.items() <= old.items() or found.items() <= new.items(), "a table and the plot of another"
+    assert not old or "table.json" in found, "no table"
 
 
 def _visible(folder: Path) -> Content:
@@ -275,6 +275,11 @@ def wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+def run_apart(arguments: list[object], fresh: bool = False) -> None:
+    """A command in a process of its own."""
+    assert wait(start(arguments, fresh)) == 0, "the command cannot be given again"
+
+
 @dataclass(frozen=True)
 class Prepared:
     """A command, what was there before it, and what a run leaves that nobody kills."""
@@ -284,17 +289,19 @@ class Prepared:
     old: Content
     new: Content
     seconds: float
+    once: Callable[[list[object]], object]
+    """Runs a command to its end."""
 
     @classmethod
-    def of(cls, scenario: Scenario, work: Path, fresh: bool = False) -> Prepared:
+    def of(cls, scenario: Scenario, work: Path, once: Callable[[list[object]], object]) -> Prepared:
         scenario.prepare(work)
         with _quiet():
             scenario.before(work, work / "old")
         shutil.copytree(work / "old", work / "whole") if (work / "old").exists() else None
         started = time.monotonic()
-        assert wait(start(scenario.command(work, work / "whole"), fresh)) == 0
+        once(scenario.command(work, work / "whole"))
         seconds = time.monotonic() - started
-        return cls(scenario, work, contents(work / "old"), contents(work / "whole"), seconds)
+        return cls(scenario, work, contents(work / "old"), contents(work / "whole"), seconds, once)
 
     def folder(self, name: str) -> Path:
         """A folder as it is before the command."""
@@ -313,8 +320,7 @@ class Prepared:
         """Give the command again, and compare. Raises AssertionError."""
         samples = {path: path.read_bytes() for path in out.glob("samples/seed*.png")} if self.scenario.again else {}
         times = {path: path.stat().st_mtime_ns for path in samples}
-        child = start([*self.scenario.command(self.work, out), *self.scenario.again], fresh=False)
-        assert wait(child) == 0, "the command cannot be given again"
+        self.once([*self.scenario.command(self.work, out), *self.scenario.again])
         found = contents(out)
         left = [name for name in found if Path(name).name.startswith(".")]
         assert not left, f"left over: {left}"
@@ -337,7 +343,9 @@ def kill(prepared: Prepared, moments: list[tuple[float, int]], fresh: bool) -> t
             states[f"{'ended' if ended else 'killed'}, {prepared.look(out)}"] += 1
             prepared.finish(out)
         except (AssertionError, OSError, ValueError, RuntimeError) as error:
-            failures.append(f"{f'call {call}' if call else f'{seconds:.3f} s'}: {type(error).__name__}: {error} ({out})")
+            failures.append(
+                f"{f'call {call}' if call else f'{seconds:.3f} s'}: {type(error).__name__}: {error} ({out})"
+            )
         else:
             shutil.rmtree(out)
     return states, failures
@@ -356,9 +364,9 @@ def main() -> None:
     for name in SCENARIOS if asked.command == "all" else [asked.command]:
         work = Path(tempfile.mkdtemp(prefix=f"kills-{name}-", dir=asked.work))
         os.environ["DISA_CACHE"] = str(work / "cache")
-        prepared = Prepared.of(SCENARIOS[name], work, asked.fresh)
+        prepared = Prepared.of(SCENARIOS[name], work, functools.partial(run_apart, fresh=asked.fresh))
         if asked.writes:
-            moments = [(0.0, i + 1) for i in range(_calls(prepared))]
+            moments = [(0.0, i + 1) for i in range(calls_of(prepared))]
         else:
             share = [(i + chance.random()) / asked.times for i in range(asked.times)]
             moments = [(1.02 * prepared.seconds * each, 0) for each in share]
@@ -373,7 +381,7 @@ def main() -> None:
     sys.exit(failed)
 
 
-def _calls(prepared: Prepared) -> int:
+def calls_of(prepared: Prepared) -> int:
     """How many calls a run makes that change a folder."""
     out = prepared.folder("counted")
     with at_call(0, lambda: None) as count, _quiet():

@@ -1,6 +1,10 @@
 """Training: a stopped run resumes as if never stopped, and what it writes can be loaded."""
 
 import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from command import Command, complaint, files
+from disa.codecs.small import SmallCodec
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
+from disa.stopping import Stopped as StoppedBySignal
 from disa.tiny import tasks
 from disa.tiny import train as training
+from disa.tiny.classifier import train_classifier
+from disa.weights.folders import save_codec
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits")
 RECIPE = replace(tasks.find_recipe("mar-digits"), iterations=4, batch_size=4, warmup=2)
@@ -160,3 +169,156 @@ def test_an_unknown_recipe_is_named() -> None:
 def test_an_autoencoder_takes_no_other(tmp_path: Path) -> None:
     with pytest.raises(DisaError, match="leave the other one out"):
         training.Trainer("digits-vae", vae=tmp_path)
+
+
+# -- stopped, and taken up again -----------------------------------------------------------------------------------
+
+XAR = replace(tasks.find_recipe("xar-digits"), iterations=4, batch_size=2, warmup=2)
+KEPT = ("model.safetensors", "config.json", "training.json", "loss.png", "state.pt")
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal; where tests run in the background, it is ignored."""
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, handler)
+
+
+def signalled(iteration: int, signum: int) -> Callable[[int, int, float], None]:
+    def on_step(done: int, total: int, loss: float) -> None:
+        if done == iteration:
+            os.kill(os.getpid(), signum)
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a whole run with seed 3."""
+    folder = tmp_path_factory.mktemp("finished")
+    training.train("xar-digits", folder, 3, XAR)
+    return folder
+
+
+@pytest.mark.usefixtures("ctrl_c")
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("iteration", [1, 4])
+def test_a_run_that_is_told_to_stop_is_saved_and_goes_on(
+    tmp_path: Path, finished: Path, signum: int, code: int, iteration: int
+) -> None:
+    """Long before the first checkpoint, and after the last iteration."""
+    with pytest.raises(StoppedBySignal, match=f"stopped after {iteration} of 4 iterations, which are kept") as stopped:
+        training.train("xar-digits", tmp_path, 3, XAR, on_step=signalled(iteration, signum))
+    command = f"disa train xar-digits --seed 3 --iterations 4 --out {tmp_path}"
+    assert (stopped.value.code, str(stopped.value).endswith(f" Go on: {command}")) == (code, True)
+    assert files(tmp_path) == ["state.pt"]
+    again = training.train("xar-digits", tmp_path, 3, XAR)
+    assert again["iterations_this_run"] == 4 - iteration
+    for name in ("model.safetensors", "config.json", "loss.png"):
+        assert (tmp_path / name).read_bytes() == (finished / name).read_bytes()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_the_command_stops_with_one_line(disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = training.Trainer.step
+
+    def step_and_stop(self: training.Trainer) -> float:
+        os.kill(os.getpid(), signal.SIGINT)
+        return step(self)
+
+    monkeypatch.setattr(training.Trainer, "step", step_and_stop)
+    done = disa("train", "xar-digits", "--iterations", 3, "--out", tmp_path / "a folder", "--json")
+    assert (done.code, done.out) == (130, "")
+    command = f"disa train xar-digits --iterations 3 --out '{tmp_path / 'a folder'}'"
+    assert done.err == f"disa: stopped after 1 of 3 iterations, which are kept. Go on: {command}\n"
+
+
+@pytest.mark.parametrize("seen", ["state.pt", "training.json"])
+@pytest.mark.parametrize(
+    ("seed", "recipe", "words"),
+    [
+        (1, XAR, "seed is 3 there, 1 here"),
+        (3, replace(XAR, iterations=9), "iterations is 4 there, 9 here"),
+        (3, replace(XAR, batch_size=3), "batch_size is 2 there, 3 here"),
+        (3, replace(XAR, learning_rate=2e-3), "learning_rate is 0.001"),
+    ],
+)
+def test_another_run_is_refused(
+    tmp_path: Path, finished: Path, seen: str, seed: int, recipe: tasks.Recipe, words: str
+) -> None:
+    """Where the state is gone, the summary still knows the seed and the iterations."""
+    folder = tmp_path / "folder"
+    shutil.copytree(finished, folder)
+    if seen == "training.json":
+        (folder / "state.pt").unlink()
+        if "batch" in words or "rate" in words:
+            pytest.skip("a summary does not tell it")
+    before = {name: (folder / name).read_bytes() for name in files(folder)}
+    with pytest.raises(DisaError) as refused:
+        training.train("xar-digits", folder, seed, recipe)
+    message = str(refused.value)
+    assert message.startswith(f"{folder / seen} is of another training: {words.partition('is')[0]}is ")
+    assert message.endswith(f"disa train xar-digits --seed 3 --iterations 4 --out {folder}")
+    assert {name: (folder / name).read_bytes() for name in files(folder)} == before
+
+
+def test_another_model_and_another_autoencoder_are_refused(tmp_path: Path, finished: Path) -> None:
+    with pytest.raises(DisaError, match=r"name is 'xar-digits' there, 'flowar-digits' here"):
+        training.train("flowar-digits", finished, 3, XAR)
+    codec = tasks.find_task("digits-vae").build(7)
+    vae = save_codec(tmp_path / "vae", SmallCodec(codec))
+    with pytest.raises(DisaError, match="it has another autoencoder"):
+        training.train("xar-digits", finished, 3, XAR, vae=vae)
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path) -> None:
+    before = {name: (finished / name).read_bytes() for name in KEPT if name != "training.json"}
+    assert training.train("xar-digits", finished, 3, XAR)["iterations_this_run"] == 0
+    assert {name: (finished / name).read_bytes() for name in before} == before
+
+
+def test_a_run_that_is_begun_anew_replaces_the_other_at_its_end(tmp_path: Path, finished: Path) -> None:
+    folder = tmp_path / "folder"
+    shutil.copytree(finished, folder)
+    results = {name: (folder / name).read_bytes() for name in KEPT[:4]}
+    with pytest.raises(Stopped):
+        training.train("xar-digits", folder, 4, XAR, resume=False, on_step=stop_after(3), save_every=1)
+    assert {name: (folder / name).read_bytes() for name in results} == results
+    summary = training.train("xar-digits", folder, 4, XAR)
+    assert (summary["seed"], summary["iterations_this_run"]) == (4, 2)
+    assert (folder / "model.safetensors").read_bytes() != results["model.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "loss.png", "training.json"])
+@pytest.mark.parametrize("resume", [True, False])
+def test_a_folder_of_something_else_is_refused(tmp_path: Path, name: str, resume: bool) -> None:
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(DisaError, match=f"{name} is not of a training: choose another folder"):
+        training.train("xar-digits", tmp_path, 3, XAR, resume=resume)
+    assert files(tmp_path) == [name]
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_the_classifier_stops_goes_on_and_refuses_another_run(disa: Command, tmp_path: Path, one_thread: None) -> None:
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts" / "digits-classifier.safetensors"
+    parts.parent.mkdir()
+    accuracy = train_classifier(whole, 1, 3)
+    with pytest.raises(StoppedBySignal) as stopped:
+        train_classifier(parts, 1, 3, signalled(2, signal.SIGINT))
+    command = f"disa train digits-classifier --seed 1 --iterations 3 --out {parts.parent}"
+    assert str(stopped.value) == f"stopped after 2 of 3 iterations, which are kept. Go on: {command}"
+    asked = ("train", "digits-classifier", "--out", parts.parent, "--iterations")
+    assert "digits-classifier.state.pt is of another training: seed is 1 there, 0 here" in complaint(disa(*asked, 3))
+    assert disa(*asked, 3, "--seed", 1, "--json").json()["held_out_accuracy"] == accuracy
+    assert parts.read_bytes() == whole.read_bytes()
+    assert files(parts.parent) == [parts.name]
+    for other, words in (((3,), "seed is 1 there, 0 here"), ((4, "--seed", 1), "iterations is 3 there, 4 here")):
+        said = complaint(disa(*asked, *other))
+        assert words in said
+        assert said.endswith(f"{command}\n")
+    assert parts.read_bytes() == whole.read_bytes()
+    assert disa(*asked, 1, "--restart", "--json").code == 0
+    parts.write_bytes(b"theirs")
+    assert "is not a digit classifier: choose another folder" in complaint(disa(*asked, 3, "--restart"))

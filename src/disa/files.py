@@ -274,7 +274,10 @@ def write_together(folder: Path, files: Mapping[str, bytes], telling: Mapping[st
             finish_writing(folder)
         finally:
             for part in parts:
-                part.close() if (folder / JOURNAL).exists() else part.discard()
+                part.close()
+            if not (folder / JOURNAL).exists():
+                for part in parts:
+                    part.discard()
 
 
 def finish_writing(folder: Path) -> None:
