@@ -188,6 +188,8 @@ def train(
 def _run(trainer: Trainer, path: Path, on_step: Callable[[int, int, float], None], save_every: int) -> None:
     """Iterations, to the last one or until someone wants to stop; the state is written in both cases."""
     total = trainer.recipe.iterations
+    if trainer.iteration == total:
+        return
     with stop_later() as stop:
         while trainer.iteration < total and not stop.signum:
             loss = trainer.step()
