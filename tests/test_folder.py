@@ -227,3 +227,123 @@ def test_kill_9_keeps_what_is_drawn(tmp_path: Path) -> None:
     assert 0 < report["drawn"] <= 400 - len(kept) + 1
     assert len(list(folder.iterdir())) == 400
     assert all((folder / name).read_bytes() == content for name, content in kept.items())
+
+
+# -- what others have in the folder --------------------------------------------------------------------------------
+
+
+def test_files_of_others_are_never_replaced(sampler: Sampler, tmp_path: Path) -> None:
+    """Whatever is asked for: a picture under a name of ours, an overview, a trace, a folder in the way."""
+    inputs = Inputs.paired([5, 6], [3, 3])
+    picture = Image.new("L", (4, 4))
+    for name in ("samples/seed000005_label0003.png", "grid.png", "trace.json"):
+        for if_used in ("refuse", "resume", "replace"):
+            out = tmp_path / if_used / Path(name).stem
+            (out / name).parent.mkdir(parents=True)
+            (out / name).write_text('{"mine": 1}') if name == "trace.json" else picture.save(out / name)
+            before = (out / name).read_bytes()
+            with pytest.raises(DisaError, match=f"{name} was not written by disa: move it, or choose another folder"):
+                drawn(sampler, out, inputs, if_used)
+            assert ((out / name).read_bytes(), files(out)) == (before, [name])
+    (tmp_path / "other" / "samples" / "seed000005_label0003.png").mkdir(parents=True)
+    with pytest.raises(DisaError, match="was not written by disa"):
+        drawn(sampler, tmp_path / "other", inputs)
+
+
+def test_files_of_others_beside_ours_stay(sampler: Sampler, tmp_path: Path) -> None:
+    mine = ("metadata.jsonl", "notes.txt", "samples/mine.png", "samples/.hidden", "00000/samples/theirs.png",
+            "00000/metadata.jsonl", "model/config.json")  # fmt: skip
+    drawn(sampler, tmp_path, Inputs.paired([1, 2], [3, 3]))
+    for name in mine:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    Image.new("L", (4, 4)).save(tmp_path / "00000/samples/theirs.png")
+    for if_used, seed in (("replace", 5), ("resume", 5), ("replace", 6)):
+        drawn(sampler, tmp_path, Inputs.paired([seed], [3]), if_used)
+        assert files(tmp_path) == sorted([*mine, "grid.png", "trace.json", f"samples/seed00000{seed}_label0003.png"])
+
+
+def test_folders_of_earlier_versions_are_replaced(sampler: Sampler, tmp_path: Path) -> None:
+    """Their overviews did not say what they are."""
+    drawn(sampler, tmp_path, Inputs.paired([1, 2], [3, 3]))
+    with Image.open(tmp_path / "grid.png") as grid:
+        grid.load()
+    grid.info.clear()
+    grid.save(tmp_path / "grid.png")
+    (tmp_path / "trace.json").unlink()
+    drawn(sampler, tmp_path, Inputs.paired([5], [3]), "replace")
+    assert files(tmp_path) == ["grid.png", "samples/seed000005_label0003.png", "trace.json"]
+
+
+def test_images_in_the_places_of_others_are_another_run(sampler: Sampler, tmp_path: Path) -> None:
+    """GenEval's folders tell by their numbers what is in them."""
+
+    def opened_for(prompts: list[int], if_used: str) -> list[int]:
+        inputs = Inputs.paired([0] * len(prompts), prompts)
+        layout = Layout.geneval(inputs, [{"prompt": str(prompt)} for prompt in prompts])
+        run = sampler.start(inputs, **QUICK)
+        target = SampleFolder(tmp_path, inputs, run.about(), layout)
+        missing = target.open(if_used)
+        if missing:
+            target.fill(run.only(missing).batches(), missing)
+        return missing
+
+    assert opened_for([3, 4, 5], "refuse") == [0, 1, 2]
+    assert opened_for([3, 4, 5], "resume") == []
+    assert opened_for([3, 4, 5, 6], "resume") == [3]
+    for prompts in ([4, 3, 5, 6], [3, 4, 5], [3, 3, 4]):
+        with pytest.raises(DisaError, match="of another run"):
+            opened_for(prompts, "resume")
+    assert opened_for([4, 3], "replace") == [0, 1]
+    assert [json.loads((tmp_path / f"0000{i}/metadata.jsonl").read_text())["prompt"] for i in (0, 1)] == ["4", "3"]
+    assert not (tmp_path / "00002").exists()
+
+
+def test_a_trace_of_another_run_without_its_images_goes(sampler: Sampler, tmp_path: Path) -> None:
+    drawn(sampler, tmp_path, Inputs.paired([1], [3]))
+    (tmp_path / "samples" / "seed000001_label0003.png").unlink()
+    target, _ = opened(sampler, tmp_path, Inputs.paired([1, 2], [3, 3]), guidance=3.0)
+    run = sampler.start(Inputs.paired([1, 2], [3, 3]), guidance=3.0, **QUICK)
+    target._last_trace = float("inf")
+    target.write(next(run.batches()), [0, 1])
+    assert "trace.json" not in files(tmp_path)
+    assert "grid.png" not in files(tmp_path)
+
+
+def test_linked_folders_are_drawn_into(sampler: Sampler, tmp_path: Path) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    (tmp_path / "out").symlink_to(real)
+    (tmp_path / "elsewhere").mkdir()
+    (real / "samples").symlink_to(tmp_path / "elsewhere")
+    inputs = Inputs.paired([1, 2], [3, 3])
+    drawn(sampler, tmp_path / "out", inputs)
+    drawn(sampler, tmp_path / "out", Inputs.paired([5], [3]), "replace")
+    assert files(tmp_path / "elsewhere") == ["seed000005_label0003.png"]
+    assert (real / "samples").is_symlink()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    with pytest.raises(DisaError, match="cannot write to the folder"):
+        drawn(sampler, tmp_path / "nowhere", inputs)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_drawing(sampler: Sampler, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in ("file", "file/below"):
+        with pytest.raises(DisaError, match="cannot write to the folder"):
+            opened(sampler, tmp_path / place, Inputs.paired([1], [3]))
+        with pytest.raises(DisaError, match="cannot write to the folder"):
+            sampler.sample(3, 1, **QUICK).save(tmp_path / place)
+
+
+def test_an_error_in_the_middle_keeps_and_tells_what_was_drawn(sampler: Sampler, tmp_path: Path) -> None:
+    inputs = Inputs.each(5, labels=[3])
+    target, missing = opened(sampler, tmp_path, inputs)
+
+    def batches() -> Any:
+        yield next(sampler.start(inputs, **QUICK).batches())
+        raise MemoryError
+
+    target._last_trace = float("inf")
+    with pytest.raises(MemoryError):
+        target.fill(batches(), missing)
+    assert json.loads((tmp_path / "trace.json").read_text())["images_counted"] == len(bytes_of(tmp_path)) == 2
