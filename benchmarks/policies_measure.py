@@ -15,7 +15,7 @@ from policies_write import lower_is_better
 from tables import RESULTS
 from torch import Tensor
 
-from disa.draw.editing import read_picture
+from disa.draw.resizing import read_picture
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.files import write_json

@@ -18,9 +18,9 @@ from torch import Tensor
 import small
 from command import Command, complaint, files, only_whole
 from disa.cli.drawing import _texts
-from disa.draw.editing import squared
 from disa.draw.inputs import Inputs
 from disa.draw.prompts import read_prompts, slug
+from disa.draw.resizing import squared
 from disa.draw.sampler import Sampler
 from disa.models.harmon.names import official_names
 from disa.models.harmon.text import FixedLength, Text

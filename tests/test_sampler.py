@@ -396,7 +396,7 @@ def test_eta_is_the_noise_that_ddim_adds(sampler: Sampler) -> None:
 
 
 def test_one_image_is_told_the_shape_of_its_mask(sampler: Sampler) -> None:
-    with pytest.raises(DisaError, match=r"mask must be \(1, 4, 4\), found \(1, 16\)"):
+    with pytest.raises(DisaError, match=r"mask must be \(1, 4, 4\), found \(1, 1, 16\)"):
         sampler.sample(1, 0, known=KNOWN, mask=MASK.flatten(1))
 
 

@@ -28,6 +28,8 @@ from disa.errors import DisaError
 
 T = TypeVar("T")
 
+ROUNDING = 1e-3
+"""How far numbers may leave their range by arithmetic in half precision."""
 LONGEST_SHOWN = 80
 LONGEST_NUMBER = 100
 """Digits of a number in a text: reading a million of them takes a second."""

@@ -19,6 +19,7 @@ from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
 
     from disa.draw.inputs import Inputs
@@ -33,20 +34,32 @@ MOST_TOLD = 8
 class Kept:
     """What of a picture is kept."""
 
-    keep: Annotated[Path | None, typer.Option(help="A picture whose tokens outside --box are kept.")] = None
+    keep: Annotated[
+        Path | None, typer.Option(help="A picture whose tokens outside --box are kept; of another shape, its middle.")
+    ] = None
     box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None
 
-    def of(self, inputs: Inputs, sampler: Sampler, settings: Settings) -> Inputs:
-        """The inputs with known latents and the mask of tokens to draw. Raises DisaError."""
+    def read(self) -> tuple[Image, list[int]] | None:
+        """The picture, and the edges of the box; None where nothing is kept. Raises DisaError."""
         if self.keep is None and self.box is None:
-            return inputs
+            return None
         if self.keep is None or self.box is None:
             raise DisaError("--keep and --box go together: the picture, and the tokens of it to draw again.")
-        from disa.draw.editing import box_mask, read_picture
+        from disa.draw.opening import open_picture
 
-        edges, own = parse_box(self.box), sampler.token_grid
-        known = sampler.encode(read_picture(self.keep, sampler.shape_of(settings.size)))
+        edges = parse_box(self.box)
+        return open_picture(self.keep), edges
+
+    def of(self, read: tuple[Image, list[int]] | None, inputs: Inputs, sampler: Sampler, settings: Settings) -> Inputs:
+        """The inputs with known latents and the mask of tokens to draw. Raises DisaError."""
+        if read is None:
+            return inputs
+        from disa.draw.resizing import filling
+        from disa.draw.tensors import box_mask
+
+        (picture, edges), own = read, sampler.token_grid
         mask = box_mask(edges, sampler.token_grid_of(settings.size) or own)
+        known = sampler.encode(filling(picture, sampler.shape_of(settings.size), f"{self.keep}"))
         return changed(inputs, known=known, mask=mask)
 
 
@@ -82,9 +95,10 @@ def sample(
 
     entries = asked.entries()
     target.check(entries)
+    picture = kept.read()
     sampler = source.load(asked.inputs)
     chosen = sampler.settings(settings)
-    inputs = kept.of(asked.inputs(sampler.preset), sampler, chosen)
+    inputs = kept.of(picture, asked.inputs(sampler.preset), sampler, chosen)
     whole = sampler.start(inputs, chosen)
     layout = Layout.geneval(inputs, entries) if target.geneval else Layout.flat(inputs)
     folder = SampleFolder(target.out, inputs, whole.about(), layout)
@@ -129,19 +143,23 @@ def describe(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the preset's by default.")] = None,
     as_json: AsJSON = False,
 ) -> None:
-    """Words about pictures, as they come. A picture is padded to a square and resized to the model's own size."""
+    """Words about pictures, as they come. A picture is padded to a square and resized to the model's own size; of an
+    animation or several pages it is the first."""
     import torch
 
-    from disa.draw.editing import fitted, open_picture, squared
+    from disa.draw.opening import open_picture
+    from disa.draw.resizing import fitted, squared
 
     if not prompt.strip():
         raise DisaError("a prompt is empty: expected words.")
-    pictures = [open_picture(path) for path in images]
+    # What is wrong is found before weights are read; all pictures at once may not fit into memory.
+    for path in images:
+        open_picture(path)
     sampler = source.load(_check_words)
     writing = {"temperature": temperature, "max_tokens": max_tokens, "repetition_penalty": repetition_penalty}
     size, found = batch_size or sampler.defaults.batch_size, []
     for batch in (range(i, min(i + size, len(images))) for i in range(0, len(images), size)):
-        shown = torch.cat([fitted(squared(pictures[i]), sampler.image_shape) for i in batch])
+        shown = torch.cat([fitted(squared(open_picture(images[i])), sampler.image_shape) for i in batch])
         turns = sampler.describe_steps(shown, prompt, seeds=seed, **writing)
         for i, pieces in zip(batch, _texts(sampler, turns, len(batch)), strict=True):
             title = f"{images[i]}: " if len(images) > 1 else ""

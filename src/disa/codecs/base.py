@@ -88,11 +88,14 @@ class LatentCodec:
     def _check_images(self, images: Tensor) -> None:
         if images.ndim != 4 or images.shape[1] != self.in_channels:
             raise DisaError(f"images must be [B, {self.in_channels}, H, W], found {list(images.shape)}.")
-        height, width = images.shape[-2:]
+        if not images.is_floating_point():
+            raise DisaError(f"images must be floats in [-1, 1], found {images.dtype}.")
+        sides = height, width = images.shape[2:]
         if height % self.stride or width % self.stride:
+            near = " x ".join(str(max(1, round(side / self.stride)) * self.stride) for side in sides)
             raise DisaError(
                 f"image height and width must be multiples of {self.stride}, found {height} x {width}. "
-                "Crop or resize the images."
+                f"Crop or resize the images, say to {near}."
             )
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from disa.draw.tensors import latents_of, mask_of
 from disa.errors import DisaError
 from disa.values import counted, many, text, whole_number
 
@@ -31,9 +32,9 @@ class Inputs:
     negative_prompt: str | None = None
     """What guidance leads away from; None for the model's own unconditional prompt."""
     known: Tensor | None = None
-    """[N or 1, C, H, W] latents that are kept where `mask` is false."""
+    """[N or 1, C, H, W] latents that are kept where `mask` is false; given in any form that `latents_of` takes."""
     mask: Tensor | None = None
-    """[N or 1, h, w] booleans over tokens: true where one is drawn. None to draw everything."""
+    """[N or 1, h, w] booleans over tokens: true where one is drawn. None to draw everything. See `mask_of`."""
 
     def __post_init__(self) -> None:
         for name, read in (("seeds", whole_number), ("labels", whole_number), ("prompts", text)):
@@ -50,9 +51,12 @@ class Inputs:
             raise DisaError("a model draws from labels or from prompts: found both.")
         if (self.known is None) != (self.mask is None):
             raise DisaError("known latents and a mask of tokens to draw go together: give both or neither.")
-        for what, value in (("known", self.known), ("mask", self.mask)):
-            if value is not None and len(value) not in (1, len(self.seeds)):
-                raise DisaError(f"expected {what} for 1 image or {len(self.seeds)}, found {len(value)}.")
+        for name, of in (("known", latents_of), ("mask", mask_of)):
+            if (value := getattr(self, name)) is None:
+                continue
+            object.__setattr__(self, name, value := of(value))
+            if len(value) not in (1, len(self.seeds)):
+                raise DisaError(f"expected {name} for 1 image or {len(self.seeds)}, found {len(value)}.")
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -148,7 +152,7 @@ class Inputs:
 
     def check_alike(self) -> None:
         """Refuse images with different numbers of tokens to draw: their AR steps do not compare. Raises DisaError."""
-        counts = set() if self.mask is None else set(self.mask.flatten(1).bool().sum(1).tolist())
+        counts = set() if self.mask is None else set(self.mask.flatten(1).sum(1).tolist())
         if len(counts) > 1:
             raise DisaError(
                 f"images that are measured together have equally many tokens to draw, found {min(counts)} "

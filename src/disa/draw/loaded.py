@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditioner
+from disa.draw.tensors import images_of
 from disa.errors import DisaError
 from disa.models.harmon.text import Text
 from disa.models.registry import Model
@@ -101,9 +102,19 @@ class Loaded:
         """Read the autoencoder now, so that a missing one is found before drawing."""
         _ = self.codec
 
-    def encode(self, images: Tensor) -> Tensor:
-        """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W]."""
-        return self.codec.encode(images.to(self.device) * 2 - 1)
+    def encode(self, images: Any) -> Tensor:
+        """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W].
+
+        Also uint8, arrays, pictures of Pillow and lists of these: see `disa.draw.tensors`. Raises DisaError.
+        """
+        return self._encode(self._images(images))
+
+    def _images(self, given: Any) -> Tensor:
+        """[N, channels, height, width] in [0, 1], on the model's device."""
+        return images_of(given, self.shape_of(None)[0]).to(self.device)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.codec.encode(images * 2 - 1)
 
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """latents [N, C, H, W] -> images [N, channels, height, width] in [0, 1], on the model's device."""
@@ -154,7 +165,10 @@ class Loaded:
             only, found = (f"{height}x{width}" for height, width in (self.own_size, size))
             raise DisaError(f"{self.preset.name} draws images of {only} only, found {found}.")
         if min(size) < 1 or size[0] % self.stride or size[1] % self.stride:
-            raise DisaError(f"height and width must be multiples of {self.stride}, found {size[0]}x{size[1]}.")
+            near = "x".join(str(max(1, round(side / self.stride)) * self.stride) for side in size)
+            raise DisaError(
+                f"height and width must be multiples of {self.stride}, found {size[0]}x{size[1]}: {near} are near."
+            )
         return size[0] // self.stride, size[1] // self.stride
 
     @property

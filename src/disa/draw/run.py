@@ -96,23 +96,26 @@ class Run:
         if inputs.known is None or inputs.mask is None:
             return
         loaded.model.capabilities.check_keeps_tokens()
-        grid = self.token_grid or loaded.token_grid
-        patch = loaded.patch
-        wanted = {
-            "known": (loaded.model.config.latent_channels, grid[0] * patch, grid[1] * patch),
-            "mask": grid,
-        }
-        for (name, shape), value in zip(wanted.items(), (inputs.known, inputs.mask), strict=True):
-            if tuple(value.shape[1:]) != tuple(shape):
+        grid, stride = self.token_grid or loaded.token_grid, loaded.stride
+        pixels, latents = (tuple(side * share for side in grid) for share in (stride, loaded.patch))
+        pooled = f"Tokens have {stride}x{stride} pixels: torch.nn.functional.max_pool2d(mask.float(), {stride})."
+        channels, encoded = loaded.model.config.latent_channels, "`encode` makes latents of images."
+        wanted = (
+            ("known", inputs.known, (channels, *latents), encoded),
+            ("mask", inputs.mask, grid, pooled),
+        )
+        for name, value, shape, hint in wanted:
+            found = tuple(value.shape)
+            if found[1:] != tuple(shape):
                 first = "1" if len(inputs) == 1 else f"{len(inputs)} or 1"
-                found = tuple(value.shape)
-                raise DisaError(f"{name} must be ({first}, {', '.join(map(str, shape))}), found {found}.")
+                also = f" {hint}" if found[-2:] == pixels else ""
+                raise DisaError(f"{name} must be ({first}, {', '.join(map(str, shape))}), found {found}.{also}")
 
     def _plan(self) -> list[list[int]]:
         """Places of the images of each batch: those of one batch have equally many tokens to draw."""
         mask, capabilities = self.inputs.mask, self.loaded.model.capabilities
         grid, groups = self.token_grid, dict[int, list[int]]()
-        counts = None if mask is None else mask.flatten(1).bool().sum(1).expand(len(self.inputs)).tolist()
+        counts = None if mask is None else mask.flatten(1).sum(1).expand(len(self.inputs)).tolist()
         for i in range(len(self.inputs)):
             groups.setdefault(-1 if counts is None else counts[i], []).append(i)
         for count in groups:
@@ -149,7 +152,7 @@ class Run:
             condition.labels,
             self.settings.guidance,
             known,
-            None if mask is None else mask.bool(),
+            mask,
             condition.prompts,
             self.token_grid,
         )

@@ -174,9 +174,10 @@ class Sampler(Loaded):
         return self.words.text
 
     def describe(
-        self, images: Tensor, prompt: str = DESCRIBE, *, seeds: int | Sequence[int] = 0, **writing: Any
+        self, images: Any, prompt: str = DESCRIBE, *, seeds: int | Sequence[int] = 0, **writing: Any
     ) -> list[str]:
-        """A text about each image: images [N, channels, height, width] in [0, 1], sides multiples of a token's.
+        """A text about each image, as `encode` takes them: [N, channels, height, width] in [0, 1], uint8, pictures of
+        Pillow and more; sides multiples of a token's.
 
         writing: the fields of `Writing`: temperature, max_tokens, repetition_penalty. Officially images are padded to
         a square with gray (127) and resized to 512x512. Raises DisaError.
@@ -185,13 +186,14 @@ class Sampler(Loaded):
         return [self.text.decode(ids) for ids in torch.stack(turns, dim=1).tolist()]
 
     def describe_steps(
-        self, images: Tensor, prompt: str = DESCRIBE, *, seeds: int | Sequence[int] = 0, **writing: Any
+        self, images: Any, prompt: str = DESCRIBE, *, seeds: int | Sequence[int] = 0, **writing: Any
     ) -> Iterator[Tensor]:
         """The same as an iterator: every turn is one token id per image [N]; `text.decode` makes words of them."""
         words, how = self.words, Writing(**writing)
-        grid = self.token_grid_of((int(images.shape[-2]), int(images.shape[-1])))
-        many = Inputs.paired(seeds, [0] * len(images)).seeds
-        return words.describe(self.encode(images), grid, many, prompt, how)
+        shown = self._images(images)
+        grid = self.token_grid_of((shown.shape[2], shown.shape[3]))
+        many = Inputs.paired(seeds, [0] * len(shown)).seeds
+        return words.describe(self._encode(shown), grid, many, prompt, how)
 
     def rewrite(self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, **writing: Any) -> list[str]:
         """What the language model makes of prompts when it is asked to say more: prompt upsampling, as Betker et al.
