@@ -32,7 +32,7 @@ from disa.values import ROUNDING, first_line, path
 
 MOST_PIXELS = 100_000_000
 LONGEST_SIDE = 1_000_000
-MOST_BYTES = 500_000_000
+MOST_BYTES = 300_000_000
 
 # What Pillow opens without any other program, HEIF and JPEG XL where a plugin of it is registered.
 FORMATS = (
@@ -75,6 +75,8 @@ OTHERS = (
     *((8, brand, "a HEIC picture, which Pillow does not read") for brand in (b"heic", b"heix", b"mif1", b"msf1")),
     (4, b"ftyp", "a video"),
     (4, b"moov", "a video"),
+    *((0, begin, "a damaged picture") for begin in (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"II*\0", b"MM\0*", b"BM")),
+    (8, b"WEBP", "a damaged picture"),
     (0, b"version https://git-lfs", "a pointer of Git LFS, not the file itself (`git lfs pull` gets it)"),
 )
 LONGEST_HEAD = 512
@@ -94,6 +96,8 @@ def open_picture(file: str | Path) -> Image.Image:
         raise _unreadable(place, f"{_kind(head)}. Expected a PNG, JPEG or the like") from error
     except Exception as error:  # a damaged file raises whatever its decoder stumbles over
         reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        if "MAX_TEXT" in reason:  # of Pillow, for texts beside the pixels
+            reason = "the texts in it are too long: save it without them"
         raise _unreadable(place, reason) from error
 
 

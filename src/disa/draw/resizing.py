@@ -13,7 +13,7 @@ from torch import Tensor
 from disa.draw.opening import open_picture
 from disa.errors import DisaError
 
-LARGEST_SQUARE = 8192
+LARGEST_SQUARE, SIDE_OF_LARGE = 8192, 2048
 
 
 def squared(image: Image.Image) -> Image.Image:
@@ -22,7 +22,8 @@ def squared(image: Image.Image) -> Image.Image:
     A picture with a side above `LARGEST_SQUARE` is made smaller first: the square of a long one fits into no memory.
     """
     if max(image.size) > LARGEST_SQUARE:
-        width, height = (max(1, round(side * LARGEST_SQUARE / max(image.size))) for side in image.size)
+        share = SIDE_OF_LARGE / max(image.size)
+        width, height = (max(1, round(side * share)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
     side = max(image.size)
     square = Image.new("RGB", (side, side), (127, 127, 127))
