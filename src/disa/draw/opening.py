@@ -49,6 +49,8 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+# Descriptions of profiles that are sRGB itself: a conversion would only round.
+SRGB = ("sRGB", "sRGB built-in", "sRGB IEC61966-2.1")
 EXIF_ORIENTATION, TIFF_KIND, TIFF_BITS = 274, 254, 258
 
 # First bytes of what is taken for a picture, from a place on -> what it is.
@@ -173,7 +175,9 @@ def _shown(image: Image.Image) -> Image.Image:
         flat = _in_srgb(flat, profile)
     if flat.mode not in ("L", "RGB"):
         flat = flat.convert("RGB")
-    return flat if turn is None else flat.transpose(turn)
+    upright = flat if turn is None else flat.transpose(turn)
+    upright.info = {}  # none of it is left to do
+    return upright
 
 
 def _flat(image: Image.Image) -> Image.Image:
@@ -244,7 +248,7 @@ def _in_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Pixels by a colour profile as those of sRGB."""
     try:
         own = ImageCms.ImageCmsProfile(BytesIO(profile))
-        if ImageCms.getProfileDescription(own).startswith("sRGB"):
+        if ImageCms.getProfileDescription(own).strip() in SRGB:
             return image
         found = _converted(image, own)
     except (ImageCms.PyCMSError, OSError, TypeError, ImportError):
