@@ -113,6 +113,7 @@ def sample(
 
 
 def _print(report: dict[str, Any], target: Target) -> None:
+    from disa.draw.folder import MOST_SHOWN
     from disa.values import counted
 
     there = len(report["files"]) - report["drawn"]
@@ -127,7 +128,9 @@ def _print(report: dict[str, Any], target: Target) -> None:
     for prompt, words in islice(told, MOST_TOLD):
         if words is not None:
             print(f"asked for {readable(prompt)}: drew {readable(words)}")
-    print(f"{'a folder per prompt' if target.geneval else 'samples, grid.png'} and trace.json are in {target.out}")
+    cut = f" of the first {MOST_SHOWN}" if len(report["files"]) > MOST_SHOWN else ""
+    what = "a folder per prompt" if target.geneval else f"samples, grid.png{cut}"
+    print(f"{what} and trace.json are in {target.out}")
 
 
 def describe(

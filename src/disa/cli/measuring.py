@@ -172,4 +172,5 @@ def _print_comparison(result: Comparison, out: Path) -> None:
         print(measure.note(result.policies[0].quality, result.yardsticks))
     elif result.unmeasured:
         print(f"quality is not measured: {result.unmeasured}.")
-    print(f"compare.png, steps.png and compare.json are in {out}")
+    cut = f" of the first {SHOWN} images" if len(result.inputs) > SHOWN else ""
+    print(f"compare.png{cut}, steps.png and compare.json are in {out}")

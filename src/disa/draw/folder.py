@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from disa.draw.inputs import Inputs
@@ -322,7 +321,7 @@ class SampleFolder:
         return _is_trace(trace) and trace["digest"] == self.digest and set(trace["files"]) <= set(self.layout.names)
 
     def _write_overview(self, name: str, places: Sequence[int]) -> None:
-        pictures = [Image.open(self.folder / self.layout.names[i]) for i in places]
+        pictures = [self.folder / self.layout.names[i] for i in places]
         prompts = self.inputs.prompts if name == OVERVIEW else None
         captions = [] if prompts is None else [prompts[i] for i in places]
         content = png(grid(pictures, captions=captions), {TEXT: json.dumps({"digest": self.digest})})

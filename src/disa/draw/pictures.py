@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -17,7 +18,12 @@ from torch import Tensor
 MARGIN = 2
 TITLE_HEIGHT = 18
 PNG_END = b"IEND\xaeB`\x82"
-CAPTION_WIDTH, LETTER_WIDTH, LINE_HEIGHT, MOST_LINES = 144, 6, 14, 3
+CAPTION_WIDTH, LETTER_WIDTH, LINE_HEIGHT, MOST_LINES, LONGEST_CAPTION = 144, 6, 14, 3, 300
+MOST_PIXELS = 1 << 25
+"""Of a sheet's images: Pillow warns of pictures with more than 89 million pixels, and refuses those of twice that."""
+LONGEST_SIDE = 8192
+"""Of an image of a sheet."""
+TITLE_LETTERS = 60
 
 
 def png(image: Image.Image, texts: Mapping[str, str] | None = None) -> bytes:
@@ -53,9 +59,12 @@ def is_foreign(path: Path, keyword: str) -> bool:
 
 def as_image(image: Any) -> Image.Image:
     """A picture from any output type: a tensor [channels, height, width], an array [height, width, channels], both in
-    [0, 1], or a picture."""
+    [0, 1], or a picture; or from the path of one of ours."""
     if isinstance(image, Image.Image):
         return image
+    if isinstance(image, Path):
+        with Image.open(image) as opened:
+            return opened.copy()
     return to_image(torch.from_numpy(image).permute(2, 0, 1) if isinstance(image, np.ndarray) else image)
 
 
@@ -65,38 +74,51 @@ def to_image(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
 
 
+# -- sheets --------------------------------------------------------------------------------------------------------
+
+
 def grid(
-    images: Tensor | Sequence[Any], columns: int | None = None, smallest: int = 64, captions: Sequence[str] = ()
+    images: Tensor | Sequence[Any],
+    columns: int | None = None,
+    smallest: int = 64,
+    captions: Sequence[str] = (),
+    most_pixels: int = MOST_PIXELS,
 ) -> Image.Image:
-    """Images, [N, channels, height, width] in [0, 1] or a list of any output type, in rows; small ones are enlarged to
-    `smallest` pixels, or as far as a caption below each needs."""
+    """Images, [N, channels, height, width] in [0, 1] or a list of what `as_image` takes, in rows.
+
+    Small ones are enlarged to `smallest` pixels, or as far as a caption below each needs; large ones are made smaller,
+    so that all of them have at most `most_pixels`.
+    """
     columns = columns or min(len(images), max(1, round((len(images) * 1.6) ** 0.5)))
-    tiles = [_enlarged(as_image(image), max(smallest, CAPTION_WIDTH) if captions else smallest) for image in images]
-    letters = tiles[0].width // LETTER_WIDTH
-    lines = [wrap(caption, letters, max_lines=MOST_LINES, placeholder=" ...") for caption in captions]
+    first = as_image(images[0])
+    size = _tile_size(first.size, max(smallest, CAPTION_WIDTH) if captions else smallest, most_pixels // len(images))
+    font = ImageFont.load_default(LINE_HEIGHT - 3)
+    lines = [_wrapped(caption, size[0], font) for caption in captions]
     words = max(map(len, lines), default=0) * LINE_HEIGHT
-    width, height = tiles[0].width + MARGIN, tiles[0].height + MARGIN + words
-    rows = -(-len(tiles) // columns)
-    sheet = Image.new(tiles[0].mode, (columns * width + MARGIN, rows * height + MARGIN), _grey(tiles[0].mode, 96))
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LINE_HEIGHT - 3)
-    for i, tile in enumerate(tiles):
+    width, height, rows = size[0] + MARGIN, size[1] + MARGIN + words, -(-len(images) // columns)
+    sheet = Image.new(first.mode, (columns * width + MARGIN, rows * height + MARGIN), _grey(first.mode, 96))
+    for i, image in enumerate(images):
         corner = MARGIN + i % columns * width, MARGIN + i // columns * height
-        sheet.paste(tile, corner)
-        for j, line in enumerate(lines[i] if captions else ()):
-            draw.text((corner[0], corner[1] + tile.height + j * LINE_HEIGHT), line, _grey(sheet.mode, 255), font)
+        sheet.paste(_resized(as_image(image), size), corner)
+        if captions and lines[i]:
+            sheet.paste(_caption(lines[i], (size[0], words), sheet.mode, font), (corner[0], corner[1] + size[1]))
     return sheet
 
 
 def side_by_side(sets: Mapping[str, Tensor], columns: int = 8, smallest: int = 48) -> Image.Image:
     """One titled grid per entry, left to right; image i has the same place in all of them."""
-    sheets = {title: grid(images, columns, smallest).convert("RGB") for title, images in sets.items()}
+    share = MOST_PIXELS // len(sets)
+    sheets = {
+        title: grid(images, columns, smallest, most_pixels=share).convert("RGB") for title, images in sets.items()
+    }
     gap = 3 * MARGIN
     font = ImageFont.load_default(13)
-    widths = [max(sheet.width, int(font.getlength(title)) + gap) for title, sheet in sheets.items()]
+    titled = [(shortened(title, TITLE_LETTERS), sheet) for title, sheet in sheets.items()]
+    widths = [max(sheet.width, int(font.getlength(title)) + gap) for title, sheet in titled]
     height = max(sheet.height for sheet in sheets.values())
     page = Image.new("RGB", (sum(widths) + gap * (len(sheets) - 1), height + TITLE_HEIGHT), "white")
     draw, left = ImageDraw.Draw(page), 0
-    for width, (title, sheet) in zip(widths, sheets.items(), strict=True):
+    for width, (title, sheet) in zip(widths, titled, strict=True):
         draw.text((left + MARGIN, 1), title, fill="black", font=font)
         page.paste(sheet, (left, TITLE_HEIGHT))
         left += width + gap
@@ -123,10 +145,38 @@ def foresight_sheet(columns: Mapping[str, tuple[Tensor, Tensor]]) -> Image.Image
     return page
 
 
-def _enlarged(image: Image.Image, smallest: int) -> Image.Image:
-    factor = -(-smallest // min(image.size))
-    size = image.width * factor, image.height * factor
-    return image if factor <= 1 else image.resize(size, Image.Resampling.NEAREST)
+def shortened(text: str, most: int) -> str:
+    """A text of at most so many letters, without some of its middle."""
+    return text if len(text) <= most else f"{text[: most // 2 - 2]} ... {text[len(text) - most // 2 + 3 :]}"
+
+
+def _tile_size(size: tuple[int, int], smallest: int, most_pixels: int) -> tuple[int, int]:
+    """Width and height of an image of a sheet: a multiple of its own, or smaller where that is too large."""
+    width, height = size
+    most = min(math.sqrt(most_pixels / (width * height)), LONGEST_SIDE / max(size))
+    factor = min(-(-smallest // min(size)), int(most)) if most >= 1 else most
+    return max(1, int(width * factor)), max(1, int(height * factor))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    larger = size[0] >= image.width and size[1] >= image.height
+    return image.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.BOX)
+
+
+def _wrapped(caption: str, width: int, font: Any) -> list[str]:
+    """A caption in lines of at most about so many pixels."""
+    caption = caption[:LONGEST_CAPTION]
+    letters = int(width / max(LETTER_WIDTH, font.getlength(caption) / max(1, len(caption))))
+    return wrap(caption, max(1, letters), max_lines=MOST_LINES, placeholder=" ...")
+
+
+def _caption(lines: Sequence[str], size: tuple[int, int], mode: str, font: Any) -> Image.Image:
+    """Lines on a strip of their own, so that none reaches into the next image."""
+    strip = Image.new(mode, size, _grey(mode, 96))
+    draw = ImageDraw.Draw(strip)
+    for i, line in enumerate(lines):
+        draw.text((0, i * LINE_HEIGHT), line, _grey(mode, 255), font)
+    return strip
 
 
 def _grey(mode: str, value: int) -> int | tuple[int, int, int]:

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from disa.draw.pictures import TITLE_LETTERS, shortened
+
 
 def plot_png(figure: Any, dpi: int) -> bytes:
     """A figure of matplotlib as PNG bytes."""
@@ -81,7 +83,7 @@ def _lines(lines: Mapping[str, Sequence[float]], x: str, y: str, title: str) -> 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes: Any = figure.add_subplot()
     for name, values in lines.items():
-        axes.step(range(len(values)), values, where="mid", label=name)
+        axes.step(range(len(values)), values, where="mid", label=shortened(name, TITLE_LETTERS))
     axes.set(xlabel=x, ylabel=y, title=title, ylim=(0, None))
     axes.grid(alpha=0.3)
     axes.legend()
