@@ -359,6 +359,14 @@ def test_what_is_no_picture_is_named(tmp_path: Path, kind: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_what_pillow_logs_is_not_printed(disa: Command, tmp_path: Path) -> None:
+    """Of a TIFF with too many channels, which Pillow tells as an error of its log."""
+    path = saved(tmp_path / "a.tif", SEEN)
+    content, entry = path.read_bytes(), struct.pack("<HHI", 277, 3, 1)
+    path.write_bytes(content.replace(entry + b"\3\0", entry + b"\xff\xff"))
+    assert "it is a damaged picture" in complaint(disa("sample", "--keep", path, "--box", "0,0,1,1"))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", SEEN)

@@ -18,6 +18,7 @@ profile (gAMA in PNG, gain maps) are not read.
 
 from __future__ import annotations
 
+import logging
 import stat
 import warnings
 from io import BytesIO
@@ -29,6 +30,9 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from disa.errors import DisaError
 from disa.values import ROUNDING, first_line, path
+
+# Without a handler, what Pillow logs of damaged files would be printed beside the error that names them.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 MOST_PIXELS = 100_000_000
 LONGEST_SIDE = 1_000_000
@@ -97,10 +101,7 @@ def open_picture(file: str | Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise _unreadable(place, f"{_kind(head)}. Expected a PNG, JPEG or the like") from error
     except Exception as error:  # a damaged file raises whatever its decoder stumbles over
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        if "MAX_TEXT" in reason:  # of Pillow, for texts beside the pixels
-            reason = "the texts in it are too long: save it without them"
-        raise _unreadable(place, reason) from error
+        raise _unreadable(place, _reason(error)) from error
 
 
 def as_shown(picture: Image.Image) -> Image.Image:
@@ -108,11 +109,26 @@ def as_shown(picture: Image.Image) -> Image.Image:
     try:
         return _shown(picture)
     except Exception as error:  # it may be of a file that is read only now
-        raise DisaError(f"a picture of mode {picture.mode} cannot be read: {first_line(error)}.") from error
+        raise DisaError(f"a picture of mode {picture.mode} cannot be read: {_reason(error)}.") from error
+
+
+class _NotTaken(ValueError):
+    """Why a picture is refused."""
 
 
 def _unreadable(place: Path, reason: str) -> DisaError:
     return DisaError(f"{place} cannot be read as a picture: {reason}.")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, for a message."""
+    if isinstance(error, _NotTaken):
+        return str(error)
+    if isinstance(error, OSError):
+        return error.strerror or f"it is damaged, {first_line(error)}"
+    if "MAX_TEXT" in str(error):  # of Pillow, for texts beside the pixels
+        return "the texts in it are too long: save it without them"
+    return "it is damaged"
 
 
 # -- files ---------------------------------------------------------------------------------------------------------
@@ -121,13 +137,13 @@ def _unreadable(place: Path, reason: str) -> DisaError:
 def _check_file(place: Path) -> None:
     about = place.stat()
     if stat.S_ISDIR(about.st_mode):
-        raise ValueError("it is a folder")
+        raise _NotTaken("it is a folder")
     if not stat.S_ISREG(about.st_mode):
-        raise ValueError("it is a pipe or a device, not a file")
+        raise _NotTaken("it is a pipe or a device, not a file")
     if not about.st_size:
-        raise ValueError("it is empty")
+        raise _NotTaken("it is empty")
     if about.st_size > MOST_BYTES:
-        raise ValueError(f"it has {about.st_size / 1e6:.0f} MB, and at most {MOST_BYTES / 1e6:.0f} are read")
+        raise _NotTaken(f"it has {about.st_size / 1e6:.0f} MB, and at most {MOST_BYTES / 1e6:.0f} are read")
 
 
 def _identified(file: IO[bytes]) -> Image.Image:
@@ -136,14 +152,14 @@ def _identified(file: IO[bytes]) -> Image.Image:
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError as error:
-        raise ValueError(f"it has more than {MOST_PIXELS // 10**6} million pixels: make it smaller") from error
+        raise _NotTaken(f"it has more than {MOST_PIXELS // 10**6} million pixels: make it smaller") from error
     if image.width * image.height > MOST_PIXELS or max(image.size) > LONGEST_SIDE:
-        raise ValueError(
+        raise _NotTaken(
             f"it has {image.height} x {image.width} pixels, and at most {MOST_PIXELS // 10**6} million are read, "
             f"{LONGEST_SIDE} along a side: make it smaller"
         )
     if image.format == "TIFF" and int(getattr(image, "tag_v2", {}).get(TIFF_KIND, 0)) & 1:
-        raise ValueError("its first picture is a preview, as in a camera's raw data: save it as JPEG or PNG")
+        raise _NotTaken("its first picture is a preview, as in a camera's raw data: save it as JPEG or PNG")
     return image
 
 
@@ -164,7 +180,7 @@ def _kind(head: bytes) -> str:
 
 
 def _shown(image: Image.Image) -> Image.Image:
-    """As the table above has it. Raises ValueError where a picture has no such meaning, and what its decoder raises."""
+    """As the table above has it. Raises what its decoder does, and `_NotTaken` where there is no such meaning."""
     clear = _clear_colour(image)
     image.load()
     if clear is not None:
@@ -203,7 +219,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
     pixels = np.asarray(image)
     low, high = float(pixels.min()), float(pixels.max())
     if not np.isfinite((low, high)).all():
-        raise ValueError("it holds values that are not finite numbers")
+        raise _NotTaken("it holds values that are not finite numbers")
     if image.mode == "F":
         white, least, most = 1 if high <= 1 + ROUNDING else 255, -ROUNDING, 255 + ROUNDING
     elif image.mode == "I":
@@ -213,7 +229,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         white, least, most = 2 ** _bits(image) - 1, 0, 65535
     if low < least or high > most:
         expected = "floats from 0 to 1 or to 255" if image.mode == "F" else "whole numbers from 0 to 65535"
-        raise ValueError(f"it holds values from {low:g} to {high:g}, and {expected} are read: scale it")
+        raise _NotTaken(f"it holds values from {low:g} to {high:g}, and {expected} are read: scale it")
     scaled = np.multiply(pixels, 255 / white, dtype=np.float32)
     scaled = np.rint(scaled, out=scaled).clip(0, 255, out=scaled).astype(np.uint8)
     if isinstance(clear := image.info.get("transparency"), int):
