@@ -23,22 +23,14 @@ from disa.core.problem import Bound, DenoisingProblem, Field, Look, Prediction, 
 from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun
+from disa.core.spending import Spending
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.harmon.text import FixedLength
 from disa.models.registry import find_preset
-from disa.policies.adaptive import (
-    Adaptive,
-    ErrorModel,
-    FittedProbe,
-    Spending,
-    above,
-    counts_between,
-    marginal_gains,
-    within,
-    without_waste,
-)
+from disa.policies.adaptive import Adaptive, above, counts_between, marginal_gains, within, without_waste
+from disa.policies.probe import ErrorModel, FittedProbe
 from disa.study.fit import fit_probe, save
 from disa.weights.build import build_model
 from fields import Said
@@ -426,7 +418,7 @@ def test_plain_forms_take_the_defaults_of_the_embedded_models(name: str, form: s
         ("variance:draws:9-2@5:{}", "too small: expected 6"),
         ("straight:9-3:{}", "late must be 4 or more, found 3"),
         ("straight:5-4:{}", "ask for more early steps"),
-        ("mlp:9-2:nowhere.safetensors", "no checkpoint at nowhere.safetensors"),
+        ("mlp:9-2:nowhere.safetensors", "no probe at nowhere.safetensors"),
         ("mlp:2000-2:{}", "at most"),
     ],
 )
@@ -457,7 +449,7 @@ def test_a_look_needs_a_solver_that_can_change_its_steps():
         solve(problem, Heun(), Look(20, 3, 0.5, lambda change: torch.ones(2, dtype=torch.int64)), SeededNoise([1, 2]))
 
 
-@pytest.mark.parametrize(("counts", "said"), [([0, 1], "at least 1 denoising step, found 0"), ([1], "1 counts for 2")])
+@pytest.mark.parametrize(("counts", "said"), [([0, 1], "at least 1 denoising step, found 0"), ([1], "1 count for 2")])
 def test_a_row_that_was_looked_at_goes_on(counts: list[int], said: str):
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
     with pytest.raises(DisaError, match=said):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ from disa.core.noise import SeededNoise
 from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, make_solver
-from disa.core.steps import constant, table
+from disa.core.steps import constant
 from disa.draw.inputs import Inputs
 from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
+from disa.policies.texts import table
 from disa.study.allocate import allocate, between, pooled
 from disa.study.calibrate import (
     FIRST_SEED,
@@ -335,9 +338,9 @@ def test_budgets_are_shares_counts_and_policies() -> None:
     sampler = small.sampler()
     settings = sampler.settings()
     # 16 tokens, guidance counts two; the original policy is constant:6.
-    assert read_budget(sampler, INPUTS, settings, "0.5") == (0.5 * 6 * 2 * 16, 16)
-    assert read_budget(sampler, INPUTS, settings, "1") == (6 * 2 * 16, 16)
-    assert read_budget(sampler, INPUTS, settings, "7.5") == (7.5 * 16, 16)
+    assert read_budget(sampler, INPUTS, settings, 0.5) == (0.5 * 6 * 2 * 16, 16)
+    assert read_budget(sampler, INPUTS, settings, 1.0) == (6 * 2 * 16, 16)
+    assert read_budget(sampler, INPUTS, settings, 7.5) == (7.5 * 16, 16)
     drawn = sampler.sample(0, 5, steps="linear:4-2", output_type="latent")
     assert read_budget(sampler, INPUTS, settings, "linear:4-2") == (drawn.evaluations, 16)
 
@@ -350,15 +353,33 @@ def test_budgets_are_shares_counts_and_policies() -> None:
             r"^the budget 1\.5 is 1\.5 evaluations per row, and one denoising step takes 2: expected at",
         ),
         ("0.1", r"^the budget 0\.1 is 1\.2 evaluations per row, and one denoising step takes 2"),
-        ("-3", r"^a budget must be above 0, found -3\.$"),
-        ("nan", r"^a budget must be above 0, found nan\.$"),
+        ("-3", r"^a budget must be above 0, found '-3'\.$"),
+        (0, r"^a budget must be above 0, found 0\.$"),
         ("much", r"^unknown step policy 'much'"),
+        ("50-5", r"^unknown step policy '50-5'.*Did you mean linear:50-5\?$"),
+        ("linear:1000000000-1", "a row gets at most 10000 denoising steps, found 1000000000"),
+        ("mlp:1000000000-1@5", "an adaptive policy gives a row at most 1000 denoising steps, found 1000000000"),
+        ("linear:900-800", r"^the budget 'linear:900-800' is more than 6 denoising steps of each row take"),
+        (1e9, r"^the budget 1000000000\.0 is more than 6 denoising steps of each row take, which is the most"),
+        ("13", r"^the budget '13' is more than 6 .* 12 evaluations: spend less\.$"),
+        *(
+            (odd, r"^a budget must be a (finite )?number, found")
+            for odd in ("nan", "inf", "1e400", math.nan, None, True)
+        ),
+        ("9" * 5000, r"^a budget must be a number, found '999"),
     ],
 )
-def test_a_budget_that_cannot_be(budget: str, message: str) -> None:
-    sampler = small.sampler()
-    with pytest.raises(DisaError, match=message):
-        read_budget(sampler, INPUTS, sampler.settings(), budget)
+def test_a_budget_that_cannot_be(budget: Any, message: str) -> None:
+    with pytest.raises(DisaError, match=message) as caught:
+        calibrate(small.sampler(), INPUTS, small.sampler().settings(), budget, 12)
+    assert len(str(caught.value)) < 300
+
+
+def test_one_budget_may_be_given_alone_and_as_a_number() -> None:
+    sampler, one = small.sampler(), INPUTS.part(slice(1))
+    found = [calibrate(sampler, one, sampler.settings(), budget, 12) for budget in (6, "6", ["6"], (6.0,))]
+    assert [[result.about["asked_budget"] for result in results] for results in found] == [["6"]] * 4
+    assert len({result.table for results in found for result in results}) == 1
 
 
 def test_a_reference_must_be_longer_than_what_it_measures() -> None:
@@ -370,6 +391,12 @@ def test_a_reference_must_be_longer_than_what_it_measures() -> None:
         ladder(sampler, settings, 3)
     with pytest.raises(DisaError, match="at most 951 denoising steps fit the uniform grid, found 2000"):
         ladder(sampler, settings, 2000)
+    for endless in (10**9, 10**40, 1e9, "1000000000"):
+        with pytest.raises(DisaError, match="a row gets at most 10000 denoising steps"):
+            calibrate(sampler, INPUTS, settings, 0.5, endless)  # pyright: ignore[reportArgumentType]
+    for odd in (math.nan, None, 12.5, True):
+        with pytest.raises(DisaError, match="the reference must be a whole number, found"):
+            calibrate(sampler, INPUTS, settings, 0.5, odd)  # pyright: ignore[reportArgumentType]
 
 
 # -- what a table is for -------------------------------------------------------------------------------------------

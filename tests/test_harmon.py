@@ -23,7 +23,7 @@ from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import make_solver
-from disa.core.steps import StepPolicy, linear, parse
+from disa.core.steps import StepPolicy, linear
 from disa.draw.conditioning import penalised, sampled
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
@@ -36,6 +36,7 @@ from disa.models.harmon.names import official_names
 from disa.models.harmon.text import Text
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
+from disa.policies.texts import parse
 from disa.study.calibrate import gains
 from disa.weights.build import build_model
 from disa.weights.convert import convert

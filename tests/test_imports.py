@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 PLACES = (
     "errors stopping",
     "values",
-    "files layout",
+    "files layout reading",
     "core",
     "runtime",
     "codecs",

@@ -579,17 +579,17 @@ def test_multistep_refuses_a_grid_of_fractional_times(name: str):
     [
         ({"name": "eulr"}, "unknown solver 'eulr'.*heun"),
         ({"name": "heun", "temperature": 0.9}, "ddpm and euler-maruyama add; heun adds none"),
-        ({"name": "euler-maruyama", "temperature": math.inf}, "temperature must be 0 or more"),
+        ({"name": "euler-maruyama", "temperature": math.inf}, "temperature must be a (finite )?number, 0 or more"),
         ({"name": "euler-maruyama", "eta": 0.5}, "eta belongs to ddim"),
         ({"name": ""}, "unknown solver ''"),
-        ({"name": "ddpm", "temperature": -0.1}, "temperature must be 0 or more"),
-        ({"name": "ddpm", "temperature": math.nan}, "temperature must be 0 or more"),
+        ({"name": "ddpm", "temperature": -0.1}, "temperature must be a (finite )?number, 0 or more"),
+        ({"name": "ddpm", "temperature": math.nan}, "temperature must be a (finite )?number, 0 or more"),
         ({"name": "ddim", "temperature": 0.9}, "ddim adds none"),
         ({"name": "dpm-solver++-2", "temperature": 0.9}, "adds none"),
         ({"name": "ddpm", "eta": 0.5}, "eta belongs to ddim"),
-        ({"name": "ddim", "eta": -0.5}, "eta must be 0 to 1"),
-        ({"name": "ddim", "eta": 1.5}, "eta must be 0 to 1"),
-        ({"name": "ddim", "eta": math.nan}, "eta must be 0 to 1"),
+        ({"name": "ddim", "eta": -0.5}, "eta must be a (finite )?number from 0 to 1"),
+        ({"name": "ddim", "eta": 1.5}, "eta must be a (finite )?number from 0 to 1"),
+        ({"name": "ddim", "eta": math.nan}, "eta must be a (finite )?number from 0 to 1"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(arguments: dict[str, Any], message: str):
@@ -805,12 +805,20 @@ def test_a_name_alone_is_the_solver_with_its_own_grid(name: str):
     [
         ("eulr@uniform", "unknown solver 'eulr'.*heun"),
         ("ddim@uniform:eta", "expected an option such as eta=0.5 in the solver .*found 'eta'"),
-        ("ddim@uniform:eta=x", "found 'eta=x'"),
-        ("ddim:eta=2", "eta must be 0 to 1"),
+        ("ddim@uniform:eta=x", "eta in the solver 'ddim@uniform:eta=x' must be a number, found 'x'"),
+        ("ddim@uniform:eta=nan", "eta in the solver .* must be a number, found 'nan'"),
+        ("ddim@uniform:eta=\u0660.5", "eta in the solver .* must be a number"),
+        ("ddim:eta=0.5,eta=1", "says 'eta' twice: say it once"),
+        ("ddim:", "expected an option such as eta=0.5 in the solver 'ddim:', found ''"),
+        ("ddim:eta=0.5,", "expected an option such as eta=0.5 .*found ''"),
+        ("ddim:=0.5", "expected an option such as eta=0.5 .*found '=0.5'"),
+        ("ddim@", "the grid is missing after @ in the solver 'ddim@': expected one, as in ddim@uniform"),
+        ("DDIM", r"unknown solver 'DDIM'.*Did you mean ddim\?"),
+        ("ddim:eta=2", "eta must be a (finite )?number from 0 to 1"),
         ("ddpm:eta=0.5", "eta belongs to ddim, not to ddpm"),
         ("dpm-solver:eta=0.5", "eta belongs to ddim, not to dpm-solver"),
         ("heun:temperature=0.5", "ddpm and euler-maruyama add; heun adds none"),
-        ("ddpm:temperature=-1", "temperature must be 0 or more"),
+        ("ddpm:temperature=-1", "temperature must be a (finite )?number, 0 or more"),
         ("ddim:order=3", "ddim has no option 'order': expected eta"),
         ("dpm-solver-2:order=3", "dpm-solver-2 has no option 'order': it has none"),
         ("ddim:grid=3", "ddim has no option 'grid'"),
@@ -833,20 +841,75 @@ def test_a_temperature_for_ddim_with_eta_is_refused_for_the_right_reason():
 
 def test_every_kind_of_answer_is_a_plan():
     each, look = torch.tensor([3, 1]), Look(20, 3, 0.5, lambda change: each)
-    assert Plan.of(5) == Plan.of(np.int64(5)) == Plan.of(Plan(5)) == Plan.of(Plan(np.int32(5))) == Plan(5)  # pyright: ignore
-    assert type(Plan.of(np.int16(5)).counts) is int
     assert Plan.of(each).counts is each
     assert Plan.of(look) == Plan.of(Plan.of(look)) == Plan(look=look)
 
 
 @pytest.mark.parametrize(
     "answer",
-    [None, True, 2.0, "4", [1, 2], torch.tensor(3), torch.tensor([[1]]), torch.tensor([1.0]), np.array([1, 2]),
-     torch.tensor([1, 2], dtype=torch.int32), Plan(), Plan(3, Look(20, 3, 0.5, lambda change: change))],
+    [5, np.int64(5), np.uint8(5), 5.0, np.float32(5), "5", torch.tensor(5), torch.tensor(5.0), np.array(5), Plan(5),
+     Plan(np.int32(5))],  # pyright: ignore[reportArgumentType]
+    ids=repr,
+)  # fmt: skip
+def test_whole_numbers_of_every_kind_are_counts_of_all_rows(answer: Any):
+    counts = Plan.of(answer).counts
+    assert (counts, type(counts)) == (5, int)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [[3, 1], (3, 1), [3.0, 1.0], np.array([3, 1]), np.array([3, 1], dtype=np.uint16), torch.tensor([3, 1]),
+     torch.tensor([3, 1], dtype=torch.int32), torch.tensor([3.0, 1.0]), torch.tensor([3.0, 1.0], requires_grad=True),
+     torch.tensor([[3, 0], [1, 0]])[:, 0], Plan(torch.tensor([3, 1])), [torch.tensor(3), torch.tensor(1)]],
+    ids=repr,
+)  # fmt: skip
+def test_one_count_per_row_of_every_kind(answer: Any):
+    counts = Plan.of(answer).counts
+    assert isinstance(counts, torch.Tensor)
+    assert (counts.tolist(), counts.dtype, counts.requires_grad) == ([3, 1], torch.int64, False)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [None, True, 2.5, math.nan, math.inf, "four", b"4", {}, {1: 2}, {1, 2}, object(), [], [[1]], [1, "2"], [1.5],
+     [True, True], [[1], [1, 2]], iter([1, 2]), range(1, 3), torch.tensor([[1]]), torch.tensor([1.5]), torch.tensor([]),
+     torch.tensor([math.nan]), torch.tensor([True]), torch.tensor([1j]), torch.tensor([1, 2]).to_sparse(),
+     np.array(["a"]), np.array([None, 1]), np.array([True]), np.zeros((2, 2)), Plan(),
+     Plan(3, Look(20, 3, 0.5, lambda change: change))],
 )  # fmt: skip
 def test_no_other_answer_is(answer: Any):
-    with pytest.raises(DisaError, match="a step policy answers with a whole number, an int64 tensor"):
+    with pytest.raises(DisaError, match="a step policy answers with a whole number, an int64 tensor") as caught:
         Plan.of(answer)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("answer", [0, -1, [3, 0], torch.tensor([-1, 2]), np.array([0]), 0.0])
+def test_a_row_gets_a_step_at_least(answer: Any):
+    with pytest.raises(DisaError, match=r"a row needs at least 1 denoising step, found (0|-1)"):
+        Plan.of(answer)
+
+
+@pytest.mark.parametrize("answer", [10**9, 10**40, [5, 10**9], torch.tensor([10_001]), 1e9])
+def test_a_row_gets_no_endless_number_of_steps(answer: Any):
+    with pytest.raises(DisaError, match="a row gets at most 10000 denoising steps, found"):
+        Plan.of(answer)
+
+
+@pytest.mark.parametrize("answer", [None, [1, 2, 3], "four", torch.ones(2, 2), Look(20, 3, 0.5, lambda change: 1)])
+def test_what_follows_a_look_is_checked_as_well(answer: Any):
+    problem = problem_of(GaussianField(FlowMatching()), 2, process=FlowMatching())
+    with pytest.raises(DisaError, match=r"a step policy (answers|gave)|followed by counts"):
+        solve(problem, make_solver("euler"), Look(20, 3, 0.5, lambda change: answer), SeededNoise([0]))
+    whole = solve(problem, make_solver("euler"), Look(20, 3, 0.5, lambda change: 4), SeededNoise([0]))
+    assert whole.steps.tolist() == [7, 7]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize("parts", [(0, 3, 0.5), (20, None, 0.5), (20, 3, 1.5), (20, 3, math.nan), (20, 3, "half")])
+def test_a_look_is_checked_when_it_is_made(parts: Any):
+    with pytest.raises(DisaError):
+        Look(*parts, lambda change: change)
+    with pytest.raises(DisaError, match="a look goes on by a function"):
+        Look(20, 3, 0.5, 4)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)

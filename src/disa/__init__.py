@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from disa.core.steps import constant as constant
     from disa.core.steps import cosine as cosine
     from disa.core.steps import linear as linear
-    from disa.core.steps import parse as parse
-    from disa.core.steps import table as table
     from disa.core.steps import two_stage as two_stage
     from disa.draw.inputs import Inputs as Inputs
     from disa.draw.sampler import Sampler as Sampler
@@ -26,6 +24,8 @@ if TYPE_CHECKING:
     from disa.draw.settings import Settings as Settings
     from disa.errors import DisaError as DisaError
     from disa.models.registry import PRESETS as PRESETS
+    from disa.policies.texts import parse as parse
+    from disa.policies.texts import table as table
 
 __version__ = "0.1.0"
 
@@ -36,7 +36,8 @@ _HOMES = {
     "draw.sampler": ("Sampler",),
     "draw.samples": ("Samples",),
     "draw.settings": ("Settings",),
-    "core.steps": ("constant", "cosine", "linear", "parse", "table", "two_stage"),
+    "core.steps": ("constant", "cosine", "linear", "two_stage"),
+    "policies.texts": ("parse", "table"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [

@@ -31,6 +31,7 @@ T = TypeVar("T")
 ROUNDING = 1e-3
 """How far numbers may leave their range by arithmetic in half precision."""
 LONGEST_SHOWN = 80
+LONGEST_NAME = 200
 LONGEST_NUMBER = 100
 """Digits of a number in a text: reading a million of them takes a second."""
 
@@ -126,6 +127,17 @@ def shown(value: Any) -> str:
         told = _a(type(value).__name__)
     told = told.encode("utf-8", "backslashreplace").decode()
     return told if len(told) <= LONGEST_SHOWN else f"{told[: LONGEST_SHOWN - 3]}..."
+
+
+def plain_number(value: float) -> str:
+    """The shortest text that reads as the same number."""
+    return str(int(value)) if value == int(value) else repr(float(value))
+
+
+def named(path: Any) -> str:
+    """A path in a message: as it is, its end where it is long, on one line."""
+    told = " ".join(str(path).encode("utf-8", "backslashreplace").decode().split())
+    return told if len(told) <= LONGEST_NAME else f"...{told[3 - LONGEST_NAME :]}"
 
 
 def counted(count: int, what: str, several: str = "") -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from disa.core.problem import Grid, Prediction, TimeGrid
 from disa.errors import DisaError
+from disa.values import did_you_mean, shown
 
 LAST_TRAINED = 950
 """Largest timestep that the official training and its annealed sampler visit, of 1000."""
@@ -90,7 +91,8 @@ class CosineDiffusion:
 def _grid(process: CosineDiffusion, name: str, num_steps: int) -> TimeGrid:
     plain = name.replace("_", "-")
     if plain not in GRIDS:
-        raise DisaError(f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}.")
+        hint = did_you_mean(name, GRIDS)
+        raise DisaError(f"unknown grid {shown(name)}: expected one of {', '.join(GRIDS)}.{hint}")
     if num_steps < 1:
         raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
     if plain in OF_1000 and process.num_timesteps != 1000:

@@ -8,7 +8,6 @@ Shapes: B images, L tokens, C token channels, n denoising steps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from disa.core.problem import Grid, TimeGrid
 from disa.errors import DisaError
+from disa.values import did_you_mean, number, shown
 
 
 @dataclass(frozen=True)
@@ -75,15 +75,13 @@ def _named(name: str) -> Callable[[int], np.ndarray]:
     plain = name.replace("_", "-")
     if plain in GRIDS:
         return GRIDS[plain]
-    try:
-        shift = float(plain.removeprefix("shifted-")) if plain.startswith("shifted-") else math.nan
-    except ValueError:
-        shift = math.nan
-    if not 0 < shift < math.inf:
+    if not plain.startswith("shifted-"):
+        known = f"{', '.join(GRIDS)}, or shifted-S with a number S, such as shifted-3"
         raise DisaError(
-            f"unknown grid {name!r}: expected one of {', '.join(GRIDS)}, or shifted-S with a number S > 0, "
-            "such as shifted-3."
+            f"unknown grid {shown(name)}: expected one of {known}.{did_you_mean(plain, [*GRIDS, 'shifted-3'])}"
         )
+    # Beyond these bounds all times but one fall together.
+    shift = number(plain.removeprefix("shifted-"), f"S in the grid {shown(name)}", 1e-3, 1e3)
     return lambda num_steps: shifted(_uniform(num_steps), shift)
 
 

@@ -6,8 +6,8 @@ Shapes: B images, L tokens per image, R rows, C token channels, K AR steps, n de
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from disa.core.capabilities import Capabilities
+from disa.core.counts import denoising_steps
 from disa.core.request import Request
 from disa.errors import DisaError
+from disa.values import number, shown, whole_number
 
 
 class Prediction(NamedTuple):
@@ -182,7 +184,14 @@ class Look:
     """How long the first part is, as a share of the grid's evaluations."""
     go_on: Callable[[Tensor], Tensor]
     """From what the last look changed [R], the mean squared difference of two predictions of the data, to the
-    evaluations of the rest [R] int64, at least 1 each; a row gets no more than the grid still has."""
+    evaluations of the rest, as a policy answers with counts; a row gets no more than the grid still has."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_steps", denoising_steps(self.num_steps, "the steps of a look"))
+        object.__setattr__(self, "num_looks", denoising_steps(self.num_looks, "the number of looks"))
+        object.__setattr__(self, "until", number(self.until, "the end of a look", 0, 1))
+        if not callable(self.go_on):
+            raise DisaError(f"a look goes on by a function from changes to counts, found {shown(self.go_on)}.")
 
     def stop(self, num_evaluations: int) -> int:
         """The index of the first evaluation of the rest, in a grid of `num_evaluations`. Raises DisaError."""
@@ -204,21 +213,54 @@ class Plan:
     look: Look | None = None
 
     @classmethod
-    def of(cls, answer: object) -> Plan:
-        """From a whole number of Python or NumPy, an int64 tensor [R], a `Look` or a `Plan`. Raises DisaError."""
+    def of(cls, answer: Any) -> Plan:
+        """From whatever a policy answers. Raises DisaError.
+
+        | answer | plan |
+        |---|---|
+        | a whole number, as `disa.values` has it | that for all rows |
+        | a list, tuple, array or tensor of whole numbers, of any type of numbers and on any device | one per row |
+        | a `Look`, or a `Plan` of either | a look |
+
+        Refused: bools, parts of a step, counts below 1 or beyond `MOST_STEPS`, nested lists and other dimensions,
+        iterators, and everything else.
+        """
         if isinstance(answer, Plan) and (answer.counts is None) != (answer.look is None):
             return answer if answer.look else cls.of(answer.counts)
         if isinstance(answer, Look):
             return cls(look=answer)
-        if isinstance(answer, Integral) and not isinstance(answer, bool):
-            return cls(int(answer))
-        if isinstance(answer, Tensor) and answer.dtype == torch.int64 and answer.dim() == 1:
-            return cls(answer)
-        found = f"{answer.dtype} of shape {tuple(answer.shape)}" if isinstance(answer, Tensor) else repr(answer)
-        raise DisaError(
-            "a step policy answers with a whole number, an int64 tensor with one count per row, a Look or a Plan: "
-            f"found {found}."
-        )
+        if isinstance(answer, list | tuple) or getattr(answer, "ndim", 0):
+            return cls(_each_row(answer))
+        with suppress(DisaError):
+            answer = whole_number(answer, "an answer")
+        if type(answer) is not int:
+            raise _unusable(answer)
+        return cls(denoising_steps(answer))
+
+
+def _each_row(answer: Any) -> Tensor:
+    """[R] int64 of a policy's answer."""
+    try:
+        counts = torch.as_tensor(answer)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _unusable(answer) from error
+    numbers = not (counts.dtype == torch.bool or counts.is_complex() or counts.is_quantized)
+    if counts.dim() != 1 or not len(counts) or counts.layout is not torch.strided or not numbers:
+        raise _unusable(answer)
+    whole = counts.to(torch.int64)
+    if counts.is_floating_point() and not torch.equal(whole.to(counts.dtype), counts):
+        raise _unusable(answer)
+    for end in whole.aminmax():
+        denoising_steps(int(end))
+    return whole
+
+
+def _unusable(answer: Any) -> DisaError:
+    kind = f" of {str(answer.dtype).removeprefix('torch.')}" if hasattr(answer, "dtype") else ""
+    return DisaError(
+        "a step policy answers with a whole number, an int64 tensor with one count per row, a Look or a Plan: "
+        f"found {shown(answer)}{kind}."
+    )
 
 
 class Noise(Protocol):
@@ -250,6 +292,11 @@ class Architecture(Protocol):
 
     @property
     def latent_channels(self) -> int: ...
+
+    @property
+    def condition_width(self) -> int:
+        """D of `DenoisingProblem.condition`."""
+        ...
 
     @property
     def latent_size(self) -> tuple[int, int]:

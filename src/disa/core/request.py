@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from disa.errors import DisaError
+from disa.values import many, number, one_of, shown
 
 RAMPS = ("linear", "constant")
 
@@ -33,13 +34,15 @@ class Guidance:
     """And where low <= k / (K - 1) <= high, which is 0 with a single AR step."""
 
     def __post_init__(self) -> None:
-        if self.ramp not in RAMPS:
-            raise DisaError(f"unknown guidance ramp {self.ramp!r}: expected one of {', '.join(RAMPS)}.")
-        if not np.isfinite(self.scale):
-            raise DisaError(f"guidance must be a finite number, found {self.scale}.")
-        for name, ends, what in (("interval", self.interval, "times"), ("progress", self.progress, "shares")):
+        object.__setattr__(self, "scale", number(self.scale, "guidance"))
+        one_of(self.ramp, RAMPS, "guidance ramp")
+        for name, what in (("interval", "times"), ("progress", "shares")):
+            given, ends = getattr(self, name), list[float]()
+            with suppress(DisaError):
+                ends = many(given, number, name)
             if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
-                raise DisaError(f"the guidance {name} must be two {what} 0 <= low <= high <= 1, found {ends}.")
+                raise DisaError(f"the guidance {name} must be two {what} 0 <= low <= high <= 1, found {shown(given)}.")
+            object.__setattr__(self, name, (ends[0], ends[1]))
 
     @property
     def active(self) -> bool:
@@ -47,8 +50,8 @@ class Guidance:
 
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing."""
-        ends = {"interval": list(map(float, self.interval)), "progress": list(map(float, self.progress))}
-        return {"guidance": float(self.scale), "ramp": self.ramp} | ends
+        ends = {"interval": list(self.interval), "progress": list(self.progress)}
+        return {"guidance": self.scale, "ramp": self.ramp} | ends
 
     def at(self, known: float) -> float:
         """What the ramp makes of the scale when the share `known` of the image will be known after this AR step."""

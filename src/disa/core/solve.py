@@ -15,6 +15,7 @@ from disa.core.problem import Bound, DenoisingProblem, Field, Look, Noise, Plan,
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, grid_for_parts
 from disa.errors import DisaError
+from disa.values import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, nois
     grid = grid_for_parts(solver, problem.process, look.num_steps)
     num_evaluations, stop = grid.num_evaluations, look.stop(grid.num_evaluations)
     x, change, evaluations = look_along(problem, solver, grid.part(0, stop, look.num_looks), noise)
-    counts = look.go_on(change).clamp(max=num_evaluations - stop)
+    counts = _after(look, change).clamp(max=num_evaluations - stop)
     tokens = torch.empty_like(x)
     for count, rows in _groups(counts, problem):
         part, rest = problem.select(rows), grid.part(stop, num_evaluations, count)
@@ -65,12 +66,19 @@ def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, nois
     return Solution(tokens, counts + look.num_looks, evaluations)
 
 
+def _after(look: Look, change: Tensor) -> Tensor:
+    """[R] evaluations of each row after a look."""
+    counts = Plan.of(look.go_on(change)).counts
+    if counts is None:
+        raise DisaError("a look is followed by counts, found another look.")
+    return torch.full((len(change),), counts) if isinstance(counts, int) else counts
+
+
 def _groups(counts: Tensor, problem: DenoisingProblem) -> list[tuple[int, Tensor]]:
     """Every count, and the rows that have it."""
     if len(counts) != problem.num_rows:
-        raise DisaError(f"the step policy gave {len(counts)} counts for {problem.num_rows} rows.")
-    if int(counts.min()) < 1:
-        raise DisaError(f"a row needs at least 1 denoising step, found {int(counts.min())}.")
+        rows = counted(problem.num_rows, "row")
+        raise DisaError(f"the step policy gave {counted(len(counts), 'count')} for {rows}.")
     return [(count, torch.nonzero(counts == count).flatten().to(problem.device)) for count in counts.unique().tolist()]
 
 

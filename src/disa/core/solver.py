@@ -5,7 +5,6 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 
 from __future__ import annotations
 
-import math
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
 from disa.core.steps import describe
-from disa.errors import DisaError
+from disa.values import number, plain_number
 
 
 class Solver(Protocol):
@@ -70,7 +69,7 @@ class NamedSolver:
     def __str__(self) -> str:
         values = vars(self)
         grid = "" if values["grid"] is None else f"@{describe(values['grid'])}"
-        given = [f"{name}={_number(values[name])}" for name, own in self.options().items() if values[name] != own]
+        given = [f"{name}={plain_number(values[name])}" for name, own in self.options().items() if values[name] != own]
         return self.name + grid + (f":{','.join(given)}" if given else "")
 
 
@@ -91,12 +90,6 @@ def precise(x: Tensor) -> Tensor:
         return x
 
 
-def check_temperature(temperature: float) -> None:
-    """Raises DisaError."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise DisaError(f"temperature must be 0 or more, found {temperature}.")
-
-
-def _number(value: float) -> str:
-    """The shortest text that reads as the same number."""
-    return str(int(value)) if value == int(value) else repr(float(value))
+def read_option(solver: NamedSolver, name: str, most: float | None = None) -> None:
+    """Make an option of a solver that is being made a number, 0 or more. Raises DisaError."""
+    object.__setattr__(solver, name, number(getattr(solver, name), name, 0, most))

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from disa.core.multistep import Multistep
 from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
-from disa.core.solver import GridSolver, NamedSolver, Solver, check_temperature, precise
+from disa.core.solver import GridSolver, NamedSolver, Solver, precise, read_option
 from disa.errors import DisaError
+from disa.values import did_you_mean, number, shown
 
 # -- diffusion -----------------------------------------------------------------------------------------------------
 
@@ -37,7 +38,7 @@ class DDPM(GridSolver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        read_option(self, "temperature")
 
     def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         last = grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
@@ -89,8 +90,7 @@ class DDIM(GridSolver):
     takes = ("noise",)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise DisaError(f"eta must be 0 to 1, found {self.eta}.")
+        read_option(self, "eta", 1)
 
     @property
     def stochastic(self) -> bool:
@@ -184,7 +184,7 @@ class EulerMaruyama(GridSolver):
     stochastic = True
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        read_option(self, "temperature")
 
     def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         if grid.num_evaluations == 1 and grid.finishes and grid.levels[0] == 1:
@@ -230,7 +230,7 @@ WITH_TEMPERATURE = _with("temperature")
 
 def make_solver(name: str, grid: str | None = None, temperature: float = 1.0, eta: float | None = None) -> Solver:
     """The solver that `name` names, with its own grid unless one is given. Raises DisaError."""
-    check_temperature(temperature)
+    temperature = number(temperature, "temperature", 0)
     options = {"grid": grid, "temperature": None if temperature == 1.0 else temperature, "eta": eta}
     return build_solver(name, {option: value for option, value in options.items() if value is not None})
 
@@ -245,18 +245,21 @@ def parse_solver(text: str | Solver) -> Solver:
 
 def solver_parts(text: str) -> tuple[str, dict[str, Any]]:
     """The name in a solver's text, and the options in it, the grid among them. Raises DisaError."""
-    place, _, rest = text.partition(":")
-    name, _, grid = (part.strip() for part in place.partition("@"))
+    place, colon, rest = text.partition(":")
+    name, at, grid = (part.strip() for part in place.partition("@"))
+    if at and not grid:
+        raise DisaError(f"the grid is missing after @ in the solver {shown(text)}: expected one, as in {name}@uniform.")
     options: dict[str, Any] = {"grid": grid} if grid else {}
-    for item in rest.split(",") if rest else ():
-        option, _, number = (part.strip() for part in item.partition("="))
+    for item in rest.split(",") if colon else ():
+        option, equals, value = (part.strip() for part in item.partition("="))
         if option == "grid":
             raise DisaError(f"{name} has no option 'grid': it follows @, as in {name}@uniform.")
-        try:
-            options[option] = float(number)
-        except ValueError as error:
-            wanted = f"expected an option such as eta=0.5 in the solver {text!r}"
-            raise DisaError(f"{wanted}, found {item!r}.") from error
+        if not option or not equals:
+            wanted = f"expected an option such as eta=0.5 in the solver {shown(text)}"
+            raise DisaError(f"{wanted}, found {shown(item)}.")
+        if option in options:
+            raise DisaError(f"the solver {shown(text)} says {shown(option)} twice: say it once.")
+        options[option] = number(value, f"{shown(option)[1:-1]} in the solver {shown(text)}")
     return name, options
 
 
@@ -264,7 +267,8 @@ def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, 
     """A solver by its name and options; preferred: options that are taken where the solver has them and they are not
     given. Raises DisaError."""
     if name not in SOLVERS:
-        raise DisaError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}.")
+        hint = did_you_mean(name, SOLVERS)
+        raise DisaError(f"unknown solver {shown(name)}: expected one of {', '.join(SOLVERS)}.{hint}")
     known = {"grid", *_options(name)}
     for option in options:
         if option not in known:
@@ -283,7 +287,7 @@ def _refusal(name: str, option: str, options: Mapping[str, Any]) -> str:
     if having := _with(option):
         return f"{option} belongs to {' and '.join(having)}, not to {name}."
     has = ", ".join(_options(name))
-    return f"{name} has no option {option!r}: " + (f"expected {has}." if has else "it has none.")
+    return f"{name} has no option {shown(option)}: " + (f"expected {has}." if has else "it has none.")
 
 
 # -- which goes with which -----------------------------------------------------------------------------------------

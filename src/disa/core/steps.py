@@ -7,17 +7,18 @@ k and K, so it also works in a loop of your own: `disa.linear(50, 5).at(k, K)`.
 from __future__ import annotations
 
 import contextlib
-import json
+import inspect
 import math
-import operator
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
-from pathlib import Path
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
+from disa.core.counts import MOST_AR_STEPS, ar_steps, denoising_steps
 from disa.errors import DisaError
+from disa.values import counted, many, shown, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,20 +45,41 @@ class Remembering:
 
 
 def of(steps: Any) -> Any:
-    """A policy from what a caller gave: a policy, a number of denoising steps, or a list of one number per AR step.
+    """A policy from what a caller gave.
 
-    Raises DisaError.
+    | given | policy |
+    |---|---|
+    | what can be called with a problem | itself |
+    | a whole number, as `disa.values` has it | `Constant` |
+    | a list, tuple, range, array, tensor or iterator of whole numbers | `Table`, one count per AR step |
+
+    Refused, with one DisaError: classes, functions that do not take one argument, and everything else. Texts beside
+    whole numbers are read by `disa.policies.texts`.
     """
     if callable(steps):
-        return steps
-    with contextlib.suppress(TypeError):
-        return Constant(operator.index(steps))
+        return _checked(steps)
+    alone = not hasattr(steps, "__iter__") or getattr(steps, "ndim", 1) == 0
+    if not alone and not isinstance(steps, str | bytes | bytearray | dict | set | frozenset):
+        return Table(steps)
+    with contextlib.suppress(DisaError):
+        steps = whole_number(steps, "steps")
+    if type(steps) is not int:
+        raise DisaError(f"steps must be a policy, its text, a whole number or a list of them, found {shown(steps)}.")
+    return Constant(steps)
+
+
+def _checked(policy: Any) -> Any:
+    """A policy that can be called with a problem."""
+    name = shown(getattr(policy, "__name__", policy))
+    if isinstance(policy, type):
+        raise DisaError(f"steps must be a policy, found the class {name}: give one of its objects.")
     try:
-        return Table(tuple(operator.index(count) for count in steps))
+        inspect.signature(policy).bind(None)
     except TypeError as error:
-        raise DisaError(
-            f"steps must be a policy, its text, a whole number or a list of them, found {steps!r:.80}."
-        ) from error
+        raise DisaError(f"a step policy is called with one argument, the problem: {name} takes others.") from error
+    except ValueError:  # some builtins do not say what they take
+        pass
+    return policy
 
 
 def fresh(policy: StepPolicy) -> StepPolicy:
@@ -100,7 +122,7 @@ class Schedule:
 
     def counts(self, num_ar_steps: int) -> list[int]:
         """[K] denoising steps of every AR step."""
-        return [self.at(k, num_ar_steps) for k in range(num_ar_steps)]
+        return [self.at(k, num_ar_steps) for k in range(ar_steps(num_ar_steps))]
 
     def __call__(self, problem: DenoisingProblem) -> int:
         return self.at(problem.ar_step, problem.num_ar_steps)
@@ -113,10 +135,10 @@ class Constant(Schedule):
     num_steps: int
 
     def __post_init__(self) -> None:
-        _check_counts([self.num_steps])
+        object.__setattr__(self, "num_steps", denoising_steps(self.num_steps))
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
-        _check_place(ar_step, num_ar_steps)
+        _place(ar_step, num_ar_steps)
         return self.num_steps
 
     def __str__(self) -> str:
@@ -136,15 +158,16 @@ class Annealed(Schedule):
     name = "annealed"
 
     def __post_init__(self) -> None:
-        _check_counts([self.early, self.late])
+        object.__setattr__(self, "early", denoising_steps(self.early))
+        object.__setattr__(self, "late", denoising_steps(self.late))
 
     def share(self, ar_step: int, last: int) -> float:
         """1 at the first AR step, 0 at the last."""
         raise NotImplementedError
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
-        _check_place(ar_step, num_ar_steps)
-        return self.late + int(self.share(ar_step, num_ar_steps - 1) * (self.early - self.late))
+        ar_step, last = _place(ar_step, num_ar_steps)
+        return self.late + int(self.share(ar_step, last) * (self.early - self.late))
 
     def __str__(self) -> str:
         return f"{self.name}:{self.early}-{self.late}"
@@ -188,17 +211,22 @@ class Table(Schedule):
     """The settings that the counts were chosen for; empty where nothing was measured."""
 
     def __post_init__(self) -> None:
-        if not self.values:
+        given: Iterable[Any] = islice(iter(self.values), MOST_AR_STEPS + 1)
+        values = tuple(many(list(given), denoising_steps, "numbers of denoising steps"))
+        object.__setattr__(self, "values", values)
+        if not values:
             raise DisaError(f"the {self} holds no counts: expected one per AR step.")
-        _check_counts(list(self.values))
+        if len(values) > MOST_AR_STEPS:
+            raise DisaError(f"a table has at most {MOST_AR_STEPS} counts, one per AR step: found more.")
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
-        _check_place(ar_step, num_ar_steps)
-        if num_ar_steps == len(self.values):
+        ar_step, last = _place(ar_step, num_ar_steps)
+        if last == len(self.values) - 1:
             return self.values[ar_step]
         if ar_step == 0:
-            warnings.warn(f"{self} has {len(self.values)} counts and is resampled to {num_ar_steps}", stacklevel=2)
-        place = ar_step / max(1, num_ar_steps - 1) * (len(self.values) - 1)
+            held = counted(len(self.values), "count")
+            warnings.warn(f"{self} has {held} and is resampled to {last + 1}", stacklevel=2)
+        place = ar_step / max(1, last) * (len(self.values) - 1)
         below = min(int(place), len(self.values) - 1)
         above = min(below + 1, len(self.values) - 1)
         return round(self.values[below] + (place - below) * (self.values[above] - self.values[below]))
@@ -231,48 +259,9 @@ def two_stage(early: int, late: int) -> TwoStage:
     return TwoStage(early, late)
 
 
-def table(path: str | Path) -> Table:
-    """Read counts from JSON: a list, or an object with a list under `counts`, such as `disa calibrate` writes."""
-    try:
-        content = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DisaError(f"cannot read the table {path}: {error}. Expected JSON with one count per AR step.") from error
-    values = content.get("counts") if isinstance(content, dict) else content
-    if not isinstance(values, list) or not all(type(value) is int for value in values):
-        raise DisaError(f'the table {path} must be a list of whole numbers or {{"counts": [...]}}.')
-    measured_for = content.get("measured_for", {}) if isinstance(content, dict) else {}
-    if not isinstance(measured_for, dict):
-        raise DisaError(f"the table {path} must say what it was measured for as an object, found {measured_for!r}.")
-    return Table(tuple(values), str(path), measured_for)
-
-
-_ANNEALED: dict[str, type[Annealed]] = {kind.name: kind for kind in (TwoStage, Linear, Cosine)}
-FORMS = "constant:N, two-stage:50-5, linear:50-5, cosine:50-5 or table:FILE (with a model also mlp, variance, straight)"
-
-
-def parse(text: str) -> Schedule:
-    """The policy that `text` names, such as `linear:50-5`."""
-    name, _, rest = text.partition(":")
-    if name == "table" and rest:
-        return table(rest)
-    try:
-        numbers = [int(number) for number in rest.split("-")]
-        if name == "constant":
-            (num_steps,) = numbers
-            return Constant(num_steps)
-        early, late = numbers
-        return _ANNEALED[name](early, late)
-    except (ValueError, KeyError) as error:
-        raise DisaError(f"unknown step policy {text!r}: expected {FORMS}.") from error
-
-
-def _check_place(ar_step: int, num_ar_steps: int) -> None:
-    if num_ar_steps < 1:
-        raise DisaError(f"a schedule needs at least 1 AR step, found {num_ar_steps}.")
-    if not 0 <= ar_step < num_ar_steps:
-        raise DisaError(f"AR steps count from 0: expected 0 to {num_ar_steps - 1}, found {ar_step}.")
-
-
-def _check_counts(counts: list[int]) -> None:
-    if min(counts) < 1:
-        raise DisaError(f"a row needs at least 1 denoising step, found {min(counts)}.")
+def _place(ar_step: Any, num_ar_steps: Any) -> tuple[int, int]:
+    """k and K - 1 of a caller. Raises DisaError."""
+    last, place = ar_steps(num_ar_steps) - 1, whole_number(ar_step, "an AR step")
+    if not 0 <= place <= last:
+        raise DisaError(f"AR steps count from 0: expected 0 to {last}, found {shown(place)}.")
+    return place, last

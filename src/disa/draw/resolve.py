@@ -7,7 +7,6 @@ import warnings
 from dataclasses import fields, replace
 from typing import Any
 
-from disa.core import steps
 from disa.core.request import Guidance
 from disa.core.solver import NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
@@ -15,7 +14,7 @@ from disa.core.steps import Schedule, StepPolicy, describe
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError
-from disa.policies import adaptive
+from disa.policies import adaptive, texts
 
 NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
@@ -91,10 +90,10 @@ def _check(settings: Settings, loaded: Loaded) -> None:
 def _policy(settings: Settings, loaded: Loaded) -> StepPolicy:
     """The step policy as an object; each of its counts must fit the grid."""
     chosen, process = settings.steps, loaded.model.process
-    if isinstance(chosen, str) and adaptive.names(chosen):
+    if isinstance(chosen, str) and texts.is_adaptive(chosen):
         chosen = adaptive.parse(chosen, loaded.preset, lambda: loaded.weights_hash)
     elif isinstance(chosen, str):
-        chosen = steps.parse(chosen)
+        chosen = texts.parse(chosen)
     counts = chosen.counts(settings.num_ar_steps) if isinstance(chosen, Schedule) else [1]
     for count in set(counts):
         grid_for(settings.solver, process, count)

@@ -10,9 +10,6 @@ Shapes: B images, N rows per image, R = B N rows, D condition width, J different
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,18 +19,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from disa.core.problem import DenoisingProblem, Look, Process
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, grid_for_parts
+from disa.core.spending import Spending, parse_spending
 from disa.core.steps import Remembering
 from disa.errors import DisaError
 from disa.models.spec import Preset
-from disa.policies.scores import Probe, Score, features, learned_variance, log_change, spread_of_draws
+from disa.policies.probe import ErrorModel, FittedProbe
+from disa.policies.scores import Score, learned_variance, log_change, spread_of_draws
+from disa.values import counted, either, named, number, one_of, path, shown, whole_number
 from disa.weights.package import in_package
-from disa.weights.read import read_tensors
 
 NUM_COUNTS = 8
 """Different counts at most: rows are denoised in as many groups, and small groups are slow."""
@@ -85,122 +83,6 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
     free = room - counts[0] * (need.shape[1] + rows_to_come)
     taken = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, spent <= free[:, None])
     return counts[taken.view(*all_needs.shape, len(cost))[:, : need.shape[1]].sum(-1)]
-
-
-@dataclass(frozen=True)
-class Spending:
-    """Bounds and budget of an adaptive policy."""
-
-    early: int
-    """The most denoising steps of a row."""
-    late: int
-    """The fewest."""
-    budget: float | None = None
-    """The mean over the rows of an image, with the evaluations of a score; None where a threshold decides."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.late <= self.early:
-            raise DisaError(f"an adaptive policy is bounded by early >= late >= 1, found {self.early}-{self.late}.")
-
-    def __str__(self) -> str:
-        return f"{self.early}-{self.late}" + ("" if self.budget is None else f"@{self.budget:g}")
-
-
-# -- what was fitted -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ErrorModel:
-    """How a score goes with the error of a model, measured on its own drawings.
-
-    The log of the error after one denoising step is intercept + slope score; it falls as n^-power.
-    """
-
-    slope: float
-    intercept: float
-    power: float
-    threshold: float
-    """The gain, as a log, at which the preset's budget is spent."""
-    importance: Tensor
-    """[J] the log of what an error of a row in each J-th of the AR steps does to the whole image."""
-    later: Tensor
-    """[J, Q] quantiles of the needs of all rows after the first 1/J, 2/J, ... of the AR steps; after the last of them
-    there are none, so these are of the last AR step."""
-
-    def need(self, score: Tensor, share: float) -> Tensor:
-        """[R] the log of the error after one denoising step; share: of the AR steps that are made."""
-        important = self.importance[int(share * len(self.importance) + 1e-9)]
-        return self.intercept + self.slope * score.cpu().double() + important
-
-    def to_come(self, problem: DenoisingProblem) -> Tensor:
-        """[Q] needs of the rows of later AR steps."""
-        made = (problem.ar_step + 1) / problem.num_ar_steps * len(self.later)
-        return self.later[math.ceil(made - 1e-9) - 1]
-
-
-@dataclass(frozen=True)
-class FittedProbe:
-    """What `disa fit-probe` writes: a probe, the error model of every score, and what they were measured on."""
-
-    probe: Probe
-    error_models: Mapping[str, ErrorModel]
-    about: Mapping[str, Any]
-
-    @property
-    def measured_for(self) -> Mapping[str, Any]:
-        return self.about["measured_for"]
-
-    def predicted(self, output: int) -> Score:
-        """One of the probe's two predictions as a score."""
-        return lambda problem: self.probe.to(problem.device)(features(problem))[:, output]
-
-    def tensors(self) -> dict[str, Tensor]:
-        state = {f"probe.{name}": value for name, value in self.probe.state_dict().items()}
-        state |= {f"later.{name}": known.later.float() for name, known in self.error_models.items()}
-        return state | {f"importance.{name}": known.importance.float() for name, known in self.error_models.items()}
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 of all that it holds."""
-        found = hashlib.sha256(json.dumps(self.metadata(), sort_keys=True).encode())
-        for name, value in sorted(self.tensors().items()):
-            found.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-        return found.hexdigest()
-
-    def metadata(self) -> dict[str, str]:
-        lines = {
-            name: {"slope": k.slope, "intercept": k.intercept, "power": k.power, "threshold": k.threshold}
-            for name, k in self.error_models.items()
-        }
-        return {"disa": json.dumps({"about": dict(self.about), "knowledge": lines})}
-
-    @classmethod
-    def read(cls, path: Path) -> FittedProbe:
-        """Raises DisaError."""
-        state = read_tensors(path)
-        try:
-            with safe_open(path, "pt") as file:
-                content = json.loads(file.metadata()["disa"])
-            probe = Probe(len(state["probe.mean"]), len(state["probe.input.bias"]))
-            probe.load_state_dict(_below(state, "probe."))
-            later, importance = _below(state, "later."), _below(state, "importance.")
-            error_models = {
-                name: ErrorModel(
-                    **{key: float(value) for key, value in line.items()},
-                    importance=importance[name].double(),
-                    later=later[name].double(),
-                )
-                for name, line in content["knowledge"].items()
-            }
-            found = cls(probe.requires_grad_(False).eval(), error_models, dict(content["about"]))
-            dict(found.measured_for)
-            return found
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise DisaError(f"{path} is not a probe: expected a file that `disa fit-probe` wrote.") from error
-
-
-def _below(state: Mapping[str, Tensor], start: str) -> dict[str, Tensor]:
-    return {name.removeprefix(start): value for name, value in state.items() if name.startswith(start)}
 
 
 # -- policies ------------------------------------------------------------------------------------------------------
@@ -318,16 +200,10 @@ class _Spender:
         return torch.empty_like(order).scatter(0, order, counts.flatten())
 
 
-ADAPTIVE = ("mlp", "variance", "straight")
 _TEXT = re.compile(
-    r"(?P<form>mlp|variance|straight)(?::(?P<by>draws|head|probe))?(?::(?P<early>\d+)-(?P<late>\d+))?"
-    r"(?::?@(?P<budget>\d+(?:\.\d+)?))?(?::(?P<file>(?!\d+-\d|@).+))?"
+    r"(?P<form>mlp|variance|straight)(?::(?P<by>draws|head|probe))?(?::(?P<early>[0-9]+)-(?P<late>[0-9]+))?"
+    r"(?::?@(?P<budget>[0-9]+(?:\.[0-9]+)?))?(?::(?P<file>(?![0-9]+-[0-9]|@).+))?"
 )
-
-
-def names(text: str) -> bool:
-    """Whether it is the text of an adaptive policy."""
-    return re.split("[:@]", text)[0] in ADAPTIVE
 
 
 def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
@@ -335,33 +211,39 @@ def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
 
     weights: the hash of the model's, which takes a while and is asked for last. Raises DisaError.
     """
-    found = _TEXT.fullmatch(text)
+    found = _TEXT.fullmatch(text.strip())
     if found is None or (found["by"] and found["form"] != "variance"):
         raise DisaError(
-            f"unknown adaptive policy {text!r}: expected mlp, variance (:draws, :head or :probe) or "
+            f"unknown adaptive policy {shown(text)}: expected mlp, variance (:draws, :head or :probe) or "
             "straight, then bounds, budget and file, as in mlp:50-5@20:FILE."
         )
-    probe = find_probe(None if found["file"] is None else Path(found["file"]), preset, weights)
+    spending = parse_spending(preset.defaults.spending)
+    if found["early"]:
+        spending = Spending(whole_number(found["early"], "early"), whole_number(found["late"], "late"))
+    if found["budget"]:
+        spending = replace(spending, budget=number(found["budget"], "the budget of an adaptive policy"))
+    probe = find_probe(None if found["file"] is None else path(found["file"], "a probe"), preset, weights)
     name = f"variance:{found['by'] or preset.defaults.variance_by}" if found["form"] == "variance" else found["form"]
-    own = parse_spending(preset.defaults.spending)
-    given = Spending(int(found["early"]), int(found["late"])) if found["early"] else own
-    budget = float(found["budget"]) if found["budget"] else None if found["early"] else own.budget
-    return policy(name, probe, Spending(given.early, given.late, budget), found["file"] or "")
-
-
-def parse_spending(text: str) -> Spending:
-    """`50-5@20` -> bounds and budget."""
-    early, late, budget = re.split("[-@]", text)
-    return Spending(int(early), int(late), float(budget))
+    return policy(name, probe, spending, found["file"] or "")
 
 
 def policy(name: str, probe: FittedProbe, spending: Spending, file: str = "") -> Adaptive:
     """The policy by one of the scores that disa has; file: where the probe is from. Raises DisaError."""
+    own = scores(probe)
+    one_of(name, own, "score")
     if name not in probe.error_models:
-        raise DisaError(f"the probe knows nothing of {name}: it was fitted for {', '.join(probe.error_models)}.")
-    known, cost = probe.error_models[name], COSTS.get(name, 0)
-    score, measured_for = scores(probe)[name], probe.measured_for
-    return Adaptive(score, cost, known, spending, name, file, measured_for, probe=probe.hash)
+        known = either(map(shown, probe.error_models))
+        raise DisaError(f"the probe knows nothing of {name}: it was fitted for {known}.")
+    return Adaptive(
+        own[name],
+        COSTS.get(name, 0),
+        probe.error_models[name],
+        spending,
+        name,
+        file,
+        probe.measured_for,
+        probe=probe.hash,
+    )
 
 
 def scores(probe: FittedProbe) -> dict[str, Score | None]:
@@ -384,11 +266,18 @@ def find_probe(path: Path | None, preset: Preset, weights: Callable[[], str]) ->
             f"`disa fit-probe --model {preset.name}`, then name it as in mlp:50-5@20:FILE."
         )
     probe = FittedProbe.read(path or shipped)
+    which = named(path or shipped.name)
     expected, found = weights(), probe.measured_for.get("weights")
     if found != expected:
+        of = probe.measured_for.get("model")
         raise DisaError(
-            f"the probe {path or shipped.name} was fitted for other weights: expected {preset.name} with "
-            f"hash {expected[:12]}, found {probe.measured_for.get('model')} with {str(found)[:12]}. "
-            "Fit one with `disa fit-probe`."
+            f"the probe {which} was fitted for other weights: expected {preset.name} with hash {expected[:12]}, "
+            f"found {named(of)} with {named(found)[:12]}. Fit one with `disa fit-probe`."
+        )
+    width = preset.spec.architecture.condition_width
+    if probe.width != width:
+        raise DisaError(
+            f"the probe {which} is fed {counted(probe.width, 'value')} of each row, but {preset.name} says "
+            f"{width}: fit one with `disa fit-probe`."
         )
     return probe

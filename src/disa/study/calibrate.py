@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core import steps
+from disa.core.counts import denoising_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import Bound, DenoisingProblem, Grid, Noise, Process, TimeGrid
 from disa.core.solve import solve
@@ -32,7 +32,9 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.policies import texts
 from disa.study.allocate import allocate, between, pooled
+from disa.values import many, number, plain_number, shown
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 NUM_IMAGES, FIRST_SEED = 16, 100_000
@@ -73,7 +75,7 @@ class Calibration:
     about: dict[str, Any]
 
     def report(self) -> dict[str, Any]:
-        """The table with its provenance, as `steps.table` reads it."""
+        """The table with its provenance, as `disa.table` reads it."""
         return {
             "counts": list(self.table.values),
             "measured_for": dict(self.table.measured_for),
@@ -90,7 +92,7 @@ def calibrate(
     sampler: Sampler,
     inputs: Inputs,
     settings: Settings,
-    budgets: Sequence[str],
+    budgets: Sequence[str | float] | str | float,
     reference: int = 200,
     on_turn: Callable[[], None] = lambda: None,
 ) -> list[Calibration]:
@@ -101,9 +103,11 @@ def calibrate(
     `num_turns` times. Raises DisaError.
     """
     inputs.check_alike()
-    sampler.prepare()
-    affordable = [read_budget(sampler, inputs, settings, budget) for budget in budgets]
+    reference = denoising_steps(reference, "the reference")
     counts = ladder(sampler, settings, reference)
+    asked = many(budgets, lambda budget, _: check_budget(sampler, settings, budget, counts[-1]), "budgets")
+    sampler.prepare()
+    affordable = [read_budget(sampler, inputs, settings, budget) for budget in asked]
     curves = measure(sampler, inputs, settings, counts, reference, on_turn)
     about = {
         "model": sampler.preset.name,
@@ -119,12 +123,12 @@ def calibrate(
     errors = np.stack([between(known, row, made) for row in pooled(np.array(curves.errors))]) * weights[:, None]
     costs = costs_of(sampler, settings, every, np.array(curves.evaluations), counts)
     found = []
-    for budget, (allowed, num_rows) in zip(budgets, affordable, strict=True):
+    for budget, (allowed, num_rows) in zip(asked, affordable, strict=True):
         chosen = allocate(errors, costs, allowed)
         table = Table(tuple(int(every[i]) for i in chosen), "", facts(settings, sampler))
         evaluations, _ = _made(sampler, inputs, settings, table)
         error = float(errors[range(len(chosen)), chosen].sum())
-        own = about | {"asked_budget": budget}
+        own = about | {"asked_budget": budget if isinstance(budget, str) else plain_number(budget)}
         found.append(Calibration(table, curves, allowed, evaluations, evaluations / num_rows, error, own))
     return found
 
@@ -132,18 +136,46 @@ def calibrate(
 # -- the budget ----------------------------------------------------------------------------------------------------
 
 
-def read_budget(sampler: Sampler, inputs: Inputs, settings: Settings, budget: str) -> tuple[float, float]:
+def check_budget(sampler: Sampler, settings: Settings, budget: Any, longest: int) -> float | str:
+    """A budget as a number, or as the text of a policy, before anything is drawn. Raises DisaError.
+
+    longest: denoising steps of a row that are measured; what would take more cannot be spent.
+    """
+    large = f"the budget {shown(budget)} is more than {longest} denoising steps of each row take, which is"
+    if isinstance(budget, str) and not _is_number(budget):
+        policy = sampler.settings(settings, steps=budget).steps
+        counts = policy.counts(settings.num_ar_steps) if isinstance(policy, Schedule) else [1]
+        if sum(counts) > longest * len(counts):
+            raise DisaError(f"{large} the most that is measured: spend less.")
+        return budget
+    found = number(budget, "a budget")
+    if found <= 0:
+        raise DisaError(f"a budget must be above 0, found {shown(budget)}.")
+    most = grid_for(settings.solver, sampler.model.process, longest).num_evaluations
+    most *= 2 if settings.guidance.active else 1
+    if found > max(1, most):
+        raise DisaError(f"{large} the most that is measured, {most} evaluations: spend less.")
+    return found
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is meant as a number, be it infinite."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_budget(sampler: Sampler, inputs: Inputs, settings: Settings, budget: float | str) -> tuple[float, float]:
     """Evaluations of an image that a budget allows, and rows of an image; counted on one image, nothing is derived."""
     fewest, rows = _made(sampler, inputs, settings, Constant(1))
-    try:
-        number = float(budget)
-    except ValueError:
+    if isinstance(budget, str):
         allowed, _ = _made(sampler, inputs, settings, budget)
+    elif budget > 1:
+        allowed = budget * rows
     else:
-        if not 0 < number < float("inf"):
-            raise DisaError(f"a budget must be above 0, found {budget}.")
-        original = number * _made(sampler, inputs, settings, sampler.preset.defaults.original)[0] if number <= 1 else 0
-        allowed = original or number * rows
+        allowed = budget * _made(sampler, inputs, settings, sampler.preset.defaults.original)[0]
     if allowed < fewest:
         raise DisaError(
             f"the budget {budget} is {allowed / rows:.3g} evaluations per row, and one denoising step takes "
@@ -160,7 +192,7 @@ def _made(sampler: Sampler, inputs: Inputs, settings: Settings, policy: str | Sc
 
 def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
     """The counts to be measured: up to twice what the original policy has, and to half of the reference."""
-    original = steps.parse(sampler.preset.defaults.original).counts(settings.num_ar_steps)
+    original = texts.parse(sampler.preset.defaults.original).counts(settings.num_ar_steps)
     longest = min(2 * max(original), reference // 2)
     if longest < 2:
         raise DisaError(f"a reference needs 4 denoising steps or more to measure others by, found {reference}.")

@@ -25,6 +25,7 @@ from disa.core.problem import ARStep, DenoisingProblem, Look
 from disa.core.solve import look_along, looking
 from disa.core.solver import GridSolver, Solver
 from disa.core.solvers import ode_solver
+from disa.core.spending import parse_spending
 from disa.draw.inputs import Inputs
 from disa.draw.resolve import facts
 from disa.draw.run import Run
@@ -32,19 +33,12 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.files import write_whole
-from disa.policies.adaptive import (
-    COSTS,
-    NUM_LOOKS,
-    UNTIL,
-    ErrorModel,
-    FittedProbe,
-    above,
-    counts_between,
-    parse_spending,
-)
+from disa.policies.adaptive import COSTS, NUM_LOOKS, UNTIL, above, counts_between
+from disa.policies.probe import ErrorModel, FittedProbe
 from disa.policies.scores import SMALLEST, Probe, Score, features, learned_variance, log_change, spread_of_draws
 from disa.study.calibrate import gains
 from disa.study.ranks import spearman
+from disa.values import counted, whole_number
 
 FEW, MORE, MANY = 4, 8, 20
 FEW_LEFT, MANY_LEFT = 3, 12
@@ -115,7 +109,9 @@ def fit_probe(
     """Draw the inputs and fit. own: further scores, such as a researcher's, by name. on_turn is called
     `disa.study.calibrate.num_turns` times. Raises DisaError."""
     if len(inputs) < FEWEST_IMAGES:
-        raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {len(inputs)}.")
+        found = counted(len(inputs), "image")
+        raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {found}.")
+    seed = whole_number(seed, "the seed of a probe", 0, 2**63 - 1)
     inputs.check_alike()
     sampler.prepare()
     rows = measure(Run(sampler, inputs, settings, "latent"), on_turn, own or {})

@@ -61,6 +61,11 @@ class FlowARConfig:
         return self.encoder_depth + self.decoder_depth
 
     @property
+    def condition_width(self) -> int:
+        """Of the vectors that the head is conditioned on."""
+        return self.width
+
+    @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
             "FlowAR", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group="scale"

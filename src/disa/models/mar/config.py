@@ -53,6 +53,11 @@ class MARConfig:
         return self.latent_channels * self.patch_size**2
 
     @property
+    def condition_width(self) -> int:
+        """Of the vectors that the head is conditioned on."""
+        return self.decoder_width
+
+    @property
     def capabilities(self) -> Capabilities:
         return Capabilities("MAR", "labels", self.num_tokens, self.num_classes, any_size=True, keeps_tokens=True)
 

@@ -1,0 +1,107 @@
+"""JSON files that nobody vouches for: tables, configurations, records."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from disa.errors import DisaError
+from disa.values import named, shown
+
+LONGEST_JSON, DEEPEST_JSON = 8 << 20, 64
+
+
+
+def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> Any:
+    """The content of a JSON file; what: how messages call it. Raises DisaError.
+
+    | taken | refused |
+    |---|---|
+    | a file | folders, pipes and devices, which may never end |
+    | up to `longest` bytes | more |
+    | UTF-8, with a byte order mark or not; UTF-16 and UTF-32 | other bytes |
+    | JSON, see `parse_json` | all else |
+    """
+    refused = f"cannot read {what} {named(path)}"
+    try:
+        if path.exists() and not path.is_file():
+            raise DisaError(f"{refused}: it is not a file.")
+        with path.open("rb") as file:
+            content = file.read(longest + 1)
+    except (OSError, ValueError) as error:
+        raise DisaError(f"{refused}: {getattr(error, 'strerror', None) or error}.") from error
+    if len(content) > longest:
+        raise DisaError(f"{refused}: it is longer than {longest >> 20} MiB.")
+    try:
+        return parse_json(content)
+    except ValueError as error:
+        raise DisaError(f"{refused}: {error}.") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a JSON text says. Raises ValueError, which tells in a few words what is wrong.
+
+    Refused beside what is no JSON: NaN and infinity, a key twice in one object, whole numbers of over 100 digits,
+    halves of surrogate pairs, and more than `DEEPEST_JSON` lists and objects within each other.
+    """
+    try:
+        content = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_each_once
+        )
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except UnicodeDecodeError as error:
+        raise ValueError("it is not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is not JSON ({error.msg} in line {error.lineno}, column {error.colno})") from error
+    _check_parts(content)
+    return content
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds the number {shown(text)[1:-1]}, which is not finite")
+    return value
+
+
+def _whole(text: str) -> int:
+    if len(text) > 100:
+        raise ValueError("it holds a number of over 100 digits")
+    return int(text)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        ((key, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"it says {shown(key)} twice in one object")
+    return found
+
+
+def _check_parts(content: Any) -> None:
+    """Bounds on depth, and texts that can be written down."""
+    level, depth = [content], 0
+    while level := [part for part in level if isinstance(part, dict | list | str)]:
+        depth += 1
+        if depth > DEEPEST_JSON + 1:
+            raise ValueError("it is nested too deeply")
+        below: list[Any] = []
+        for part in level:
+            if isinstance(part, str):
+                _check_text(part)
+            elif isinstance(part, dict):
+                below += [*part, *part.values()]
+            else:
+                below += part
+        level = below
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"it holds half of a character, {shown(text)}") from error
