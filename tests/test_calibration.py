@@ -482,7 +482,7 @@ def test_the_command_writes_a_table_that_the_others_take(disa: Command, tmp_path
         (("--budget", "linear:5"), "unknown step policy"),
         (("--budget", 4, "--prompt", "a cat"), "draws from labels"),
         (("--budget", 4, "--reference", 2), "a reference needs 4 denoising steps"),
-        (("--budget", 4, "--labels", "77"), "labels must be 0 to 9"),
+        (("--budget", 2, "--labels", "77"), "labels must be 0 to 9"),
     ],
 )
 def test_mistakes_are_one_line(disa: Command, tmp_path: Path, arguments: tuple[object, ...], words: str) -> None:

@@ -14,9 +14,16 @@ from disa.values import named, shown
 LONGEST_JSON, DEEPEST_JSON = 8 << 20, 64
 
 
-
 def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> Any:
-    """The content of a JSON file; what: how messages call it. Raises DisaError.
+    """The content of a JSON file; what: how messages call it. Raises DisaError."""
+    try:
+        return json_in(path, longest)
+    except ValueError as error:
+        raise DisaError(f"cannot read {what} {named(path)}: {error}.") from error
+
+
+def json_in(path: Path, longest: int = LONGEST_JSON) -> Any:
+    """The same, where the caller says what file it is. Raises ValueError, which tells in a few words what is wrong.
 
     | taken | refused |
     |---|---|
@@ -25,20 +32,16 @@ def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> Any:
     | UTF-8, with a byte order mark or not; UTF-16 and UTF-32 | other bytes |
     | JSON, see `parse_json` | all else |
     """
-    refused = f"cannot read {what} {named(path)}"
     try:
         if path.exists() and not path.is_file():
-            raise DisaError(f"{refused}: it is not a file.")
+            raise ValueError("it is not a file")
         with path.open("rb") as file:
             content = file.read(longest + 1)
-    except (OSError, ValueError) as error:
-        raise DisaError(f"{refused}: {getattr(error, 'strerror', None) or error}.") from error
+    except OSError as error:
+        raise ValueError(error.strerror or str(error)) from error
     if len(content) > longest:
-        raise DisaError(f"{refused}: it is longer than {longest >> 20} MiB.")
-    try:
-        return parse_json(content)
-    except ValueError as error:
-        raise DisaError(f"{refused}: {error}.") from error
+        raise ValueError(f"it is longer than {longest >> 20} MiB")
+    return parse_json(content)
 
 
 def parse_json(text: str | bytes) -> Any:

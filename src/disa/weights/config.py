@@ -13,11 +13,13 @@ from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SmallVAEConfig
 from disa.core.request import Guidance
 from disa.core.solvers import make_solver
+from disa.core.spending import parse_spending
 from disa.errors import DisaError
+from disa.reading import json_in
 from disa.models.families import FAMILIES
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
-from disa.values import shown
+from disa.values import named, shown
 from disa.weights.fields import read_fields
 
 FORMAT = 2
@@ -81,19 +83,16 @@ def from_json(content: Any) -> Preset:
 def read_config(path: Path) -> tuple[Preset, str]:
     """The model that a `config.json` describes, and the SHA-256 of its weights. Raises DisaError."""
     try:
-        if path.stat().st_size > LONGEST_FILE:
-            raise DisaError(f"{path} is longer than {LONGEST_FILE >> 20} MiB: it is not a {path.name} of disa.")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not JSON"
+        content = json_in(path, LONGEST_FILE)
+    except ValueError as error:
         raise DisaError(
-            f"{path.parent} is not a model folder of disa ({path.name}: {reason}): "
+            f"{named(path.parent)} is not a model folder of disa ({path.name}: {error}): "
             f"expected model.safetensors and {path.name}."
         ) from error
     try:
         return from_json(content), str(content.get("sha256"))
     except DisaError as error:
-        raise DisaError(f"{path} cannot be used: {error}") from error
+        raise DisaError(f"{named(path)} cannot be used: {error}") from error
 
 
 def changed(preset: Preset, values: Mapping[str, Any], name: str | None = None) -> Preset:
@@ -179,8 +178,10 @@ def _read_defaults(content: Any) -> Defaults:
         text = getattr(defaults, name)
         if text.startswith("table:") or "/" in text or "\\" in text or ".safetensors" in text:
             raise DisaError(f"defaults.{name} is {shown(text)}: expected a step policy that reads no file.")
-    if not re.fullmatch(r"[1-9]\d{0,4}-[1-9]\d{0,4}@\d{1,5}(\.\d{1,5})?", defaults.spending):
-        raise DisaError(f"defaults.spending is {shown(defaults.spending)}: expected EARLY-LATE@BUDGET like 50-5@20.")
+    try:
+        parse_spending(defaults.spending)
+    except DisaError as error:
+        raise DisaError(f"defaults.spending is {shown(defaults.spending)}: {error}") from error
     if defaults.variance_by not in VARIANCES:
         found = shown(defaults.variance_by)
         raise DisaError(f"defaults.variance_by is {found}: expected one of {', '.join(VARIANCES)}.")

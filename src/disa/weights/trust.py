@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import warnings
 from pathlib import Path
@@ -19,6 +18,7 @@ from filelock import FileLock, Timeout
 
 from disa.errors import DisaError
 from disa.files import make_folder, write_json
+from disa.reading import read_json
 
 FROM_HUB = "hub:"
 """How the keys of downloaded files begin."""
@@ -94,8 +94,8 @@ def _change_record(key: str, about: dict[str, Any] | None) -> None:
 def _read_record(record: Path) -> dict[str, dict[str, Any]]:
     """Entries by key; what is no record any more counts as not seen."""
     try:
-        content = json.loads(record.read_text())
-    except (OSError, ValueError, RecursionError):
+        content = read_json(record, "the record of hashes")
+    except DisaError:
         return {}
     entries = content.items() if isinstance(content, dict) else ()
     return {key: entry for key, entry in entries if isinstance(entry, dict)}
