@@ -900,14 +900,15 @@ def test_what_follows_a_look_is_checked_as_well(answer: Any):
     problem = problem_of(GaussianField(FlowMatching()), 2, process=FlowMatching())
     with pytest.raises(DisaError, match=r"a step policy (answers|gave)|followed by counts"):
         solve(problem, make_solver("euler"), Look(20, 3, 0.5, lambda change: answer), SeededNoise([0]))
-    whole = solve(problem, make_solver("euler"), Look(20, 3, 0.5, lambda change: 4), SeededNoise([0]))
+    four: Any = lambda change: 4  # noqa: E731
+    whole = solve(problem, make_solver("euler"), Look(20, 3, 0.5, four), SeededNoise([0]))
     assert whole.steps.tolist() == [7, 7]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize("parts", [(0, 3, 0.5), (20, None, 0.5), (20, 3, 1.5), (20, 3, math.nan), (20, 3, "half")])
 def test_a_look_is_checked_when_it_is_made(parts: Any):
     with pytest.raises(DisaError):
-        Look(*parts, lambda change: change)
+        Look(parts[0], parts[1], parts[2], lambda change: change)
     with pytest.raises(DisaError, match="a look goes on by a function"):
         Look(20, 3, 0.5, 4)  # pyright: ignore[reportArgumentType]
 

@@ -121,7 +121,8 @@ def test_what_is_no_file_is_no_table(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path, tmp_path / "pipe", "/dev/zero", tmp_path / "absent", "x" * 5000, "a/" * 3000, "a\0b", ""):
         refused(lambda path=path: disa.table(path))
-    for wrong in (None, 5, b"table.json", ["table.json"]):
+    odd: list[Any] = [None, 5, b"table.json", ["table.json"]]
+    for wrong in odd:
         refused(lambda wrong=wrong: disa.table(wrong), "must be a path")
 
 
