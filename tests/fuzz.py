@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, configuration, event, settings
+from hypothesis import HealthCheck, configuration, settings
 from hypothesis import strategies as st
 
 from disa.errors import DisaError
@@ -32,7 +32,7 @@ LONGEST_MESSAGE, MOST_SECONDS, MOST_MEMORY = 600, 2.0, 1 << 30
 
 configuration.set_hypothesis_home_dir(tempfile.gettempdir() + "/disa-hypothesis")
 COMMON: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck)}
-settings.register_profile("ci", max_examples=60, derandomize=True, database=None, **COMMON)
+settings.register_profile("ci", max_examples=100, derandomize=True, database=None, **COMMON)
 settings.register_profile("long", max_examples=1000, print_blob=True, **COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -106,11 +106,8 @@ def used_or_refused(action: Callable[[], Any], seconds: float = MOST_SECONDS) ->
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = action()
-        event("used")
-        return found
+            return action()
     except DisaError as error:
-        event("refused")
         check_line(str(error))
         return None
     finally:
@@ -135,7 +132,7 @@ def main() -> int:
     """Run tests/test_fuzz.py on new examples for some minutes; the code of the last run of pytest."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("arguments", nargs="*", help="further arguments of pytest, such as -k probe")
+    parser.add_argument("arguments", nargs="*", help="for pytest, such as -- -k probe")
     given = parser.parse_args()
     import pytest
 

@@ -345,3 +345,24 @@ def test_files_of_weights(file: Path, content: bytes):
     for action in read(file, content, (".safetensors", ".pth")):
         found = used_or_refused(action)
         assert found is None or all(isinstance(value, torch.Tensor) for value in found.values())
+
+
+# -- the checks themselves -------------------------------------------------------------------------------------------
+
+
+def test_what_must_not_be_is_seen():
+    def refuse(said: str) -> Callable[[], None]:
+        def action() -> None:
+            raise DisaError(said)
+
+        return action
+
+    assert used_or_refused(lambda: 3) == 3
+    assert used_or_refused(refuse("expected 3, found 4.")) is None
+    for said in ("", "two\nlines", "long " * 200, "half of \ud83d"):
+        with pytest.raises((AssertionError, UnicodeEncodeError)):
+            used_or_refused(refuse(said))
+    with pytest.raises(ZeroDivisionError):
+        used_or_refused(lambda: 1 / 0)
+    with pytest.raises(AssertionError, match="too long"):
+        used_or_refused(lambda: sum(range(10**5)), 0)
