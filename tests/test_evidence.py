@@ -38,7 +38,7 @@ from disa.study.evidence import (
     TokenMLP,
     at_the_start,
     measure,
-    num_turns,
+    work,
 )
 from disa.study.paths import straightness, variance
 from disa.study.plots import evidence_plot
@@ -264,7 +264,7 @@ def test_every_family_is_measured(model: tuple[Sampler, Inputs]) -> None:
     state = torch.random.get_rng_state()
     found = measure(sampler, wanted, settings, QUICK, lambda: turns.append(1))
     assert torch.equal(state, torch.random.get_rng_state())
-    assert len(turns) == num_turns(sampler, wanted, settings, QUICK)
+    assert len(turns) == len(work(sampler, wanted, settings, QUICK))
 
     # The images are those of `sample`, and so is what they are said to have cost.
     plain = sampler.start(wanted, settings).result()

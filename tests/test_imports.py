@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 PLACES = (
     "errors stopping",
     "values",
-    "files layout reading",
+    "files layout reading progress",
     "core",
     "runtime",
     "codecs",
@@ -112,7 +112,7 @@ def test_no_import_cycles() -> None:
         ("models.registry", "from disa.weights.checkpoints import load_model"),
         ("draw.sampler", "from disa.study import compare"),
         ("draw.samples", "import disa"),
-        ("tiny.train", "if TYPE_CHECKING:\n    from disa.cli.output import progress"),
+        ("tiny.train", "if TYPE_CHECKING:\n    from disa.cli.output import table"),
         ("cli", "from disa import pipeline"),
         ("pipeline", "from disa.cli import main"),
     ],

@@ -1,9 +1,11 @@
-"""JSON files that nobody vouches for: tables, configurations, records."""
+"""Files of a bounded size, and JSON that nobody vouches for: tables, configurations, records."""
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,8 +16,16 @@ from disa.values import named, shown
 LONGEST_JSON, DEEPEST_JSON = 8 << 20, 64
 
 
+def read_bounded(path: Path, most: int, what: str = "the file") -> bytes:
+    """The content of a file of at most so many bytes; what: how messages call it. Raises DisaError."""
+    try:
+        return bytes_in(path, most)
+    except ValueError as error:
+        raise DisaError(f"cannot read {what} {named(path)}: {error}.") from error
+
+
 def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> Any:
-    """The content of a JSON file; what: how messages call it. Raises DisaError."""
+    """The content of a JSON file, see `parse_json`; what: how messages call it. Raises DisaError."""
     try:
         return json_in(path, longest)
     except ValueError as error:
@@ -23,29 +33,33 @@ def read_json(path: Path, what: str, longest: int = LONGEST_JSON) -> Any:
 
 
 def json_in(path: Path, longest: int = LONGEST_JSON) -> Any:
-    """The same, where the caller says what file it is. Raises ValueError, which tells in a few words what is wrong.
+    """The same, where the caller says what file it is. Raises ValueError, which tells in a few words what is wrong."""
+    return parse_json(bytes_in(path, longest))
 
-    | taken | refused |
-    |---|---|
-    | a file | folders, pipes and devices, which may never end |
-    | up to `longest` bytes | more |
-    | UTF-8, with a byte order mark or not; UTF-16 and UTF-32 | other bytes |
-    | JSON, see `parse_json` | all else |
-    """
+
+def bytes_in(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes. Refused: more, and folders, pipes and devices, which may never
+    end. Raises ValueError, which tells in a few words what is wrong."""
     try:
-        if path.exists() and not path.is_file():
-            raise ValueError("it is not a file")
-        with path.open("rb") as file:
-            content = file.read(longest + 1)
+        # A pipe that nobody writes to would keep the call for ever.
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(number, "rb") as file:
+            mode = os.fstat(number).st_mode
+            if not stat.S_ISREG(mode):
+                raise ValueError(f"it is a {'folder' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file")
+            content = file.read(most + 1)
+    except IsADirectoryError as error:
+        raise ValueError("it is a folder, not a file") from error
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
-    if len(content) > longest:
-        raise ValueError(f"it is longer than {longest >> 20} MiB")
-    return parse_json(content)
+    if len(content) > most:
+        raise ValueError(f"it is longer than {most >> 20} MiB")
+    return content
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a JSON text says. Raises ValueError, which tells in a few words what is wrong.
+    """What a JSON text says: in UTF-8, with a byte order mark or not, UTF-16 or UTF-32. Raises ValueError, which tells
+    in a few words what is wrong.
 
     Refused beside what is no JSON: NaN and infinity, a key twice in one object, whole numbers of over 100 digits,
     halves of surrogate pairs, and more than `DEEPEST_JSON` lists and objects within each other.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
+from typing import Annotated, Any
 
 import typer
 
+from disa import __version__
+from disa.cli import terminal
 from disa.cli.calibration import calibrate
 from disa.cli.drawing import describe, sample
 from disa.cli.evidence import evidence
@@ -18,8 +20,9 @@ from disa.cli.weights import convert, presets, train
 from disa.errors import DisaError
 from disa.runtime import threads
 from disa.stopping import STOPPED, Stopped, stopped_by_sigterm
+from disa.values import did_you_mean
 
-INTERRUPTED = 130
+MISTAKE, INTERRUPTED = 2, 130
 
 app = typer.Typer(
     help="Diffusion step annealing: the same images from MAR and its kin in fewer denoising steps.",
@@ -44,37 +47,74 @@ for command, example in COMMANDS.items():
     app.command(epilog=f"Example: {example}")(flat(command))
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"disa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 def main() -> None:
     """A user's mistake is one line on standard error and exit code 2; Ctrl-C exits with 130, SIGTERM with 143."""
     threads.set_up()
+    terminal.prepare()
     warnings.simplefilter("once", UserWarning)
-    warnings.showwarning = lambda message, *_args, **_kwargs: _say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_args, **_kwargs: terminal.say(f"warning: {message}")
+    sys.exit(terminal.finish(_run()))
+
+
+def _run() -> int:
+    """Run the command that is asked for; returns the exit code."""
     try:
         with stopped_by_sigterm():
-            code = app(standalone_mode=False)
+            code = app(standalone_mode=False) or 0
         if code == INTERRUPTED:  # what Typer makes of Ctrl-C
             raise KeyboardInterrupt
-        sys.stdout.flush()
+        return code
     except DisaError as error:
-        code = _say(f"disa: {error}", 2)
+        return _refused(str(error))
     except typer.TyperException as error:
-        message = error.format_message().rstrip(".")
-        # Without a command the help is printed instead, and nothing is left to say.
-        code = _say(f"disa: {message}. See --help.", 2) if message else 2
-    except BrokenPipeError:
-        # Python flushes standard output again at its end; nobody listens, so it goes nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
+        return _refused(_mistake(error))
     except OSError as error:
-        code = _say(f"disa: {error}", 2)
+        if terminal.is_of_output(error):
+            return terminal.unheard(error)
+        where = "" if error.filename is None else f"{error.filename}: "
+        return _refused(f"{where}{error.strerror or error}.")
     except Stopped as stopped:
-        code = _say(f"disa: {stopped}", stopped.code)
+        terminal.say(f"disa: {stopped}")
+        return stopped.code
     except KeyboardInterrupt:
-        code = _say(f"disa: {STOPPED}", INTERRUPTED)
-    sys.exit(code)
+        terminal.say(f"disa: {STOPPED}")
+        return INTERRUPTED
 
 
-def _say(text: str, code: int = 0) -> int:
-    """One line on standard error, whatever a file or a library put into it."""
-    print(" ".join(text.split()), file=sys.stderr)
-    return code
+def _refused(why: str) -> int:
+    # Without a command the help is printed instead, and nothing is left to say.
+    if why:
+        terminal.say(f"disa: {why}")
+    return MISTAKE
+
+
+def _mistake(error: Any) -> str:
+    """What Typer has found, in our voice: in `error.ctx` is where, and in `error.option_name` which option."""
+    said, context = error.format_message().replace("argument(s)", "arguments"), getattr(error, "ctx", None)
+    if not said:
+        return ""
+    if hasattr(error, "possibilities") and context is not None:
+        flags = [flag for each in context.command.params for flag in (*each.opts, *each.secondary_opts)]
+        near = did_you_mean(error.option_name.lstrip("-"), [flag.lstrip("-") for flag in flags])
+        said = f"no such option: {error.option_name}.{near.replace('mean ', 'mean --')}"
+    commands = []
+    while context is not None and context.parent is not None:
+        commands.insert(0, context.info_name)
+        context = context.parent
+    end = "" if said[-1] in ".?" else "."
+    return f"{said[0].lower()}{said[1:]}{end} See `{' '.join(['disa', *commands])} --help`."

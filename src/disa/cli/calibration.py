@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
-from disa.cli.output import print_json, progress, table
+from disa.cli.output import print_json, table
 from disa.draw.settings import Settings
+from disa.progress import progress
 
 if TYPE_CHECKING:
     from disa.study.calibrate import Calibration
@@ -37,14 +38,15 @@ def calibrate(
     """
     from disa import __version__
     from disa.files import json_bytes, make_folder, write_together
-    from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, num_turns
+    from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, ladder, work
     from disa.study.calibrate import calibrate as run_calibration
     from disa.study.plots import calibration_plot
 
     sampler, inputs = asked.load(source, NUM_IMAGES, FIRST_SEED)
     chosen = sampler.settings(settings)
+    evaluations = chosen.mean_steps + reference + sum(ladder(sampler, chosen, reference))
     make_folder(out)
-    with progress("measuring", num_turns(inputs, chosen), as_json) as advance:
+    with progress("measuring", work(inputs, chosen, evaluations)) as advance:
         [result] = run_calibration(sampler, inputs, chosen, [budget], reference, advance)
     report = result.report() | {"disa": __version__}
     plot = calibration_plot(report, f"{sampler.preset.name}, {len(inputs)} images, budget {budget}")

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from disa.cli.options import AsJSON, Asked, Out, Source
-from disa.cli.output import percent, print_json, progress, readable
+from disa.cli.output import percent, print_json, readable
 from disa.cli.texts import parse_box
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE
+from disa.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -104,7 +105,7 @@ def sample(
     folder = SampleFolder(target.out, inputs, whole.about(), layout)
     missing = folder.open(target.if_used)
     run = whole.only(missing) if missing else None
-    with progress("drawing", run.num_turns if run else 0, as_json) as advance:
+    with progress("drawing", run.num_turns if run else 0) as advance:
         report = folder.fill(run.batches(advance) if run else (), missing)
     if as_json:
         print_json(report | {"out": str(target.out)})

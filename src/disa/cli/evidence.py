@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
-from disa.cli.output import print_json, progress, table
+from disa.cli.output import print_json, table
 from disa.draw.settings import Settings
+from disa.progress import progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,14 +47,14 @@ def evidence(
     """
     from disa.draw.pictures import png
     from disa.files import json_bytes, make_folder, write_together
-    from disa.study.evidence import Effort, check, measure, num_turns
+    from disa.study.evidence import Effort, check, measure, work
     from disa.study.plots import evidence_plot
 
     sampler, inputs = asked.load(source, NUM_IMAGES)
     chosen, effort = sampler.settings(settings), Effort(**vars(measuring))
     check(sampler, inputs, chosen, effort)
     make_folder(out)
-    with progress("measuring", num_turns(sampler, inputs, chosen, effort), as_json) as advance:
+    with progress("measuring", work(sampler, inputs, chosen, effort)) as advance:
         result = measure(sampler, inputs, chosen, effort, advance)
     report = result.report()
     plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(inputs)} images")

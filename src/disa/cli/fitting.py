@@ -8,9 +8,10 @@ from typing import Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Source
-from disa.cli.output import print_json, progress, table
+from disa.cli.output import print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.progress import progress
 
 IMAGES = 64
 
@@ -31,14 +32,14 @@ def fit_probe(
     """
     from disa.files import make_folder
     from disa.study import fit
-    from disa.study.calibrate import FIRST_SEED, num_turns
+    from disa.study.calibrate import FIRST_SEED, work
 
     sampler, inputs = asked.load(source, IMAGES, FIRST_SEED)
     chosen = sampler.settings(settings)
     if out.is_dir():
         raise DisaError(f"{out} is a folder: expected a file to write, such as {out / 'probe.safetensors'}.")
     make_folder(out.parent)
-    with progress("fitting", num_turns(inputs, chosen), as_json) as advance:
+    with progress("fitting", work(inputs, chosen, chosen.mean_steps + fit.EVALUATIONS)) as advance:
         fitted = fit.fit_probe(sampler, inputs, chosen, seed, advance)
     fit.save(out, fitted.probe)
     report = fitted.report()

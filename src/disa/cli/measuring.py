@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import PROMPT_TOKENS, AsJSON, AskedInTurn, Out, Policies, Source, Threads
-from disa.cli.output import percent, print_json, progress, table
+from disa.cli.output import percent, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.progress import progress
 
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
@@ -72,7 +73,7 @@ def bench(
     policies, sizes = steps or [sampler.defaults.original, sampler.defaults.steps], batch_size or [1, 8]
     # Prompts of a fixed length have no words to rewrite.
     chosen = sampler.settings(settings) if settings.rewrite else replace(sampler.settings(settings), rewrite=False)
-    with progress("measuring", len(policies) * len(sizes) * (repeats + 1), as_json) as advance:
+    with progress("measuring", len(policies) * len(sizes) * (repeats + 1)) as advance:
         timings = run_bench(sampler, policies, sizes, chosen, repeats, advance)
     if as_json:
         import platform
@@ -134,7 +135,7 @@ def _compare(
     check(sampler, policies, inputs, settings)
     make_folder(out)
     turns, measure = len(policies) * settings.num_turns(len(inputs)), MEASURES.get(sampler.defaults.quality)
-    with progress("drawing", turns, as_json) as advance:
+    with progress("drawing", turns) as advance:
         result = run_compare(sampler, policies, inputs, settings, measure, lambda policy: advance(note=policy))
     first = result.policies[0]
     titles = [f"{p.steps}: {p.seconds:.1f} s, {first.seconds / p.seconds:.1f}x" for p in result.policies]

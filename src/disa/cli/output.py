@@ -1,11 +1,9 @@
-"""How commands print: tables, one line of JSON, and a bar while they work."""
+"""How commands print: tables, and one line of JSON."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from typing import Any
 
 WIDEST_TABLE = 200
@@ -47,23 +45,3 @@ def print_summary(summary: dict[str, Any], out: object, as_json: bool) -> None:
         return
     table(summary["name"], ["", ""], [[name.replace("_", " "), f"{value}"] for name, value in summary.items()])
     print(f"the results are in {out}")
-
-
-@contextlib.contextmanager
-def progress(title: str, total: int, quiet: bool) -> Iterator[Callable[..., None]]:
-    """A bar on standard error; the function it gives advances it by one, or to `completed`."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda **_: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-               TextColumn("{task.fields[note]}"))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, note="")
-
-        def advance(completed: int | None = None, note: str = "") -> None:
-            bar.update(task, completed=completed, advance=None if completed is not None else 1, note=note)
-
-        yield advance

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import AsJSON, Out, Threads, Vae, WeightsKey
-from disa.cli.output import print_json, print_summary, progress, table
+from disa.cli.output import print_json, print_summary, table
 from disa.errors import DisaError
+from disa.progress import progress
 
 if TYPE_CHECKING:
     from disa.models.spec import Preset
@@ -117,7 +118,7 @@ def train(
         return
     recipe = find_recipe(model)
     recipe = replace(recipe, iterations=iterations) if iterations else recipe
-    with progress(f"training {model}", recipe.iterations, as_json) as advance:
+    with progress(f"training {model}", recipe.iterations) as advance:
         summary = training.train(
             model, out, seed, recipe, not restart,
             on_step=lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"), vae=vae,
@@ -131,7 +132,7 @@ def _train_classifier(out: Path, seed: int, iterations: int | None, resume: bool
 
     make_folder(out)
     total = iterations or classifier.ITERATIONS
-    with progress("training digits-classifier", total, as_json) as advance:
+    with progress("training digits-classifier", total) as advance:
         accuracy = classifier.train_classifier(
             out / "digits-classifier.safetensors", seed, total,
             lambda done, total, loss: advance(completed=done, note=f"loss {loss:.4f}"), resume,

@@ -165,6 +165,13 @@ class Settings:
         """AR steps of all batches that so many images make. Of settings that are filled in."""
         return -(-num_images // self.batch_size) * self.num_ar_steps
 
+    @property
+    def mean_steps(self) -> float:
+        """Denoising steps of an AR step on average; 1 where only the model will tell. Of settings that are filled in."""
+        if not isinstance(self.steps, steps.Schedule):
+            return 1.0
+        return sum(self.steps.counts(self.num_ar_steps)) / self.num_ar_steps
+
 
 def digest(about: Mapping[str, Any]) -> str:
     """A hash of everything beside the inputs that decides an image. about: see `Run.about`."""

@@ -41,6 +41,8 @@ NUM_IMAGES, FIRST_SEED = 16, 100_000
 """Images that are measured by default, on seeds that reports of quality leave alone."""
 GAIN_STEPS, NUDGE = 8, 0.1
 """Denoising steps of the paths that are disturbed, and the disturbance, beside latents of about unit variance."""
+BACKBONE = 8.0
+"""Evaluations that take about as long as the backbone in an AR step: for telling how long it all takes."""
 SMALLEST_GAIN = 1e-6
 """Of an image that does not show the disturbance at all, such as where it is black before and after."""
 
@@ -100,7 +102,7 @@ def calibrate(
 
     budgets: shares of the evaluations of the preset's original policy (`0.3`), evaluations per row (`20`), or policies
     that make as many (`linear:50-5`). reference: denoising steps that count as no error. on_turn is called
-    `num_turns` times. Raises DisaError.
+    once per entry of `work`. Raises DisaError.
     """
     inputs.check_alike()
     reference = denoising_steps(reference, "the reference")
@@ -205,10 +207,12 @@ def ladder(sampler: Sampler, settings: Settings, reference: int) -> list[int]:
 # -- measuring -----------------------------------------------------------------------------------------------------
 
 
-def num_turns(inputs: Inputs, settings: Settings) -> int:
-    """How often `calibrate` calls `on_turn`, and `fit_probe`: both draw the inputs, then measure their gains."""
-    num_ar_steps = settings.num_ar_steps
-    return settings.num_turns(len(inputs)) + (num_ar_steps + 1) * num_ar_steps
+def work(inputs: Inputs, settings: Settings, evaluations: float) -> list[float]:
+    """How often `calibrate` calls `on_turn`, and `fit_probe`: both draw the inputs, then measure their gains. Of each
+    about what it costs. evaluations: of a row while it is drawn and measured."""
+    drawn, num_ar_steps = settings.num_turns(len(inputs)), settings.num_ar_steps
+    gained = (num_ar_steps + 1) * num_ar_steps
+    return [BACKBONE + evaluations] * drawn + [BACKBONE + GAIN_STEPS] * gained
 
 
 def measure(

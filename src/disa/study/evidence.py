@@ -31,6 +31,7 @@ from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.layers import Swish
 from disa.runtime.packing import Linear
+from disa.study.calibrate import BACKBONE
 from disa.study.paths import straightness, variance
 from disa.study.ranks import spearman
 
@@ -145,11 +146,17 @@ class Evidence:
         }
 
 
-def num_turns(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> int:
-    """How often `measure` calls `on_turn`: once per AR step of a batch, and once per draw from the same z."""
-    drawn, varied = len(inputs), min(len(inputs), effort.varied)
-    learned = effort.fit_images if _learns(sampler) else 0
-    return settings.num_turns(drawn) + settings.num_turns(varied) * effort.draws + settings.num_turns(learned)
+def work(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> list[float]:
+    """How often `measure` calls `on_turn`: once per AR step of a batch, and once per draw from the same z. Of each about
+    what it costs, in evaluations of the rows of a batch."""
+    learned = settings.num_turns(effort.fit_images) if _learns(sampler) else 0
+    drawing, varied = BACKBONE + settings.mean_steps, min(len(inputs), effort.varied)
+    turns = [drawing] * learned
+    for first in range(0, len(inputs), settings.batch_size):
+        share = min(settings.batch_size, varied - first) / min(settings.batch_size, len(inputs) - first)
+        draws = [effort.draw_steps * share] * (effort.draws if share > 0 else 0)
+        turns += [drawing + effort.path_steps, *draws] * settings.num_ar_steps
+    return turns
 
 
 def check(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> None:

@@ -46,6 +46,8 @@ FEW_LEFT, MANY_LEFT = 3, 12
 SHARES, QUANTILES, GROUPS = 16, 32, 10
 NUDGED = 8
 """Images that show what an error of one AR step does to the whole."""
+EVALUATIONS = MANY + MORE + FEW + MANY_LEFT + FEW_LEFT + NUM_LOOKS + COSTS["variance:draws"]
+"""Of a row, to measure it."""
 FEWEST_IMAGES = 8
 ITERATIONS, TRIED = 600, 20
 MOST = 50
@@ -107,7 +109,7 @@ def fit_probe(
     own: Mapping[str, Score] | None = None,
 ) -> ProbeReport:
     """Draw the inputs and fit. own: further scores, such as a researcher's, by name. on_turn is called
-    `disa.study.calibrate.num_turns` times. Raises DisaError."""
+    as often as `disa.study.calibrate.work` says. Raises DisaError."""
     if len(inputs) < FEWEST_IMAGES:
         found = counted(len(inputs), "image")
         raise DisaError(f"a probe is fitted on {FEWEST_IMAGES} images or more, found {found}.")

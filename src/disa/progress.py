@@ -1,0 +1,114 @@
+"""How far a work is, on standard error: a bar on a terminal, elsewhere a line every few seconds.
+
+What is said first is how long the whole takes: extrapolated from the first turns, once there are some.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+SECONDS_BETWEEN_LINES = 5.0
+
+
+class Advance(Protocol):
+    """One more turn is done, or so many of all. note: what else is told of it."""
+
+    def __call__(self, completed: int | None = None, note: str = "") -> None: ...
+
+
+@contextlib.contextmanager
+def progress(title: str, work: int | Sequence[float]) -> Iterator[Advance]:
+    """Tell how far a work is. work: the number of its turns; or of each what it costs, beside the others."""
+    clock = Clock([1.0] * work if isinstance(work, int) else work)
+    with _bar(title, clock) if sys.stderr.isatty() else _lines(title, clock) as show:
+
+        def advance(completed: int | None = None, note: str = "") -> None:
+            clock.turn(completed)
+            show(note)
+
+        yield advance
+
+
+@dataclass
+class Clock:
+    """The time that a work takes. It starts with the first turn that is done: that one also pays for what is read and
+    prepared, and an earlier run may have done those before it."""
+
+    work: Sequence[float]
+    done: int = 0
+    first: int = 0
+    started: float | None = None
+
+    def __post_init__(self) -> None:
+        self._spent = [0.0, *accumulate(self.work)]
+
+    @property
+    def total(self) -> int:
+        return len(self.work)
+
+    def turn(self, completed: int | None) -> None:
+        """One more is done, or so many of all."""
+        self.done = min(self.total, self.done + 1 if completed is None else completed)
+        if self.started is None:
+            self.started, self.first = time.monotonic(), self.done
+
+    @property
+    def left(self) -> float | None:
+        """Seconds that are left; None where that cannot be told yet."""
+        spent = self._spent[self.done] - self._spent[self.first]
+        if self.started is None or spent <= 0:
+            return None
+        return (time.monotonic() - self.started) / spent * (self._spent[-1] - self._spent[self.done])
+
+
+def spoken(seconds: float) -> str:
+    """About how long: `20 seconds`, `3 minutes`, `2 hours`."""
+    for size, name in ((3600.0, "hour"), (60.0, "minute")):
+        if seconds >= 1.5 * size:
+            return f"{round(seconds / size)} {name}s"
+    return f"{max(1, round(seconds))} second{'' if round(seconds) <= 1 else 's'}"
+
+
+@contextlib.contextmanager
+def _lines(title: str, clock: Clock) -> Iterator[Callable[[str], None]]:
+    last, said = time.monotonic(), False
+
+    def show(note: str) -> None:
+        nonlocal last, said
+        now, left = time.monotonic(), clock.left
+        soon = SECONDS_BETWEEN_LINES if said or (left or 0.0) < SECONDS_BETWEEN_LINES else 0.0
+        if clock.done == clock.total or now - last < soon:
+            return
+        last, said = now, True
+        told = [f"{clock.done} of {clock.total}", note, _told(left)]
+        # Nobody may be listening, or the disk be full: the work goes on.
+        with contextlib.suppress(OSError, ValueError):
+            print(f"{title}: {', '.join(part for part in told if part)}", file=sys.stderr, flush=True)
+
+    yield show
+
+
+def _told(left: float | None) -> str:
+    return "" if left is None else f"about {spoken(left)} left"
+
+
+@contextlib.contextmanager
+def _bar(title: str, clock: Clock) -> Iterator[Callable[[str], None]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[told]}"))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=clock.total, told="")
+
+        def show(note: str) -> None:
+            told = [note, _told(clock.left)]
+            bar.update(task, completed=clock.done, told=", ".join(part for part in told if part))
+
+        yield show
