@@ -1,5 +1,6 @@
 """What several test modules share."""
 
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -48,6 +49,8 @@ def one_thread(threads: Callable[[int], None]) -> None:
 def disa(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command in this process, as the shell would."""
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    # A busy machine makes any command slow, which is then told.
+    monkeypatch.setattr("disa.progress.SECONDS_BETWEEN_LINES", math.inf)
 
     def run(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["disa", *map(str, arguments)])

@@ -1,6 +1,7 @@
 """Training on scenes: the tokenizer of their words, the batches, and a model that draws and describes."""
 
 import math
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,9 +58,31 @@ def test_every_word_and_every_sign_of_the_template_is_one_token(text: Text) -> N
     assert all(unknown not in ids for ids in asked)
     assert text.to_draw("A red circle", 9) == text.to_draw("a red circle", 9)
     assert text.to_describe(DESCRIBE, 9).count(text.image_token) == 9
-    with pytest.warns(UserWarning, match=r"goes by the others: elephant, purpler$"):
-        assert unknown in text.to_draw("a red elephant purpler", 9)
+    assert unknown in text.to_draw("a red elephant purpler", 9)
     assert text.stop_ids == [text.tokenizer.convert_tokens_to_ids(stop) for stop in STOP]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (["a red circle"], None),
+        (["A Red CIRCLE.", "two stars"], None),
+        (["a red circle, blue square"], "the sign ',', and"),
+        (["a red circle!", "a red star?!"], "the signs '!' and '?!', and"),
+        (["a café"], "the word 'café', and"),
+        (["a purpler star"], "the word 'purpler' (did you mean purple?), and"),
+        (["a red elephant, two elephants"], "the words 'elephant' and 'elephants' and the sign ',', and"),
+        (["a cat", "a cat", "a dog"], "the words 'cat' and 'dog', and"),
+        (["\u732b {} %s"], "the words '\u732b' and 's' and the signs '{}' and '%', and"),
+        (["bq cq dq fq gq hq jq"], "the words 'bq', 'cq', 'dq', 'fq', 'gq' and 2 more, and"),
+    ],
+)  # fmt: skip
+def test_what_the_model_does_not_know_is_named_once(text: Text, prompts: list[str], said: str | None) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        text.warn_of_unknown(prompts)
+    expected = [] if said is None else [f"the model does not know {said} goes by the rest"]
+    assert [str(warning.message) for warning in caught] == expected
 
 
 def test_the_tokenizer_is_saved_as_the_one_that_ships(text: Text, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
-from disa.cli.output import print_json, table
+from disa.cli.output import line, pasted, print_json, table
 from disa.draw.settings import Settings
 from disa.progress import progress
 
@@ -64,5 +64,6 @@ def _print(result: Calibration, out: Path) -> None:
     ]
     title = f"{result.about['model']}: {result.about['num_images']} images measured"
     table(title, ["AR step", "denoising steps", "gain"], rows)
-    print(f"{result.evaluations_per_row:.1f} evaluations per row; draw with --steps table:{out / 'table.json'}")
-    print(f"table.json and calibration.png are in {out}")
+    steps = pasted("--steps", f"table:{out / 'table.json'}")
+    line(f"{result.evaluations_per_row:.1f} evaluations per row; draw with {steps}")
+    line(f"table.json and calibration.png are in {out}")

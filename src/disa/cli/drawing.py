@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from disa.cli.options import AsJSON, Asked, Out, Source
-from disa.cli.output import percent, print_json, readable
+from disa.cli.options import AsJSON, Asked, Out, Source, path_option
+from disa.cli.output import line, percent, print_json, readable
 from disa.cli.texts import parse_box
 from disa.draw.settings import Settings
 from disa.errors import DisaError
@@ -36,7 +36,8 @@ class Kept:
     """What of a picture is kept."""
 
     keep: Annotated[
-        Path | None, typer.Option(help="A picture whose tokens outside --box are kept; of another shape, its middle.")
+        Path | None,
+        path_option("--keep", "A picture whose tokens outside --box are kept; of another shape, its middle."),
     ] = None
     box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None
 
@@ -94,12 +95,16 @@ def sample(
     """
     from disa.draw.folder import Layout, SampleFolder
 
-    entries = asked.entries()
+    entries = asked.entries
     target.check(entries)
     picture = kept.read()
     sampler = source.load(asked.inputs)
     chosen = sampler.settings(settings)
     inputs = kept.of(picture, asked.inputs(sampler.preset), sampler, chosen)
+    if settings.rewrite and inputs.known is not None:
+        raise DisaError(
+            "a picture that is kept has decided what --rewrite would: leave one of --keep and --rewrite out."
+        )
     whole = sampler.start(inputs, chosen)
     layout = Layout.geneval(inputs, entries) if target.geneval else Layout.flat(inputs)
     folder = SampleFolder(target.out, inputs, whole.about(), layout)
@@ -118,7 +123,7 @@ def _print(report: dict[str, Any], target: Target) -> None:
     from disa.values import counted
 
     there = len(report["files"]) - report["drawn"]
-    print(
+    line(
         f"{counted(len(report['files']), 'image')}{f', {there} of them there before' if there else ''}: "
         f"{report['seconds']:.2f} s "
         f"({report['evaluations']} evaluations, {report['evaluations_per_row']:.1f} per row; "
@@ -128,10 +133,10 @@ def _print(report: dict[str, Any], target: Target) -> None:
     told = zip(report.get("prompts", ()), report.get("rewritten", ()), strict=False)
     for prompt, words in islice(told, MOST_TOLD):
         if words is not None:
-            print(f"asked for {readable(prompt)}: drew {readable(words)}")
+            line(f"asked for {readable(prompt)}: drew {readable(words)}")
     cut = f" of the first {MOST_SHOWN}" if len(report["files"]) > MOST_SHOWN else ""
     what = "a folder per prompt" if target.geneval else f"samples, grid.png{cut}"
-    print(f"{what} and trace.json are in {target.out}")
+    line(f"{what} and trace.json are in {target.out}")
 
 
 def describe(
@@ -141,7 +146,9 @@ def describe(
     temperature: Annotated[
         float | None, typer.Option(help="Draw words by their chance; the likeliest every time by default.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="With --temperature: a text is a function of it.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="With --temperature: a text is a function of it; 0 by default.")
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1024,
     repetition_penalty: Annotated[float, typer.Option(help="Above 1: words that a text has become less likely.")] = 1.0,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures at once; the preset's by default.")] = None,
@@ -156,6 +163,9 @@ def describe(
 
     if not prompt.strip():
         raise DisaError("a prompt is empty: expected words.")
+    if seed is not None and temperature is None:
+        raise DisaError("--seed goes with --temperature: without that the likeliest word is taken every time.")
+    seed = seed or 0
     # What is wrong is found before weights are read; all pictures at once may not fit into memory.
     for path in images:
         open_picture(path)

@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
-from disa.cli.output import print_json, table
+from disa.cli.output import line, print_json, table
 from disa.draw.settings import Settings
+from disa.errors import DisaError
 from disa.progress import progress
+from disa.values import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from disa.study.evidence import Evidence
+    from disa.draw.sampler import Sampler
+    from disa.study.evidence import Effort, Evidence
 
 NUM_IMAGES = 64
 
@@ -27,9 +30,24 @@ class Measuring:
 
     draws: Annotated[int, typer.Option(help="Draws from the same z.")] = 100
     draw_steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 25
-    varied: Annotated[int, typer.Option(help="Images whose tokens are drawn so often: the first ones.")] = 16
+    varied: Annotated[
+        int | None, typer.Option(help="Images whose tokens are drawn so often: the first ones; 16 by default.")
+    ] = None
     path_steps: Annotated[int, typer.Option(help="Evaluations along each path.")] = 50
-    fit_images: Annotated[int, typer.Option(help="MAR, Harmon: other images that the predictor learns from.")] = 256
+    fit_images: Annotated[
+        int | None,
+        typer.Option(help="MAR, Harmon: other images that the predictor learns from; 256 by default."),
+    ] = None
+
+    def effort(self, sampler: Sampler, num_images: int) -> Effort:
+        """The same with what is left out. Raises DisaError for what would say nothing."""
+        from disa.study.evidence import Effort, learns
+
+        if self.fit_images is not None and not learns(sampler):
+            raise DisaError(f"{sampler.preset.name} predicts its tokens itself: leave --fit-images out.")
+        if self.varied is not None and self.varied > num_images:
+            raise DisaError(f"--varied must be at most the {counted(num_images, 'image')} drawn, found {self.varied}.")
+        return Effort(**{name: value for name, value in vars(self).items() if value is not None})
 
 
 def evidence(
@@ -47,11 +65,11 @@ def evidence(
     """
     from disa.draw.pictures import png
     from disa.files import json_bytes, make_folder, write_together
-    from disa.study.evidence import Effort, check, measure, work
+    from disa.study.evidence import check, measure, work
     from disa.study.plots import evidence_plot
 
     sampler, inputs = asked.load(source, NUM_IMAGES)
-    chosen, effort = sampler.settings(settings), Effort(**vars(measuring))
+    chosen, effort = sampler.settings(settings), measuring.effort(sampler, len(inputs))
     check(sampler, inputs, chosen, effort)
     make_folder(out)
     with progress("measuring", work(sampler, inputs, chosen, effort)) as advance:
@@ -95,8 +113,8 @@ def _print(result: Evidence, out: Path) -> None:
         ["", "first AR step", f"AR step {last // 2 + 1}", "last", "in the paper", "Spearman"],
         rows,
     )
-    print(
+    line(
         f"error, r2: tokens predicted by {result.predictor}; straightness: S; what is relative is divided by the "
         "variance of the tokens of an AR step."
     )
-    print(f"evidence.png, foresight.png and evidence.json are in {out}")
+    line(f"evidence.png, foresight.png and evidence.json are in {out}")

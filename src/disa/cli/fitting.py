@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, AskedInTurn, Source
-from disa.cli.output import print_json, table
+from disa.cli.options import AsJSON, AskedInTurn, Source, path_option
+from disa.cli.output import line, pasted, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
@@ -21,7 +21,7 @@ def fit_probe(
     asked: AskedInTurn,
     settings: Settings,
     seed: Annotated[int, typer.Option(min=0, help="Of the probe's training.")] = 0,
-    out: Annotated[Path, typer.Option(help="The file that is written.")] = Path("probe.safetensors"),
+    out: Annotated[Path, path_option("--out", "The file that is written.")] = Path("probe.safetensors"),
     as_json: AsJSON = False,
 ) -> None:
     """Fit what adaptive policies need: a probe on z, and how every score goes with the error of few denoising steps.
@@ -56,8 +56,8 @@ def fit_probe(
         ],
     )
     r2 = report["held_out_r2"]
-    print(
+    line(
         f"R2 of the probe on images it did not see: {r2['few_steps']:.2f} for the log of the error of few steps, "
         f"{r2['prediction']:.2f} for that of the prediction from z"
     )
-    print(f"the probe is in {out}; draw with --steps mlp:{out}")
+    line(f"the probe is in {out}; draw with {pasted('--steps', f'mlp:{out}')}")

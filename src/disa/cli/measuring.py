@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import PROMPT_TOKENS, AsJSON, AskedInTurn, Out, Policies, Source, Threads
-from disa.cli.output import percent, print_json, table
+from disa.cli.output import line, percent, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
@@ -69,10 +69,9 @@ def bench(
     """Seconds per image of step policies and batch sizes: medians of interleaved repeats, decoding included."""
     from disa.study.bench import bench as run_bench
 
-    sampler = _to_bench(source, untrained, prompt_tokens)
+    sampler = _to_bench(source, untrained, prompt_tokens, bool(settings.rewrite))
     policies, sizes = steps or [sampler.defaults.original, sampler.defaults.steps], batch_size or [1, 8]
-    # Prompts of a fixed length have no words to rewrite.
-    chosen = sampler.settings(settings) if settings.rewrite else replace(sampler.settings(settings), rewrite=False)
+    chosen = replace(sampler.settings(settings), rewrite=False)
     with progress("measuring", len(policies) * len(sizes) * (repeats + 1)) as advance:
         timings = run_bench(sampler, policies, sizes, chosen, repeats, advance)
     if as_json:
@@ -100,7 +99,7 @@ def bench(
     )
 
 
-def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None) -> Sampler:
+def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None, rewrite: bool) -> Sampler:
     """The sampler, whose prompts are of a fixed length, so that no tokenizer is needed."""
     from disa.draw.sampler import Sampler
     from disa.models.harmon.text import FixedLength
@@ -109,6 +108,9 @@ def _to_bench(source: Source, untrained: bool, prompt_tokens: int | None) -> Sam
     def check(preset: Preset) -> None:
         if prompt_tokens is not None and not preset.prompts:
             raise DisaError(f"{preset.name} draws from labels: leave --prompt-tokens out.")
+
+        if rewrite and preset.prompts:
+            raise DisaError("bench draws from prompts of a fixed length, which have no words: leave --rewrite out.")
 
     if source.tokenizer is not None:
         raise DisaError("bench draws from prompts of a fixed length: leave --tokenizer out.")
@@ -170,8 +172,10 @@ def _print_comparison(result: Comparison, out: Path) -> None:
     )
     table(title, headers, rows)
     if measure:
-        print(measure.note(result.policies[0].quality, result.yardsticks))
+        line(measure.note(result.policies[0].quality, result.yardsticks))
+        if result.too_few:
+            line(result.too_few)
     elif result.unmeasured:
-        print(f"quality is not measured: {result.unmeasured}.")
+        line(f"quality is not measured: {result.unmeasured}.")
     cut = f" of the first {SHOWN} images" if len(result.inputs) > SHOWN else ""
-    print(f"compare.png{cut}, steps.png and compare.json are in {out}")
+    line(f"compare.png{cut}, steps.png and compare.json are in {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, is_dataclass
-from functools import wraps
+from functools import cached_property, partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -16,6 +16,7 @@ from disa.cli.texts import parse_labels, parse_numbers
 from disa.draw.prompts import read_prompts
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.values import path
 
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
@@ -25,14 +26,22 @@ if TYPE_CHECKING:
 
 PROMPT_TOKENS = 24
 
-Vae = Annotated[Path | None, typer.Option(help="The autoencoder: kl16.ckpt, its safetensors, or a diffusers folder.")]
+
+def path_option(flag: str, help: str) -> Any:
+    """An option that is a path: one rule says what is one, whichever option it is."""
+    return typer.Option(flag, help=help, parser=partial(path, what=flag), metavar="PATH")
+
+
+Vae = Annotated[
+    Path | None, path_option("--vae", "The autoencoder: kl16.ckpt, its safetensors, or a diffusers folder.")
+]
 WeightsKey = Annotated[
     str | None,
     typer.Option(help="Which entry of the checkpoint, as model or state.ema; its average, if it has one, by default."),
 ]
 Policies = Annotated[list[str] | None, typer.Option("--steps", help="A step policy; give it several times.")]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
-Out = Annotated[Path, typer.Option(help="Folder for what is written.")]
+Out = Annotated[Path, path_option("--out", "Folder for what is written.")]
 Threads = Annotated[
     int | None,
     typer.Option(help="Threads that compute on the CPU; by default one per core that may be used.", show_default=False),
@@ -95,7 +104,7 @@ class Source:
         str, typer.Option(help="A preset (see `disa presets`), a folder that disa wrote, or a hub id.")
     ] = "mar-digits"
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights for the preset: official .pth, .safetensors, or ours.")
+        Path | None, path_option("--checkpoint", "Weights for the preset: official .pth, .safetensors, or ours.")
     ] = None
     weights_key: WeightsKey = None
     vae: Vae = None
@@ -113,12 +122,18 @@ class Source:
         from disa.runtime import threads
 
         threads.use(self.threads)
+
+        def fits(preset: Preset) -> None:
+            if self.tokenizer is not None and not preset.prompts:
+                raise DisaError(f"{preset.name} draws from labels: leave --tokenizer out.")
+            check(preset)
+
         if self.model in PRESETS:
-            check(PRESETS[self.model])
+            fits(PRESETS[self.model])
         loaded = Sampler.load(
             self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer, self.weights_key
         )
-        check(loaded.preset)
+        fits(loaded.preset)
         return loaded
 
 
@@ -128,13 +143,20 @@ class Asked:
 
     labels: Annotated[
         str | None,
-        typer.Option(help="Classes: 3, 0-7 or 1,5,9; `none` for no class; 0-9 by default.", show_default=False),
+        typer.Option(
+            help="Classes: 3, 0-7 or 1,5,9; `none` for no class; @FILE for a file of them (text, JSON or .npy); 0-9 by "
+            "default.",
+            show_default=False,
+        ),
     ] = None
     prompt: Annotated[
         list[str] | None, typer.Option(help="For models that draw from words; give it several times.")
     ] = None
     prompts: Annotated[
-        Path | None, typer.Option(help='A file of prompts: a JSON list, or lines as {"prompt": ...}, as GenEval has.')
+        Path | None,
+        path_option(
+            "--prompts", "A file of prompts: text with one a line, JSON, JSON Lines, CSV or TSV; - is standard input."
+        ),
     ] = None
     per_label: Annotated[
         int | None, typer.Option(min=1, help="Images of each label, with seeds 0, 1, ... if none are given.")
@@ -146,23 +168,26 @@ class Asked:
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Seeds: 0, 0-7 or 1,5,9; paired with labels or prompts, a single one is repeated; 0 by default."
+            help="Seeds: 0, 0-7 or 1,5,9, or @FILE; paired with labels or prompts, a single one is repeated; 0 by "
+            "default."
         ),
     ] = None
 
+    @cached_property
     def entries(self) -> list[dict[str, Any]]:
-        """Every prompt, with what its file says beside it. Raises DisaError."""
+        """Every prompt, with what its file says beside it; read once. Raises DisaError."""
         entries = [{"prompt": prompt} for prompt in self.prompt or ()]
-        negative = [] if self.negative_prompt is None else [self.negative_prompt]
-        if not all(prompt.strip() for prompt in [*(self.prompt or ()), *negative]):
+        if not all(entry["prompt"].strip() for entry in entries):
             raise DisaError("a prompt is empty: expected words.")
         entries += [] if self.prompts is None else read_prompts(self.prompts)
         with_prompts = {"--negative-prompt": self.negative_prompt, "--per-prompt": self.per_prompt}
         lonely = [name for name, value in with_prompts.items() if value is not None and not entries]
         if lonely:
             raise DisaError(f"{lonely[0]} goes with prompts: give --prompt or --prompts.")
-        if entries and (self.labels is not None or self.per_label is not None):
+        if entries and self.labels is not None:
             raise DisaError("a model draws from labels or from prompts: give --labels or --prompt, not both.")
+        if entries and self.per_label is not None:
+            raise DisaError("--per-label goes with labels: give --per-prompt.")
         return entries
 
     def inputs(self, preset: Preset) -> Inputs:
@@ -170,7 +195,7 @@ class Asked:
         DisaError."""
         from disa.draw.inputs import Inputs
 
-        values, count = self._values(preset, self.entries()), self.per_prompt or self.per_label
+        values, count = self._values(preset, self.entries), self.per_prompt or self.per_label
         seeds = None if self.seeds is None else parse_numbers(self.seeds, "seeds")
         if count is not None:
             return Inputs.each(count, seeds=seeds, negative_prompt=self.negative_prompt, **values)
@@ -199,7 +224,9 @@ class AskedInTurn(Asked):
 
     seeds: Annotated[
         str | None,
-        typer.Option(help="Seeds: 0, 0-7 or 1,5,9, with labels or prompts in turn. For the default see above."),
+        typer.Option(
+            help="Seeds: 0, 0-7 or 1,5,9, or @FILE, with labels or prompts in turn. For the default see above."
+        ),
     ] = None
 
     def load(self, source: Source, count: int, first_seed: int = 0) -> tuple[Sampler, Inputs]:
@@ -213,7 +240,7 @@ class AskedInTurn(Asked):
         from disa.draw.inputs import Inputs
 
         seeds = None if self.seeds is None else parse_numbers(self.seeds, "seeds")
-        entries = self.entries()
+        entries = self.entries
         if preset.defaults.quality == "shapes" and not entries and self.labels is None:
             from disa.tiny.scenes import held_out_captions
 

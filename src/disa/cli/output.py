@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from typing import Any
 
@@ -12,6 +13,16 @@ WIDEST_TABLE = 200
 def print_json(report: dict[str, Any]) -> None:
     """One object on one line."""
     print(json.dumps(report))
+
+
+def line(text: str) -> None:
+    """A text of a command, without what a terminal would obey."""
+    print(readable(text))
+
+
+def pasted(*words: object) -> str:
+    """Words of a command as a shell takes them."""
+    return shlex.join(str(word) for word in words)
 
 
 def percent(part: float, whole: float) -> str:
@@ -44,4 +55,4 @@ def print_summary(summary: dict[str, Any], out: object, as_json: bool) -> None:
         print_json(summary | {"out": str(out)})
         return
     table(summary["name"], ["", ""], [[name.replace("_", " "), f"{value}"] for name, value in summary.items()])
-    print(f"the results are in {out}")
+    line(f"the results are in {out}")

@@ -1,27 +1,37 @@
-"""How texts of the command line are read."""
+"""How texts of the command line are read.
+
+| labels and seeds | |
+|---|---|
+| `3`, `0-7`, `1,5,8-9` | whole numbers and ranges |
+| `@FILE` | a file of them: text, parted by commas, spaces or lines; a JSON list; an array of .npy |
+| `none` | labels alone: no class |
+
+At most a million of them; a file of at most 32 MiB.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
 from disa.errors import DisaError
+from disa.files import read_bounded
+from disa.values import path, shown, whole_number
 
 MOST_NUMBERS = 1_000_000
+LARGEST_FILE = 32 << 20
+NUMPY = b"\x93NUMPY"
+RANGE = re.compile(r"(\d{1,30})(?:-(\d{1,30}))?", re.ASCII)
 
 
 def parse_numbers(text: str, what: str) -> list[int]:
-    """`3`, `0-7` and `1,5,8-9` -> whole numbers."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        try:
-            span = range(int(first), int(last if dash else first) + 1)
-        except ValueError as error:
-            raise DisaError(f"{what} must be whole numbers like 3, 0-7 or 1,5,9; found {text!r}.") from error
-        if not span:
-            raise DisaError(f"{what} {part!r} is an empty range: write the smaller number first.")
-        if span[-1] - span[0] >= MOST_NUMBERS:
-            raise DisaError(f"{what} {part!r} is too long a range: draw at most {MOST_NUMBERS} at a time.")
-        numbers += span
-    return numbers
+    """Labels or seeds. Raises DisaError."""
+    if text.startswith("@"):
+        return _in_file(path(text[1:], f"the file of {what}"), what)
+    return _spans(text.split(","), what)
 
 
 def parse_labels(text: str) -> list[int] | None:
@@ -34,4 +44,60 @@ def parse_box(text: str) -> list[int]:
     try:
         return [int(edge) for edge in text.split(",")]
     except ValueError as error:
-        raise DisaError(f"--box must be four whole numbers, top,left,bottom,right; found {text!r}.") from error
+        raise DisaError(f"--box must be four whole numbers, top,left,bottom,right; found {shown(text)}.") from error
+
+
+def _spans(parts: list[str], what: str, where: str = "") -> list[int]:
+    """The numbers of ranges, of which there may be millions: none is made before all are read."""
+    spans, too_many = [], f"there are too many {what}{where}: expected at most {MOST_NUMBERS} at a time."
+    if len(parts) > MOST_NUMBERS:
+        raise DisaError(too_many)
+    for part in parts:
+        ends = RANGE.fullmatch(part.strip())
+        if ends is None:
+            raise DisaError(f"{what} must be whole numbers like 3, 0-7 or 1,5,9; found {shown(part)}{where}.")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise DisaError(f"{what} {shown(part)}{where} is an empty range: write the smaller number first.")
+        spans.append(range(first, last + 1))
+    if sum(span.stop - span.start for span in spans) > MOST_NUMBERS:
+        raise DisaError(too_many)
+    return [number for span in spans for number in span]
+
+
+def _in_file(file: Path, what: str) -> list[int]:
+    content, where = read_bounded(file, LARGEST_FILE), f" in {file}"
+    if content.startswith(NUMPY):
+        return _whole(_array(content, file), what, where)
+    try:
+        words = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DisaError(
+            f"{file} is no text: expected {what} as text, as a JSON list or as an array of .npy."
+        ) from error
+    if not words.strip():
+        raise DisaError(f"{file} holds no {what}: expected at least one.")
+    if not words.lstrip().startswith("["):
+        return _spans([part for part in re.split(r"[\s,]+", words) if part], what, where)
+    try:
+        return _whole(json.loads(words), what, where)
+    except (ValueError, RecursionError) as error:
+        raise DisaError(f"{file} begins as a JSON list and is none: expected one of {what}.") from error
+
+
+def _whole(values: list[Any], what: str, where: str) -> list[int]:
+    if not 0 < len(values) <= MOST_NUMBERS:
+        raise DisaError(f"there are {len(values)} {what}{where}: expected 1 to {MOST_NUMBERS} at a time.")
+    return [whole_number(value, f"each of the {what}{where}") for value in values]
+
+
+def _array(content: bytes, file: Path) -> list[Any]:
+    import numpy as np  # heavy
+
+    try:
+        array = np.load(io.BytesIO(content), allow_pickle=False)
+    except (ValueError, OSError, EOFError, MemoryError) as error:
+        raise DisaError(f"{file} is not a whole array of numbers: write it again.") from error
+    if array.ndim != 1:
+        raise DisaError(f"{file} holds {shown(array)}: expected one dimension.")
+    return array.tolist()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from disa.cli.options import AsJSON, Out, Threads, Vae, WeightsKey
+from disa.cli.options import AsJSON, Out, Threads, Vae, WeightsKey, path_option
 from disa.cli.output import print_json, print_summary, table
 from disa.errors import DisaError
 from disa.progress import progress
@@ -95,7 +95,7 @@ def train(
     iterations: Annotated[int | None, typer.Option(min=1, help="Instead of the recipe's.")] = None,
     restart: Annotated[bool, typer.Option(help="Ignore a run in the folder, and replace it at the end.")] = False,
     vae: Annotated[
-        Path | None, typer.Option(help="The folder of an autoencoder that you trained, instead of the package's.")
+        Path | None, path_option("--vae", "The folder of an autoencoder that you trained, instead of the package's.")
     ] = None,
     threads: Threads = None,
     as_json: AsJSON = False,

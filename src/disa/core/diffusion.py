@@ -91,8 +91,7 @@ class CosineDiffusion:
 def _grid(process: CosineDiffusion, name: str, num_steps: int) -> TimeGrid:
     plain = name.replace("_", "-")
     if plain not in GRIDS:
-        hint = did_you_mean(name, GRIDS)
-        raise DisaError(f"unknown grid {shown(name)}: expected one of {', '.join(GRIDS)}.{hint}")
+        raise DisaError(f"unknown grid {shown(name)}: expected one of {', '.join(GRIDS)}.{did_you_mean(name, GRIDS)}")
     if num_steps < 1:
         raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
     if plain in OF_1000 and process.num_timesteps != 1000:

@@ -267,8 +267,9 @@ def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, 
     """A solver by its name and options; preferred: options that are taken where the solver has them and they are not
     given. Raises DisaError."""
     if name not in SOLVERS:
-        hint = did_you_mean(name, SOLVERS)
-        raise DisaError(f"unknown solver {shown(name)}: expected one of {', '.join(SOLVERS)}.{hint}")
+        raise DisaError(
+            f"unknown solver {shown(name)}: expected one of {', '.join(SOLVERS)}.{did_you_mean(name, SOLVERS)}"
+        )
     known = {"grid", *_options(name)}
     for option in options:
         if option not in known:

@@ -133,6 +133,7 @@ class PromptConditioner:
         for prompt in dict.fromkeys(inputs.prompts):
             self.text.to_draw(prompt, count)
         self.text.unconditional(inputs.negative_prompt, count)
+        self.text.warn_of_unknown([*inputs.prompts, *([inputs.negative_prompt] if inputs.negative_prompt else [])])
 
     def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
         prompts, text = inputs.prompts or [], self.text
@@ -168,6 +169,7 @@ class PromptConditioner:
     ) -> Iterator[Tensor]:
         """Token ids [B] of a text about each image [B, C, H, W], one turn a token."""
         writing, text = writing or Writing(), self.text
+        text.warn_of_unknown([prompt])
         ids = torch.tensor(text.to_describe(prompt, self.model.config.num_image_tokens(token_grid)))
         choose = writing.chooser(seeds)
         return self.model.describe(latents, ids, text.image_token, choose, text.stop_ids, writing.max_tokens)

@@ -30,7 +30,7 @@ class Inputs:
     prompts: list[str] | None = None
     """[N] texts, for models that draw from words."""
     negative_prompt: str | None = None
-    """What guidance leads away from; None for the model's own unconditional prompt."""
+    """What guidance leads away from; None, or no words, for the model's own unconditional prompt."""
     known: Tensor | None = None
     """[N or 1, C, H, W] latents that are kept where `mask` is false; given in any form that `latents_of` takes."""
     mask: Tensor | None = None
@@ -41,7 +41,8 @@ class Inputs:
             if (values := getattr(self, name)) is not None:
                 object.__setattr__(self, name, many(values, read, name))
         if self.negative_prompt is not None:
-            object.__setattr__(self, "negative_prompt", text(self.negative_prompt, "the negative prompt"))
+            negative = text(self.negative_prompt, "the negative prompt")
+            object.__setattr__(self, "negative_prompt", negative if negative.strip() else None)
         if not self.seeds:
             raise DisaError("nothing to draw: give at least one seed.")
         for what, values in (("label", self.labels), ("prompt", self.prompts)):

@@ -49,6 +49,8 @@ def _solver(settings: Settings, loaded: Loaded) -> Solver:
     defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
     if chosen is None or isinstance(chosen, str):
         name, told = solver_parts(defaults.solver if chosen is None else chosen)
+        if twice := [part for part in told if chosen is not None and part in given and given[part] != told[part]]:
+            raise DisaError(f"the solver {chosen} says its own {twice[0]}: leave {twice[0]} out.")
         cooled = {"temperature": defaults.temperature}
         return build_solver(name, told | given, cooled | ({"grid": defaults.grid} if name == defaults.solver else {}))
     if not given:
@@ -67,7 +69,13 @@ def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
         return replace(settings.guidance, **given)
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
     defaults = loaded.defaults
-    return replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
+    guidance = replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
+    if idle := [name for name in given if name != "scale" and not guidance.active]:
+        names = "guidance's " + " and ".join(idle)
+        warnings.warn(
+            f"{names} {'say' if len(idle) > 1 else 'says'} nothing where guidance is 1, which is off", stacklevel=5
+        )
+    return guidance
 
 
 def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:

@@ -24,6 +24,7 @@ from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS, find_preset
+from disa.progress import progress
 from disa.runtime import devices
 from disa.weights.folders import CODEC, TOKENIZER, codec_files, load_folder, model_files, text_files, write_folder
 from disa.weights.hub import download_folder
@@ -113,6 +114,7 @@ class Sampler(Loaded):
         inputs: Inputs | None = None,
         settings: Settings | None = None,
         output_type: str = "pt",
+        progress_bar: bool = False,
         **options: Any,
     ) -> Samples:
         """Draw images; labels or prompts and seeds are paired one to one, a single one is repeated.
@@ -121,7 +123,8 @@ class Sampler(Loaded):
         them. options: the fields of `Settings`, as steps="linear:50-5" or guidance=2.0; and those of `Inputs`:
         negative_prompt, and known latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for
         inpainting (`encode` makes latents). inputs, settings: the same as objects. output_type: `pt`, `np`, `pil` or
-        `latent`. Raises DisaError.
+        `latent`. progress_bar: tell on standard error how far it is; for a function of your own see `Run.result`.
+        Raises DisaError.
         """
         asked = {name: options.pop(name) for name in ("negative_prompt", "known", "mask") if name in options}
         given = {"labels": labels, "prompts": prompts} | asked
@@ -129,7 +132,11 @@ class Sampler(Loaded):
             inputs = Inputs.paired(0 if seeds is None else seeds, **given)
         elif also := [name for name, value in (given | {"seeds": seeds}).items() if value is not None]:
             raise DisaError(f"inputs say all that is to be drawn: leave {', '.join(also)} out, or give no inputs.")
-        return self.start(inputs, settings, output_type, **options).result()
+        run = self.start(inputs, settings, output_type, **options)
+        if not progress_bar:
+            return run.result()
+        with progress("drawing", run.num_turns) as advance:
+            return run.result(advance)
 
     def sample_into(
         self,

@@ -142,6 +142,9 @@ class Settings:
                 raise DisaError(
                     f"there is no option {name!r} of drawing.{did_you_mean(name, known)} There are {', '.join(known)}."
                 )
+        sides = [name for name in ("height", "width") if options.get(name) is not None]
+        if options.get("size") is not None and sides:
+            raise DisaError(f"size says height and width: leave {' and '.join(sides)} out.")
         base = base or cls()
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):
@@ -167,7 +170,7 @@ class Settings:
 
     @property
     def mean_steps(self) -> float:
-        """Denoising steps of an AR step on average; 1 where only the model will tell. Of settings that are filled in."""
+        """Denoising steps of an AR step, the mean; 1 where only the model will tell. Of settings that are filled in."""
         if not isinstance(self.steps, steps.Schedule):
             return 1.0
         return sum(self.steps.counts(self.num_ar_steps)) / self.num_ar_steps

@@ -19,6 +19,7 @@ from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.study.measures import Measure, Measured
+from disa.values import counted
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,24 @@ class Comparison:
     """What the qualities are by; None where there is none."""
     unmeasured: str = ""
     """Why nothing was measured, if there is a reason."""
+    headline: float = 0.0
+    """What the first policy scores."""
+
+    @property
+    def too_few(self) -> str:
+        """A sentence where so few images leave a difference open; nothing where they do not.
+
+        The interval of such a difference is wider than half of what the first policy scores.
+        """
+        measured = [policy for policy in self.policies if policy.difference is not None]
+        widest = max(measured, key=lambda policy: policy.difference.high - policy.difference.low, default=None)
+        if widest is None or widest.difference.high - widest.difference.low <= abs(self.headline) / 2:
+            return ""
+        low, high = widest.difference.low, widest.difference.high
+        return (
+            f"{counted(len(self.inputs), 'image')}: {widest.steps} differs from the first by {low:.2f} to {high:.2f}, "
+            "which is too wide an interval to show a small difference. Draw more images."
+        )
 
     def report(self) -> dict[str, Any]:
         """Everything but images, for JSON."""
@@ -115,6 +134,7 @@ def compare(
         measured.yardsticks if measured else None,
         measure if measured else None,
         unmeasured,
+        measured.headlines[0].value if measured else 0.0,
     )
 
 

@@ -147,9 +147,9 @@ class Evidence:
 
 
 def work(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> list[float]:
-    """How often `measure` calls `on_turn`: once per AR step of a batch, and once per draw from the same z. Of each about
-    what it costs, in evaluations of the rows of a batch."""
-    learned = settings.num_turns(effort.fit_images) if _learns(sampler) else 0
+    """About what each turn costs, in evaluations of the rows of a batch. `measure` tells one per AR step of a batch, and
+    one per draw from the same z."""
+    learned = settings.num_turns(effort.fit_images) if learns(sampler) else 0
     drawing, varied = BACKBONE + settings.mean_steps, min(len(inputs), effort.varied)
     turns = [drawing] * learned
     for first in range(0, len(inputs), settings.batch_size):
@@ -185,7 +185,7 @@ def measure(
     effort = effort or Effort()
     check(sampler, inputs, settings, effort)
     predict, evaluations = at_the_start, 0
-    if _learns(sampler):
+    if learns(sampler):
         predict, evaluations = learn(sampler, inputs, settings, effort.fit_images, on_turn)
     method = _Method(predict, settings.solver, effort, on_turn)
     meter, measured = Meter(), [_Measured() for _ in range(settings.num_ar_steps)]
@@ -204,7 +204,7 @@ def measure(
         Foresight(k, *(torch.cat(images)[:SHOWN_IMAGES] for images in zip(*parts, strict=True)))
         for k, parts in shown.items()
     ]
-    about = "an MLP on z, learned from other images" if _learns(sampler) else "the field in one evaluation at t = 1"
+    about = "an MLP on z, learned from other images" if learns(sampler) else "the field in one evaluation at t = 1"
     token_variance = [one.token_variance for one in measured]
     evaluations += meter.evaluations
     return Evidence(_curves(measured), token_variance, foresight, Samples.join(finished), effort, about, evaluations)
@@ -272,7 +272,7 @@ def _curves(measured: list[_Measured]) -> dict[str, Curve]:
     return {name: Curve.of([of_step[name] for of_step in values]) for name in EXPECTED}
 
 
-def _learns(sampler: Sampler) -> bool:
+def learns(sampler: Sampler) -> bool:
     """Whether predictions are made by an MLP, as the field itself says little of the data at its largest t."""
     return not sampler.model.process.shows_data_in_noise
 

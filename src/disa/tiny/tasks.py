@@ -22,6 +22,7 @@ from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.core.diffusion import TrainingLoss
 from disa.core.flow import FlowLoss
 from disa.errors import DisaError
+from disa.values import did_you_mean, shown
 from disa.models.flowar.model import FlowAR
 from disa.models.harmon.model import Harmon
 from disa.models.harmon.presets import SHAPES_CODEC
@@ -371,5 +372,7 @@ def find_task(name: str, recipe: Recipe | None = None, vae: Path | None = None) 
 
 def _find(name: str) -> tuple[Callable[[str, Recipe, Path | None], Task], Recipe]:
     if name not in RECIPES:
-        raise DisaError(f"no recipe to train {name!r}: expected one of {', '.join(RECIPES)}.")
+        raise DisaError(
+            f"no recipe to train {shown(name)}: expected one of {', '.join(RECIPES)}.{did_you_mean(name, RECIPES)}"
+        )
     return RECIPES[name]

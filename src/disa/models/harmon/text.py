@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
+from disa.values import did_you_mean, first_line, shown
 
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 DRAW, UNCONDITIONAL = "Generate an image: {}", "Generate an image."
@@ -24,6 +25,9 @@ REWRITE = "Describe in detail: {}"
 IMAGE = "<image>"
 STOP = ("<|im_end|>", "<|endoftext|>")
 RESERVED = ("<|im_start|>", *STOP, IMAGE)
+LONGEST_TOKEN = 128
+"""Characters: a prompt that must be too long is not read."""
+MOST_SHOWN = 5
 MOST_PADDING = 512
 """Tables have some rows more than their tokenizer has tokens, for a round number: Qwen2.5's has 270."""
 
@@ -64,9 +68,8 @@ class Text:
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source))
         except Exception as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:160]
             raise DisaError(
-                f"no tokenizer could be read from {source} ({reason}): expected a folder with "
+                f"no tokenizer could be read from {source} ({first_line(error)}): expected a folder with "
                 "tokenizer.json, or the hub id of one."
             ) from error
         return cls(tokenizer, vocab_size, longest, str(source))
@@ -133,16 +136,36 @@ class Text:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def _asked(self, template: str, num_following: int, prompt: str | None = None) -> list[int]:
-        """Token ids of a template with a prompt in it, if there is one; warns of words that say nothing."""
+        """Token ids of a template with a prompt in it, if there is one."""
+        if prompt is not None and len(prompt) > LONGEST_TOKEN * self.longest:
+            raise DisaError(f"the prompt is too long: {len(prompt)} characters. Shorten it.")
         ids = self._ids(template if prompt is None else template.format(_checked(prompt)))
         room = self.longest - num_following
         if len(ids) > room:
             raise DisaError(f"the prompt is too long: expected at most {room} tokens, found {len(ids)}. Shorten it.")
-        unknown = self.tokenizer.unk_token_id
-        if prompt is not None and unknown in ids:
-            words = ", ".join(word for word in prompt.split() if unknown in self._ids(word))[:160]
-            warnings.warn(f"the model does not know these words, and goes by the others: {words}", stacklevel=3)
         return ids
+
+    def warn_of_unknown(self, prompts: Iterable[str]) -> None:
+        """Warn once of all words and signs in prompts that say nothing to the model."""
+        if self.tokenizer.unk_token_id is None:
+            return
+        found = dict.fromkeys(piece for prompt in prompts for piece in self._unknown(prompt))
+        words = [piece for piece in found if any(c.isalnum() for c in piece)]
+        signs = [piece for piece in found if piece not in words]
+        known = [word for word in self.tokenizer.get_vocab() if word.isalpha()]
+        told = [_named("word", words, known), _named("sign", signs, ())]
+        if found:
+            listed = " and ".join(part for part in told if part)
+            warnings.warn(f"the model does not know {listed}, and goes by the rest", stacklevel=3)
+
+    def _unknown(self, prompt: str) -> list[str]:
+        """The pieces of a prompt that the tokenizer does not have."""
+        unknown = self.tokenizer.unk_token_id
+        if not self.tokenizer.is_fast:
+            return [word for word in prompt.split() if unknown in self._ids(word)]
+        read = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
+        places = zip(read["input_ids"], read["offset_mapping"], strict=True)
+        return [prompt[start:end] for token, (start, end) in places if token == unknown]
 
 
 class FixedLength(Text):
@@ -157,12 +180,28 @@ class FixedLength(Text):
     def hash(self) -> str:
         return f"fixed length {self.num_tokens}"
 
+    def warn_of_unknown(self, prompts: Iterable[str]) -> None:
+        pass
+
     def to_draw(self, prompt: str, num_image_tokens: int) -> list[int]:
         return [0] * self.num_tokens
 
     def unconditional(self, negative_prompt: str | None, num_image_tokens: int) -> list[int]:
         # What the official one is in Qwen's tokens, or less.
         return [0] * min(self.num_tokens, 12)
+
+
+def _named(kind: str, pieces: Sequence[str], known: Collection[str]) -> str:
+    """`the word 'cat'`, `the signs ',' and '!'`: the first of them, each with what may be meant."""
+    if not pieces:
+        return ""
+    told = []
+    for piece in pieces[:MOST_SHOWN]:
+        near = did_you_mean(piece, known).strip() if len(piece) > 2 else ""
+        told.append(f"{shown(piece)} ({near[0].lower()}{near[1:]})" if near else shown(piece))
+    more = [] if len(pieces) <= MOST_SHOWN else [f"{len(pieces) - MOST_SHOWN} more"]
+    *first, last = told + more
+    return f"the {kind}{'s' if len(pieces) > 1 else ''} {', '.join(first)}{' and ' if first else ''}{last}"
 
 
 def _checked(prompt: str) -> str:
