@@ -25,7 +25,7 @@ class Advance(Protocol):
 @contextlib.contextmanager
 def progress(title: str, work: int | Sequence[float]) -> Iterator[Advance]:
     """Tell how far a work is. work: the number of its turns; or of each what it costs, beside the others."""
-    clock = Clock([1.0] * work if isinstance(work, int) else work)
+    clock = Clock(range(work + 1) if isinstance(work, int) else [0.0, *accumulate(work)])
     with _bar(title, clock) if sys.stderr.isatty() else _lines(title, clock) as show:
 
         def advance(completed: int | None = None, note: str = "") -> None:
@@ -40,17 +40,15 @@ class Clock:
     """The time that a work takes. It starts with the first turn that is done: that one also pays for what is read and
     prepared, and an earlier run may have done those before it."""
 
-    work: Sequence[float]
+    spent: Sequence[float]
+    """After so many turns, from 0 on."""
     done: int = 0
     first: int = 0
     started: float | None = None
 
-    def __post_init__(self) -> None:
-        self._spent = [0.0, *accumulate(self.work)]
-
     @property
     def total(self) -> int:
-        return len(self.work)
+        return len(self.spent) - 1
 
     def turn(self, completed: int | None) -> None:
         """One more is done, or so many of all."""
@@ -61,10 +59,10 @@ class Clock:
     @property
     def left(self) -> float | None:
         """Seconds that are left; None where that cannot be told yet."""
-        spent = self._spent[self.done] - self._spent[self.first]
+        spent = self.spent[self.done] - self.spent[self.first]
         if self.started is None or spent <= 0:
             return None
-        return (time.monotonic() - self.started) / spent * (self._spent[-1] - self._spent[self.done])
+        return (time.monotonic() - self.started) / spent * (self.spent[-1] - self.spent[self.done])
 
 
 def spoken(seconds: float) -> str:

@@ -27,7 +27,7 @@ def calibrate(
     ],
     asked: AskedInTurn,
     settings: Settings,
-    reference: Annotated[int, typer.Option(help="Denoising steps that count as no error.")] = 200,
+    reference: Annotated[int, typer.Option(max=10_000, help="Denoising steps that count as no error.")] = 200,
     out: Out = Path("calibration"),
     as_json: AsJSON = False,
 ) -> None:

@@ -28,15 +28,15 @@ NUM_IMAGES = 64
 class Measuring:
     """How much is spent on measuring."""
 
-    draws: Annotated[int, typer.Option(help="Draws from the same z.")] = 100
-    draw_steps: Annotated[int, typer.Option(help="Denoising steps of each of them.")] = 25
+    draws: Annotated[int, typer.Option(max=10_000, help="Draws from the same z.")] = 100
+    draw_steps: Annotated[int, typer.Option(max=10_000, help="Denoising steps of each of them.")] = 25
     varied: Annotated[
         int | None, typer.Option(help="Images whose tokens are drawn so often: the first ones; 16 by default.")
     ] = None
-    path_steps: Annotated[int, typer.Option(help="Evaluations along each path.")] = 50
+    path_steps: Annotated[int, typer.Option(max=10_000, help="Evaluations along each path.")] = 50
     fit_images: Annotated[
         int | None,
-        typer.Option(help="MAR, Harmon: other images that the predictor learns from; 256 by default."),
+        typer.Option(max=100_000, help="MAR, Harmon: other images that the predictor learns from; 256 by default."),
     ] = None
 
     def effort(self, sampler: Sampler, num_images: int) -> Effort:

@@ -41,7 +41,7 @@ def compare(
 
 
 def demo(
-    images: Annotated[int, typer.Option(min=20, help="Digits to draw under each policy.")] = 400,
+    images: Annotated[int, typer.Option(min=20, max=100_000, help="Digits to draw under each policy.")] = 400,
     num_ar_steps: Annotated[int, typer.Option(help="AR steps, the same for every policy.")] = 16,
     threads: Threads = None,
     out: Out = Path("demo"),
@@ -58,12 +58,14 @@ def bench(
     source: Source,
     settings: Settings,
     steps: Policies = None,
-    batch_size: Annotated[list[int] | None, typer.Option(min=1, help="Batch size; give it several times.")] = None,
+    batch_size: Annotated[
+        list[int] | None, typer.Option(min=1, max=65_536, help="Batch size; give it several times.")
+    ] = None,
     untrained: Annotated[bool, typer.Option(help="Random weights: speed without a checkpoint.")] = False,
     prompt_tokens: Annotated[
         int | None, typer.Option(min=1, help=f"Tokens of a prompt, where models take one; {PROMPT_TOKENS} by default.")
     ] = None,
-    repeats: Annotated[int, typer.Option(min=1, help="Measured repeats after one warm-up.")] = 5,
+    repeats: Annotated[int, typer.Option(min=1, max=10_000, help="Measured repeats after one warm-up.")] = 5,
     as_json: AsJSON = False,
 ) -> None:
     """Seconds per image of step policies and batch sizes: medians of interleaved repeats, decoding included."""

@@ -147,8 +147,8 @@ class Evidence:
 
 
 def work(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) -> list[float]:
-    """About what each turn costs, in evaluations of the rows of a batch. `measure` tells one per AR step of a batch, and
-    one per draw from the same z."""
+    """About what each turn costs, in evaluations of the rows of a batch. `measure` tells of one per AR step of a
+    batch, and one per draw from the same z."""
     learned = settings.num_turns(effort.fit_images) if learns(sampler) else 0
     drawing, varied = BACKBONE + settings.mean_steps, min(len(inputs), effort.varied)
     turns = [drawing] * learned

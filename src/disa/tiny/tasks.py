@@ -22,7 +22,6 @@ from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.core.diffusion import TrainingLoss
 from disa.core.flow import FlowLoss
 from disa.errors import DisaError
-from disa.values import did_you_mean, shown
 from disa.models.flowar.model import FlowAR
 from disa.models.harmon.model import Harmon
 from disa.models.harmon.presets import SHAPES_CODEC
@@ -38,6 +37,7 @@ from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
+from disa.values import did_you_mean, shown
 from disa.weights.folders import CODEC, codec_files, model_files, tensor_bytes, text_files
 from disa.weights.load import load_codec
 
