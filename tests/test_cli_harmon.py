@@ -383,6 +383,7 @@ def test_bad_files_of_prompts(disa: Command, model: Path, tmp_path: Path, name: 
         ("model", ["--prompt", "x" * 400], "the prompt is too long: expected at most"),
         ("model", ["--prompt", "a", "--prompt", "b", "--seeds", "0-2"], "there are 2 and 3"),
         ("model", ["--prompt", "a", "--per-prompt", "0"], "'--per-prompt'"),
+        ("model", ["--prompt", "a", "--per-prompt", "1000000000"], "at most 10000000 images at a time"),
         ("model", ["--prompt", "a", "--per-prompt", "2", "--seeds", "0"], "2 images per prompt need 2 seeds, found 1"),
         ("model", ["--prompt", "a", "--size", "4"], "size must be height and width like 512x768, found '4'"),
         ("model", ["--prompt", "a", "--size", "0x4"], "height and width must be multiples of 1, found 0x4"),

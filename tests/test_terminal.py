@@ -168,7 +168,7 @@ def test_the_nearest_name_is_told(disa: Command, tmp_path: Path, arguments: list
         (["--checkpoint", ""], "--checkpoint must be a path, found ''"),
         (["--prompts", ""], "--prompts must be a path, found ''"),
         (["--keep", "", "--box", "0,0,1,1"], "--keep must be a path, found ''"),
-        (["--tokenizer", "words"], "mar-digits draws from labels: leave --tokenizer out"),
+        (["--tokenizer", "words"], "mar-digits draws from labels and has no tokenizer: leave words out"),
         (["--rewrite"], "mar-digits draws from labels: there are no prompts to rewrite"),
         (["--box", "0,0,1,1"], "--keep and --box go together"),
         (["--size", "8x8", "--height", "8"], "size says height and width: leave height out"),
@@ -226,13 +226,14 @@ def test_options_of_guidance_that_is_off_are_warned_of_once(
         (["bench", "--batch-size", "1000000000"], "'--batch-size'"),
         (["demo", "--images", "1000000000"], "'--images'"),
         (["fit-probe", "--out", ""], "--out must be a path"),
+        (["train", "digits-classifier", "--restart"], "is trained anew every time: leave --restart out"),
     ],
 )
 def test_the_other_commands_refuse(
     disa: Command, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    source = [] if arguments[0] == "demo" else ["--model", model]
+    source = [] if arguments[0] in ("demo", "train") else ["--model", model]
     assert said in complaint(disa(*arguments, *source))
     assert not list(tmp_path.iterdir())
 

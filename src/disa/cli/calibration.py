@@ -11,6 +11,7 @@ from disa.cli.options import AsJSON, AskedInTurn, Out, Source
 from disa.cli.output import line, pasted, print_json, table
 from disa.draw.settings import Settings
 from disa.progress import progress
+from disa.values import counted
 
 if TYPE_CHECKING:
     from disa.study.calibrate import Calibration
@@ -49,7 +50,7 @@ def calibrate(
     with progress("measuring", work(inputs, chosen, evaluations)) as advance:
         [result] = run_calibration(sampler, inputs, chosen, [budget], reference, advance)
     report = result.report() | {"disa": __version__}
-    plot = calibration_plot(report, f"{sampler.preset.name}, {len(inputs)} images, budget {budget}")
+    plot = calibration_plot(report, f"{sampler.preset.name}, {counted(len(inputs), 'image')}, budget {budget}")
     write_together(out, {"table.json": json_bytes(report)}, {"calibration.png": plot})
     if as_json:
         print_json(report | {"out": str(out)})
@@ -62,7 +63,7 @@ def _print(result: Calibration, out: Path) -> None:
         [str(k + 1), str(count), f"{gain:.2f}"]
         for k, (count, gain) in enumerate(zip(result.table.values, result.curves.gains, strict=True))
     ]
-    title = f"{result.about['model']}: {result.about['num_images']} images measured"
+    title = f"{result.about['model']}: {counted(result.about['num_images'], 'image')} measured"
     table(title, ["AR step", "denoising steps", "gain"], rows)
     steps = pasted("--steps", f"table:{out / 'table.json'}")
     line(f"{result.evaluations_per_row:.1f} evaluations per row; draw with {steps}")

@@ -18,6 +18,7 @@ from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE
 from disa.progress import progress
+from disa.values import counted
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,13 +121,12 @@ def sample(
 
 def _print(report: dict[str, Any], target: Target) -> None:
     from disa.draw.folder import MOST_SHOWN
-    from disa.values import counted
 
     there = len(report["files"]) - report["drawn"]
     line(
         f"{counted(len(report['files']), 'image')}{f', {there} of them there before' if there else ''}: "
         f"{report['seconds']:.2f} s "
-        f"({report['evaluations']} evaluations, {report['evaluations_per_row']:.1f} per row; "
+        f"({counted(report['evaluations'], 'evaluation')}, {report['evaluations_per_row']:.1f} per row; "
         f"head {percent(report['seconds_head'], report['seconds'])}, "
         f"backbone {percent(report['seconds_backbone'], report['seconds'])} of the time)"
     )

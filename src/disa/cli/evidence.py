@@ -75,7 +75,7 @@ def evidence(
     with progress("measuring", work(sampler, inputs, chosen, effort)) as advance:
         result = measure(sampler, inputs, chosen, effort, advance)
     report = result.report()
-    plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {len(inputs)} images")
+    plot = evidence_plot(report["curves"], f"{sampler.preset.name}, {counted(len(inputs), 'image')}")
     pictures = {"evidence.png": plot, "foresight.png": png(_sheet(result))}
     write_together(out, {"evidence.json": json_bytes(report)}, pictures)
     if as_json:
@@ -109,7 +109,7 @@ def _print(result: Evidence, out: Path) -> None:
     ]
     about = result.samples.settings
     table(
-        f"{about['model']}: {len(result.samples.seeds)} images, {about['num_ar_steps']} AR steps",
+        f"{about['model']}: {counted(len(result.samples.seeds), 'image')}, {counted(about['num_ar_steps'], 'AR step')}",
         ["", "first AR step", f"AR step {last // 2 + 1}", "last", "in the paper", "Spearman"],
         rows,
     )

@@ -12,6 +12,7 @@ from disa.cli.output import line, pasted, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
+from disa.values import counted
 
 IMAGES = 64
 
@@ -47,8 +48,8 @@ def fit_probe(
         print_json(report | {"out": str(out)})
         return
     table(
-        f"{sampler.preset.name}: {report['rows']} rows of {report['images']} images; the error falls as "
-        f"n^-{report['power']:.2f}",
+        f"{sampler.preset.name}: {counted(report['rows'], 'row')} of {counted(report['images'], 'image')}; "
+        f"the error falls as n^-{report['power']:.2f}",
         ["score", "slope", "rank correlation", "within an AR step"],
         [
             [name, f"{line['slope']:.2f}", f"{line['rank_correlation']:.2f}", f"{line['rank_correlation_within']:.2f}"]

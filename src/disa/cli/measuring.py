@@ -13,6 +13,7 @@ from disa.cli.output import line, percent, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
+from disa.values import counted
 
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
@@ -85,7 +86,7 @@ def bench(
         print_json(about | {"model": source.model, "timings": [vars(timing) for timing in timings]})
         return
     table(
-        f"{source.model}, {chosen.num_ar_steps} AR steps, {sampler.device}, {source.dtype}",
+        f"{source.model}, {counted(chosen.num_ar_steps, 'AR step')}, {sampler.device}, {source.dtype}",
         ["steps", "batch", "s/image", "images/s", "head", "evaluations/row"],
         [
             [
@@ -169,7 +170,7 @@ def _print_comparison(result: Comparison, out: Path) -> None:
         for policy in result.policies
     ]
     title = (
-        f"{about['model']}: {len(result.inputs)} images, {about['num_ar_steps']} AR steps, "
+        f"{about['model']}: {counted(len(result.inputs), 'image')}, {counted(about['num_ar_steps'], 'AR step')}, "
         f"guidance {about['guidance']:g}"
     )
     table(title, headers, rows)

@@ -123,17 +123,12 @@ class Source:
 
         threads.use(self.threads)
 
-        def fits(preset: Preset) -> None:
-            if self.tokenizer is not None and not preset.prompts:
-                raise DisaError(f"{preset.name} draws from labels: leave --tokenizer out.")
-            check(preset)
-
         if self.model in PRESETS:
-            fits(PRESETS[self.model])
+            check(PRESETS[self.model])
         loaded = Sampler.load(
             self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer, self.weights_key
         )
-        fits(loaded.preset)
+        check(loaded.preset)
         return loaded
 
 

@@ -59,8 +59,7 @@ class Loaded:
     ) -> None:
         """codec: read from its file when it is first needed. device: the best there is if None. Raises DisaError."""
         self.preset, self.dtype, self.device = preset, dtype, devices.pick_device(device)
-        if preset.spec.codec is None and isinstance(codec, Path):
-            raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
+        check_parts(preset, codec, tokenizer)
         self._codec = codec
         kind = devices.pick_dtype(dtype)
         self.model: Any = packing.prepare(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
@@ -210,6 +209,14 @@ class Loaded:
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+
+
+def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:
+    """Refuse the file of an autoencoder or of a tokenizer where a model has none. Raises DisaError."""
+    if preset.spec.codec is None and isinstance(codec, Path):
+        raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
+    if not preset.prompts and isinstance(tokenizer, str | Path):
+        raise DisaError(f"{preset.name} draws from labels and has no tokenizer: leave {tokenizer} out.")
 
 
 def hash_of(model: nn.Module) -> str:

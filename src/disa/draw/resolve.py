@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from dataclasses import fields, replace
 from typing import Any
@@ -15,6 +16,7 @@ from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError
 from disa.policies import adaptive, texts
+from disa.values import LONGEST_SHOWN, shown
 
 NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
@@ -121,12 +123,18 @@ def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
     """Warn where the step policy was measured for something else."""
     measured_for = getattr(settings.steps, "measured_for", None) or {}
     others = [
-        f"{name} {str(measured_for[name])[:48]} (here {str(here)[:48]})"
+        f"{name} {_brief(measured_for[name])} (here {_brief(here)})"
         for name, here in (facts(settings, loaded).items() if measured_for else ())
         if measured_for.get(name, here) != here
     ]
     if others:
         warnings.warn(f"{settings.steps} was measured for {', '.join(others)}: its counts may not fit", stacklevel=4)
+
+
+def _brief(value: Any) -> str:
+    """A value in a warning; of a hash its beginning."""
+    told = value if isinstance(value, str) and value.isprintable() else shown(value)
+    return told[:12] if re.fullmatch("[0-9a-f]{64}", told) else told[:LONGEST_SHOWN]
 
 
 def _warn_of_own(settings: Settings) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import REWRITING, PromptConditioner, Writing
 from disa.draw.inputs import Inputs
-from disa.draw.loaded import Loaded, PixelCodec
+from disa.draw.loaded import Loaded, PixelCodec, check_parts
 from disa.draw.resolve import for_model
 from disa.draw.run import Run
 from disa.draw.samples import Samples
@@ -59,6 +59,7 @@ class Sampler(Loaded):
         given = None if vae is None else Path(vae)
         if isinstance(name, str) and name in PRESETS:
             preset = PRESETS[name]
+            check_parts(preset, given, tokenizer)
             model = load_model(preset, checkpoint, weights_key=weights_key)
             return cls(preset, model, given, device, dtype, tokenizer)
         if weights_key is not None and checkpoint is None:
