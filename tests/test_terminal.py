@@ -24,6 +24,8 @@ from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.progress import progress, spoken
 from disa.study import calibrate, fit
+from disa.study.compare import Comparison, PolicyResult
+from disa.study.metrics import Spread
 
 QUICK = ("--num-ar-steps", 1, "--steps", "constant:1", "--device", "cpu")
 PROGRAM = "from disa.cli import main; main()"
@@ -442,3 +444,23 @@ def test_every_turn_of_a_measurement_is_foreseen() -> None:
     turns.clear()
     fit.fit_probe(sampler, inputs, settings, on_turn=lambda: turns.append(0))
     assert len(turns) == len(calibrate.work(inputs, settings, 1.0))
+
+
+# -- too few images ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (0.9, 1.1, ""),
+        (-7.0, 22.0, "30 images are few: what constant:2 scores lies between -7.00 and 22.00, and constant:1 differs by "
+                     "-0.10 to 0.20. Draw more to tell small differences."),
+    ],
+)  # fmt: skip
+def test_few_images_are_said_to_be_few(low: float, high: float, said: str) -> None:
+    policies = [
+        PolicyResult(steps, 1, 1.0, 1.0, 0.5, 0.5, 1.0, [1.0], None, difference)
+        for steps, difference in (("constant:2", None), ("constant:1", Spread(0.1, -0.1, 0.2, 0.1, 0.0)))
+    ]
+    inputs = Inputs.paired(range(30), 3)
+    assert Comparison(policies, [], inputs, {}, headline=Spread(1.0, low, high, 0.1, 0.0)).too_few == said

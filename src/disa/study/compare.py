@@ -19,6 +19,7 @@ from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.study.measures import Measure, Measured
+from disa.study.metrics import Spread
 from disa.values import counted
 
 
@@ -71,23 +72,22 @@ class Comparison:
     """What the qualities are by; None where there is none."""
     unmeasured: str = ""
     """Why nothing was measured, if there is a reason."""
-    headline: float = 0.0
+    headline: Spread | None = None
     """What the first policy scores."""
 
     @property
     def too_few(self) -> str:
-        """A sentence where so few images leave a difference open; nothing where they do not.
-
-        The interval of such a difference is wider than half of what the first policy scores.
-        """
-        measured = [policy for policy in self.policies if policy.difference is not None]
-        widest = max(measured, key=lambda policy: policy.difference.high - policy.difference.low, default=None)
-        if widest is None or widest.difference.high - widest.difference.low <= abs(self.headline) / 2:
+        """A sentence where so few images leave open what there is: where an interval, of the first score or of a
+        difference to it, is wider than that score. Nothing elsewhere."""
+        own = self.headline
+        differing = [policy for policy in self.policies if policy.difference is not None]
+        if own is None or max(_width(own), *(_width(policy.difference) for policy in differing)) <= abs(own.value):
             return ""
-        low, high = widest.difference.low, widest.difference.high
         return (
-            f"{counted(len(self.inputs), 'image')}: {widest.steps} differs from the first by {low:.2f} to {high:.2f}, "
-            "which is too wide an interval to show a small difference. Draw more images."
+            f"{counted(len(self.inputs), 'image')} are few: what {self.policies[0].steps} scores lies between "
+            f"{own.low:.2f} and {own.high:.2f}, and "
+            + ", ".join(f"{p.steps} differs by {p.difference.low:.2f} to {p.difference.high:.2f}" for p in differing)
+            + ". Draw more to tell small differences."
         )
 
     def report(self) -> dict[str, Any]:
@@ -99,6 +99,10 @@ class Comparison:
             "policies": [asdict(policy) for policy in self.policies],
             "yardsticks": None if self.yardsticks is None else asdict(self.yardsticks),
         }
+
+
+def _width(spread: Spread) -> float:
+    return spread.high - spread.low
 
 
 def compare(
@@ -134,7 +138,7 @@ def compare(
         measured.yardsticks if measured else None,
         measure if measured else None,
         unmeasured,
-        measured.headlines[0].value if measured else 0.0,
+        measured.headlines[0].spread() if measured else None,
     )
 
 
