@@ -288,7 +288,10 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
         (lambda about: about["architecture"].update(head_width="32"), "head_width is '32'"),
         (lambda about: about["architecture"].update(head_width=True), "head_width is True"),
         (lambda about: about["architecture"].update(head_width=32.0), "head_width is 32.0"),
-        (lambda about: about["architecture"].update(mlp_ratio=float("nan")), "holds the number NaN, which is not finite"),
+        (
+            lambda about: about["architecture"].update(mlp_ratio=float("nan")),
+            "holds the number NaN, which is not finite",
+        ),
         (lambda about: about["architecture"].update(encoder_heads=0), "encoder_heads is 0"),
         (lambda about: about["architecture"].update(encoder_heads=5), "encoder_heads = 5 must divide encoder_width"),
         (lambda about: about["architecture"].update(encoder_depth=1 << 40), "a whole number from 1 to 512"),
@@ -310,7 +313,10 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
         (lambda about: about["defaults"].pop("num_ar_steps"), "defaults.num_ar_steps is missing"),
         (lambda about: about["defaults"].update(num_ar_steps=0), "defaults.num_ar_steps is 0"),
         (lambda about: about["defaults"].update(guidance="2"), "defaults.guidance is '2'"),
-        (lambda about: about["defaults"].update(guidance=float("inf")), "holds the number Infinity, which is not finite"),
+        (
+            lambda about: about["defaults"].update(guidance=float("inf")),
+            "holds the number Infinity, which is not finite",
+        ),
         (lambda about: about["defaults"].update(ramp="up"), "unknown guidance ramp 'up'"),
         (lambda about: about["defaults"].update(interval=[0.9, 0.1]), "0 <= low <= high <= 1"),
         (lambda about: about["defaults"].update(solver="magic"), "magic"),

@@ -453,8 +453,8 @@ def test_every_turn_of_a_measurement_is_foreseen() -> None:
     ("low", "high", "said"),
     [
         (0.9, 1.1, ""),
-        (-7.0, 22.0, "30 images are few: what constant:2 scores lies between -7.00 and 22.00, and constant:1 differs by "
-                     "-0.10 to 0.20. Draw more to tell small differences."),
+        (-7.0, 22.0, "30 images are few: what constant:2 scores lies between -7.00 and 22.00, and constant:1 differs "
+                     "by -0.10 to 0.20. Draw more to tell small differences."),
     ],
 )  # fmt: skip
 def test_few_images_are_said_to_be_few(low: float, high: float, said: str) -> None:

@@ -36,8 +36,8 @@ from torch import Tensor
 
 from disa.core.problem import DenoisingProblem
 from disa.errors import DisaError
-from disa.reading import parse_json
 from disa.policies.scores import Probe, Score, features
+from disa.reading import parse_json
 from disa.values import counted, first_line, named, number, shown
 from disa.weights.build import DTYPES
 

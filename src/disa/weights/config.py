@@ -15,10 +15,10 @@ from disa.core.request import Guidance
 from disa.core.solvers import make_solver
 from disa.core.spending import parse_spending
 from disa.errors import DisaError
-from disa.reading import json_in
 from disa.models.families import FAMILIES
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
+from disa.reading import json_in
 from disa.values import named, shown
 from disa.weights.fields import read_fields
 

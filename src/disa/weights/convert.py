@@ -23,7 +23,7 @@ from disa.weights.folders import (
     write_folder,
 )
 from disa.weights.load import load_codec, load_model
-from disa.weights.shards import is_ours
+from disa.weights.shards import CONFIG, is_ours
 
 
 def convert(
