@@ -34,10 +34,10 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.request import Guidance, Request
 from disa.core.solvers import make_solver
+from disa.core.texts import parse
 from disa.models.registry import PRESETS
 from disa.models.transformer import KVCache, causal_mask
 from disa.models.xar.model import XAR
-from disa.policies.texts import parse
 from disa.runtime import packing
 from disa.runtime.devices import DTYPES
 

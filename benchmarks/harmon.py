@@ -32,10 +32,10 @@ from disa.core import generate
 from disa.core.noise import SeededNoise
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import make_solver
+from disa.core.texts import parse
 from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import FixedLength
 from disa.models.registry import PRESETS
-from disa.policies.texts import parse
 from disa.runtime import packing
 from disa.runtime.clock import now
 from disa.runtime.devices import DTYPES

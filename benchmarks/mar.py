@@ -34,10 +34,10 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.request import Guidance, Request
 from disa.core.solvers import DDPM
+from disa.core.texts import parse
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR, masked_counts
 from disa.models.registry import PRESETS
-from disa.policies.texts import parse
 from disa.runtime import packing
 from disa.runtime.clock import now
 from disa.runtime.devices import DTYPES

@@ -14,13 +14,13 @@ import numpy as np
 from tables import RESULTS, ROOT
 
 from disa.core.steps import Annealed, Schedule
+from disa.core.texts import parse
 from disa.draw.inputs import Inputs
 from disa.draw.prompts import slug
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.files import make_folder, write_json
 from disa.policies import adaptive
-from disa.policies.texts import parse
 from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
 
 BUDGETS = {"mar-digits": (0.2, 0.1, 0.05, 0.025), "harmon-shapes": (0.2, 0.1, 0.05, 0.025)}

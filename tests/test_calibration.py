@@ -29,12 +29,12 @@ from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, make_solver
 from disa.core.steps import constant
+from disa.core.texts import table
 from disa.draw.inputs import Inputs
 from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
-from disa.policies.texts import table
 from disa.study.allocate import allocate, between, pooled
 from disa.study.calibrate import (
     FIRST_SEED,

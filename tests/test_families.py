@@ -13,12 +13,12 @@ from torch import Tensor
 
 import small
 from disa import cli
+from disa.core.texts import parse
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
-from disa.policies.texts import parse
 from disa.study.compare import compare
 from disa.weights.convert import convert
 from disa.weights.load import load_model

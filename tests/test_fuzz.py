@@ -26,6 +26,7 @@ from disa import cli
 from disa.core.flow import FlowMatching
 from disa.core.problem import DenoisingProblem
 from disa.core.spending import Spending
+from disa.core.texts import parse, table
 from disa.draw.prompts import read_prompts
 from disa.draw.run import Run
 from disa.draw.sampler import Sampler
@@ -34,7 +35,6 @@ from disa.errors import DisaError
 from disa.models.registry import PRESETS
 from disa.policies.adaptive import policy
 from disa.policies.probe import FittedProbe
-from disa.policies.texts import parse, table
 from disa.weights.build import layout
 from disa.weights.config import from_json, read_config, to_json
 from disa.weights.package import in_package

@@ -24,6 +24,7 @@ from disa.core.problem import ARStep
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, linear
+from disa.core.texts import parse
 from disa.draw.conditioning import penalised, sampled
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
@@ -36,7 +37,6 @@ from disa.models.harmon.names import official_names
 from disa.models.harmon.text import Text
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
-from disa.policies.texts import parse
 from disa.study.calibrate import gains
 from disa.weights.build import build_model
 from disa.weights.convert import convert

@@ -37,7 +37,7 @@ PLACES = (
 # What a place may import if that is less. A model states the problem and does not solve it: no step counts, solvers or
 # sampling noise.
 NARROWER = {
-    "core": "core errors values",
+    "core": "core errors values reading",
     "models": "models errors values layout runtime codecs "
     "core.request core.problem core.capabilities core.diffusion core.flow",
 }

@@ -24,8 +24,9 @@ from disa.draw.pictures import to_image
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.errors import DisaError
+from disa.weights.autoencoders import CODEC
 from disa.weights.build import build_model
-from disa.weights.folders import CODEC, load_folder, save_codec
+from disa.weights.folders import load_folder, save_codec
 
 LABELS, SEEDS = [3, 9, 0, 3, 7], [5, 6, 1 << 40, 8, 900]
 

@@ -25,7 +25,8 @@ from disa.tiny.judge import judge, score
 from disa.tiny.muon import Muon
 from disa.tiny.scenes import Scene, facts, held_out_captions, scene_at
 from disa.weights.folders import save_codec
-from disa.weights.load import load_codec, tokenizer_source
+from disa.weights.load import load_codec
+from disa.weights.tokenizers import find_tokenizer
 
 NAME = "harmon-shapes"
 RECIPE = replace(tasks.find_recipe(NAME), iterations=3, batch_size=4, warmup=2)
@@ -87,7 +88,7 @@ def test_what_the_model_does_not_know_is_named_once(text: Text, prompts: list[st
 
 def test_the_tokenizer_is_saved_as_the_one_that_ships(text: Text, tmp_path: Path) -> None:
     text.save(tmp_path)
-    shipped = Path(tokenizer_source(PRESETS[NAME]))
+    shipped = find_tokenizer(None, PRESETS[NAME])
     for file in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / file).read_bytes() == (shipped / file).read_bytes()
     caption = "a large green star left of a small cyan cross"

@@ -12,8 +12,8 @@ import torch
 
 from disa.core import steps
 from disa.core.problem import DenoisingProblem
+from disa.core.texts import parse, table
 from disa.errors import DisaError
-from disa.policies.texts import parse, table
 
 ANNEALED = {"linear": steps.linear, "cosine": steps.cosine, "two-stage": steps.two_stage}
 

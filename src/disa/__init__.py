@@ -18,14 +18,14 @@ if TYPE_CHECKING:
     from disa.core.steps import cosine as cosine
     from disa.core.steps import linear as linear
     from disa.core.steps import two_stage as two_stage
+    from disa.core.texts import parse as parse
+    from disa.core.texts import table as table
     from disa.draw.inputs import Inputs as Inputs
     from disa.draw.sampler import Sampler as Sampler
     from disa.draw.samples import Samples as Samples
     from disa.draw.settings import Settings as Settings
     from disa.errors import DisaError as DisaError
     from disa.models.registry import PRESETS as PRESETS
-    from disa.policies.texts import parse as parse
-    from disa.policies.texts import table as table
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOMES = {
     "draw.samples": ("Samples",),
     "draw.settings": ("Settings",),
     "core.steps": ("constant", "cosine", "linear", "two_stage"),
-    "policies.texts": ("parse", "table"),
+    "core.texts": ("parse", "table"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [

@@ -8,7 +8,7 @@
 | a text | str, NumPy's str | bytes, half of a surrogate pair, NUL, None |
 | one of some names | str that is one of them | all else, with the nearest name |
 | many of them | one alone; a list, tuple, range, array, tensor or iterator of one dimension | a dict, a set, bytes |
-| a path | str or `os.PathLike`; a leading ~ is the home folder | "", NUL, bytes, numbers |
+| a path | str or `os.PathLike`; a leading ~ is the home folder, where there is one | "", NUL, bytes, numbers |
 
 Every function raises DisaError, in one voice: what must be what, and what was found.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+import shlex
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from difflib import get_close_matches
@@ -88,10 +89,8 @@ def path(value: Any, what: str) -> Path:
     given = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(given, str) or not given.strip() or "\0" in given:
         raise DisaError(f"{what} must be a path, found {shown(given)}.")
-    try:
-        return Path(given).expanduser()
-    except RuntimeError as error:
-        raise DisaError(f"{what} is {shown(given)}, and there is no such home folder: write it out.") from error
+    # As a shell does it: ./~x is no home, and neither is ~x where there is no user x.
+    return Path(os.path.expanduser(given))
 
 
 def many(values: Any, read: Callable[[Any, str], T], what: str) -> list[T]:
@@ -160,12 +159,21 @@ def did_you_mean(value: Any, known: Iterable[str]) -> str:
     return f" Did you mean {names[near[0]]}?" if near else ""
 
 
+def command(*words: str | Path) -> str:
+    """A command to paste into a shell; a path in it is a path, and neither an option, a preset, a hub id nor a home."""
+    return shlex.join(_pasted(word) if isinstance(word, Path) else word for word in words)
+
+
 def first_line(error: BaseException) -> str:
     """What an error of others says, short enough for a message of ours, and not cut within a word."""
     said = " ".join(((str(error).strip() or type(error).__name__).splitlines() or [""])[0].split())
     if len(said) <= 2 * LONGEST_SHOWN:
         return said.rstrip(".")
     return said[: 2 * LONGEST_SHOWN].rsplit(" ", 1)[0].rstrip(".,;:") + " ..."
+
+
+def _pasted(place: Path) -> str:
+    return str(place) if place.is_absolute() or str(place).startswith(".") else f"./{place}"
 
 
 def _whole(value: Any) -> int | None:

@@ -72,6 +72,7 @@ def convert(
     """Check weights and write them as a folder: model.safetensors, config.json and, with --vae, the autoencoder."""
     from disa.weights.config import parse_values
     from disa.weights.convert import convert as run_convert
+    from disa.weights.convert import next_steps
 
     files = run_convert(
         checkpoint, model, out, vae, entry.average, official, parse_values(values or []), name, entry.weights_key
@@ -81,7 +82,7 @@ def convert(
     else:
         print("\n".join(f"{name}  {size / 1e6:.1f} MB" for name, size in files.items()))
         if not official:
-            print(f"load it with: disa sample --model {out}")
+            print(next_steps(out))
 
 
 def train(

@@ -40,6 +40,10 @@ class LatentCodec:
         """What `config.json` says of it."""
         raise NotImplementedError
 
+    def own(self, config: Any) -> Any:
+        """What a model says of its autoencoder as this one has it, which may scale latents otherwise."""
+        return config
+
     def normalised(self, sample: Tensor) -> Tensor:
         """Posterior samples [B, C, h, w] as latents: the models know them at about unit variance."""
         raise NotImplementedError

@@ -10,14 +10,14 @@ Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from disa.codecs.base import LatentCodec
 from disa.errors import DisaError
-from disa.layout import check_layout
+from disa.layout import Layout, check_layout
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -41,11 +41,23 @@ class VAEConfig:
     encoder_attention_levels: tuple[int, ...] = (4,)
     """Encoder levels with attention after each residual block. The middle of both halves always has attention, the
     decoder's levels never have."""
+    shift: float = 0.0
+    """Is taken from posterior samples before they are scaled."""
+    means: tuple[float, ...] = ()
+    """The same for each latent channel on its own; none for all 0."""
+    deviations: tuple[float, ...] = ()
+    """Divide each latent channel; none for all 1."""
+    quant_conv: bool = True
+    """Whether the encoder ends in a 1x1 convolution of the moments."""
+    post_quant_conv: bool = True
+    """Whether the decoder starts with a 1x1 convolution of the latents."""
 
     def __post_init__(self) -> None:
         # Lists come from JSON; tuples keep the config hashable and equal to the one that was written.
         object.__setattr__(self, "block_widths", tuple(self.block_widths))
         object.__setattr__(self, "encoder_attention_levels", tuple(self.encoder_attention_levels))
+        object.__setattr__(self, "means", tuple(self.means))
+        object.__setattr__(self, "deviations", tuple(self.deviations))
         if not self.block_widths or any(width % self.norm_groups for width in self.block_widths):
             raise DisaError(
                 f"VAE block_widths must be multiples of norm_groups = {self.norm_groups}, found {self.block_widths}."
@@ -55,6 +67,15 @@ class VAEConfig:
                 f"VAE encoder_attention_levels must lie in 0..{len(self.block_widths) - 1}, "
                 f"found {self.encoder_attention_levels}."
             )
+        if bool(self.means) != bool(self.deviations) or any(
+            len(each) not in (0, self.latent_channels) for each in (self.means, self.deviations)
+        ):
+            raise DisaError(
+                f"VAE means and deviations must both have {self.latent_channels} numbers or none, found "
+                f"{len(self.means)} and {len(self.deviations)}."
+            )
+        if not all(deviation > 0 for deviation in self.deviations):
+            raise DisaError("VAE deviations must be above 0.")
 
     @property
     def stride(self) -> int:
@@ -117,6 +138,11 @@ def build(config: VAEConfig) -> AutoencoderKL:
         "norm_num_groups": config.norm_groups,
         "sample_size": NOMINAL_SIZE,
         "scaling_factor": config.scale,
+        "shift_factor": config.shift or None,
+        "latents_mean": config.means or None,
+        "latents_std": config.deviations or None,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.post_quant_conv,
     }
     return AutoencoderKL(**arguments)
 
@@ -134,6 +160,11 @@ def from_official(state_dict: Mapping[str, Tensor], config: VAEConfig) -> dict[s
 def to_official(state_dict: Mapping[str, Tensor], config: VAEConfig) -> dict[str, Tensor]:
     """The inverse of `from_official`: diffusers' names -> official names, bit-equal. Raises DisaError alike."""
     return _convert(state_dict, [(leaf.diffusers, leaf.official) for leaf in _leaves(config)], "diffusers KL-16")
+
+
+def official_layout(config: VAEConfig) -> Layout:
+    """Official names, and the shapes that they have officially."""
+    return {leaf.official.name: leaf.official.shape for leaf in _leaves(config)}
 
 
 class _Parameter(NamedTuple):
@@ -161,8 +192,10 @@ def _leaves(config: VAEConfig) -> Iterator[_Leaf]:
     latent = config.latent_channels
     yield from _encoder(config)
     yield from _decoder(config)
-    yield from _conv("quant_conv", "quant_conv", 2 * latent, 2 * latent, kernel=1)
-    yield from _conv("post_quant_conv", "post_quant_conv", latent, latent, kernel=1)
+    if config.quant_conv:
+        yield from _conv("quant_conv", "quant_conv", 2 * latent, 2 * latent, kernel=1)
+    if config.post_quant_conv:
+        yield from _conv("post_quant_conv", "post_quant_conv", latent, latent, kernel=1)
 
 
 def _encoder(config: VAEConfig) -> Iterator[_Leaf]:
@@ -255,7 +288,19 @@ class KL16Codec(LatentCodec):
         stride = 2 ** (len(config["block_out_channels"]) - 1)
         super().__init__(model, stride, int(config["latent_channels"]), int(config["in_channels"]))
         self.network: Any = model
-        self.scale = float(config["scaling_factor"])
+        self.scale, self.shift = float(config["scaling_factor"]), float(config["shift_factor"] or 0.0)
+        self.means, self.deviations = (config[name] or () for name in ("latents_mean", "latents_std"))
+
+    def own(self, config: Any) -> Any:
+        return replace(
+            config,
+            scale=self.scale,
+            shift=self.shift,
+            means=tuple(self.means),
+            deviations=tuple(self.deviations),
+            quant_conv=self.network.quant_conv is not None,
+            post_quant_conv=self.network.post_quant_conv is not None,
+        )
 
     def _moments(self, images: Tensor) -> Tensor:
         return self.network.encode(images, return_dict=False)[0].parameters
@@ -267,10 +312,13 @@ class KL16Codec(LatentCodec):
         return self.network.to_json_string()
 
     def normalised(self, sample: Tensor) -> Tensor:
-        return sample * self.scale
+        if self.means:
+            sample = (sample - _each(self.means, sample)) / _each(self.deviations, sample)
+        return (sample - self.shift) * self.scale
 
     def raw(self, latents: Tensor) -> Tensor:
-        return latents / self.scale
+        sample = latents / self.scale + self.shift
+        return sample * _each(self.deviations, sample) + _each(self.means, sample) if self.means else sample
 
     def enable_tiling(self, tile_size: int = NOMINAL_SIZE) -> None:
         """Take images above `tile_size` pixels a side in overlapping, blended tiles, so that memory stays bounded.
@@ -283,3 +331,8 @@ class KL16Codec(LatentCodec):
         self.network.tile_sample_min_size = tile_size
         self.network.tile_latent_min_size = tile_size // self.stride
         self.network.enable_tiling()
+
+
+def _each(values: Sequence[float], like: Tensor) -> Tensor:
+    """One number for each channel of [B, C, h, w]."""
+    return like.new_tensor(list(values))[:, None, None]

@@ -20,6 +20,8 @@ from disa.codecs.base import LatentCodec, posterior_sample, split_moments
 from disa.errors import DisaError
 
 NORM_GROUPS = 8
+SMALL = "small-vae"
+"""What `config.json` calls it."""
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,7 @@ class SmallCodec(LatentCodec):
         return self.network.decoder(latents)
 
     def about(self) -> str:
-        return (
-            json.dumps({"library": "disa", "family": "small-vae", "architecture": asdict(self.network.config)}) + "\n"
-        )
+        return json.dumps({"library": "disa", "family": SMALL, "architecture": asdict(self.network.config)}) + "\n"
 
     def normalised(self, sample: Tensor) -> Tensor:
         return (sample - self.network.mean.float()) / self.network.deviation.float()

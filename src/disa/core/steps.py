@@ -54,7 +54,7 @@ def of(steps: Any) -> Any:
     | a list, tuple, range, array, tensor or iterator of whole numbers | `Table`, one count per AR step |
 
     Refused, with one DisaError: classes, functions that do not take one argument, and everything else. Texts beside
-    whole numbers are read by `disa.policies.texts`.
+    whole numbers are read by `disa.core.texts`.
     """
     if callable(steps):
         return _checked(steps)

@@ -23,7 +23,7 @@ from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
-from disa.weights.load import tokenizer_source
+from disa.weights.tokenizers import find_tokenizer
 
 if TYPE_CHECKING:
     from disa.draw.settings import Settings
@@ -120,7 +120,7 @@ class PromptConditioner:
         """The tokenizer, read at first use."""
         if not isinstance(self._text, Text):
             config = self.model.config
-            source = self._text or tokenizer_source(self.preset)
+            source = find_tokenizer(self._text, self.preset)
             self._text = Text.load(source, config.vocab_size, config.max_positions)
         return self._text
 

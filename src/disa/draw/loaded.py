@@ -194,7 +194,12 @@ class Loaded:
     def _codec_hash(self) -> str:
         """The same as `weights_hash` of the autoencoder, once it was read."""
         assert isinstance(self._codec, LatentCodec)
-        return hash_of(self._codec.model)
+        weights, usual = hash_of(self._codec.model), self.spec.codec
+        own: Any = self._codec.own(usual)
+        if own == usual:
+            return weights
+        # Another scale is in no tensor, and changes images.
+        return hashlib.sha256(json.dumps([weights, asdict(own)]).encode()).hexdigest()
 
     def about(self) -> dict[str, Any]:
         """The weights and what they are computed on, for JSON; autoencoder and tokenizer where they were read."""

@@ -8,6 +8,7 @@ import warnings
 from dataclasses import fields, replace
 from typing import Any
 
+from disa.core import texts
 from disa.core.request import Guidance
 from disa.core.solver import NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
@@ -15,7 +16,7 @@ from disa.core.steps import Schedule, StepPolicy, describe
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError
-from disa.policies import adaptive, texts
+from disa.policies import adaptive
 from disa.values import LONGEST_SHOWN, shown
 
 NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "num_ar_steps"}

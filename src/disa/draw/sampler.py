@@ -23,12 +23,16 @@ from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.layers import initialise
-from disa.models.registry import PRESETS, find_preset
+from disa.models.registry import find_preset
+from disa.models.spec import Preset
 from disa.progress import progress
 from disa.runtime import devices
-from disa.weights.folders import CODEC, TOKENIZER, codec_files, load_folder, model_files, text_files, write_folder
-from disa.weights.hub import download_folder
+from disa.values import path
+from disa.weights.autoencoders import CODEC
+from disa.weights.folders import codec_files, load_folder, model_files, text_files, with_codec, write_folder
 from disa.weights.load import load_model
+from disa.weights.named import find_model
+from disa.weights.tokenizers import tokenizer_in
 
 
 class Sampler(Loaded):
@@ -45,7 +49,7 @@ class Sampler(Loaded):
         tokenizer: Text | Path | str | None = None,
         weights_key: str | None = None,
     ) -> Sampler:
-        """Load a preset by name, a folder that disa wrote, or a hub repository in that layout.
+        """Load a preset by name, a folder that disa wrote, or a hub repository in that layout: see `find_model`.
 
         checkpoint: a file with weights for the preset (official or ours); without one, embedded weights or the hub's.
         weights_key: which entry of that file, as "model" or "state.ema"; its moving average, if it has one, by default.
@@ -56,24 +60,21 @@ class Sampler(Loaded):
         # Weights can be large: what is quick to find comes first.
         devices.pick_device(device)
         devices.pick_dtype(dtype)
-        given = None if vae is None else Path(vae)
-        if isinstance(name, str) and name in PRESETS:
-            preset = PRESETS[name]
-            check_parts(preset, given, tokenizer)
-            model = load_model(preset, checkpoint, weights_key=weights_key)
-            return cls(preset, model, given, device, dtype, tokenizer)
-        if weights_key is not None and checkpoint is None:
-            raise DisaError(f"{name} is a folder of one model: leave the weights key out.")
-        if checkpoint is not None:
-            raise DisaError(f"a checkpoint needs the name of its model, one of {', '.join(PRESETS)}; found {name!r}.")
-        folder = Path(name)
-        if not folder.is_dir():
-            if str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-                find_preset(str(name))
-            folder = download_folder(str(name))
-        preset, model, codec = load_folder(folder)
-        inside = folder / TOKENIZER
-        return cls(preset, model, given or codec, device, dtype, tokenizer or (inside if inside.is_dir() else None))
+        given = None if vae is None else path(vae, "vae")
+        other = None if checkpoint is None else path(checkpoint, "checkpoint")
+        if given is not None and not given.exists():
+            raise DisaError(f"there is no autoencoder at {given}.")
+        found = find_model(name, other)
+        if isinstance(found, Preset):
+            check_parts(found, given, tokenizer)
+            beside = tokenizer_in(other) if found.prompts and other is not None and other.is_dir() else None
+            model = load_model(found, other, weights_key=weights_key)
+            return cls(found, model, given, device, dtype, tokenizer or beside)
+        if weights_key is not None:
+            raise DisaError(f"{found} is a folder of one model: leave the weights key out.")
+        preset, model, codec = load_folder(found)
+        inside = tokenizer_in(found) if preset.prompts else None
+        return cls(preset, model, given or codec, device, dtype, tokenizer or inside)
 
     load = from_pretrained
 
@@ -91,13 +92,14 @@ class Sampler(Loaded):
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
-        files = model_files(self.preset, self.model.state_dict())
         codec = self.codec if isinstance(self._codec, Path) else self._codec
+        preset = self.preset if not isinstance(codec, LatentCodec) else with_codec(self.preset, codec)
+        place, files = path(folder, "the folder"), model_files(preset, self.model.state_dict())
         if isinstance(codec, LatentCodec):
             files |= codec_files(codec, CODEC)
         if isinstance(self.conditioner, PromptConditioner) and self.conditioner.has_tokenizer:
             files |= text_files(self.text)
-        return write_folder(Path(folder), files)
+        return write_folder(place, files)
 
     # -- drawing -------------------------------------------------------------------------------------------------
 

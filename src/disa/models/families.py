@@ -29,7 +29,7 @@ class Family:
 
     config: type
     """The class of their architectures."""
-    model: Callable[[Any], Model]
+    model: type[MAR] | type[FlowAR] | type[XAR] | type[Harmon]
     """From an architecture to a model without weights."""
     official_names: Callable[[Any], NameMap]
     """From an architecture to our parameter names and the official ones."""

@@ -8,9 +8,9 @@ from disa.models.families import Model as Model
 from disa.models.flowar import presets as flowar
 from disa.models.harmon import presets as harmon
 from disa.models.mar import presets as mar
-from disa.models.spec import Preset
+from disa.models.spec import Assets, Preset
 from disa.models.xar import presets as xar
-from disa.values import did_you_mean, shown
+from disa.values import did_you_mean, either, shown
 
 _DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS)
 _PUBLISHED = (*mar.PUBLISHED, *flowar.PUBLISHED, *xar.PUBLISHED, *harmon.PUBLISHED)
@@ -19,9 +19,27 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_DIGITS, *_PUB
 
 def find_preset(name: str) -> Preset:
     """The preset of that name. Raises DisaError, which tells the nearest name."""
-    if name in PRESETS:
+    if isinstance(name, str) and name in PRESETS:
         return PRESETS[name]
+    if presets := presets_from(name):
+        give = "that name" if len(presets) == 1 else "one of these names"
+        raise DisaError(f"{name} is where the weights of {either(presets)} come from: give {give}.")
     raise DisaError(
         f"unknown model {shown(name)}: expected one of {', '.join(PRESETS)}, a folder, or a hub id."
         f"{did_you_mean(name, PRESETS)}"
     )
+
+
+def presets_from(project: str) -> list[str]:
+    """The presets whose weights come from a project such as LTH14/mar, whatever its revision."""
+    wanted = str(project).partition("@")[0].rstrip("/").casefold()
+    return [
+        name
+        for name, preset in PRESETS.items()
+        if wanted.count("/") == 1 and wanted in [place.casefold() for place in _projects(preset.assets)]
+    ]
+
+
+def _projects(assets: Assets) -> list[str]:
+    """Where weights are, and where their page is."""
+    return ["/".join(assets.page.split("/")[-2:]), *([assets.weights.repo] if assets.weights else [])]

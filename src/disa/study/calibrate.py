@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disa.core import texts
 from disa.core.counts import denoising_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import Bound, DenoisingProblem, Grid, Noise, Process, TimeGrid
@@ -32,7 +33,6 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.policies import texts
 from disa.study.allocate import allocate, between, pooled
 from disa.values import many, number, plain_number, shown
 

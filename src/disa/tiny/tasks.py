@@ -38,7 +38,8 @@ from disa.tiny.data import Split, digits
 from disa.tiny.scenes import Split as SceneSplit
 from disa.tiny.start import look_nearby
 from disa.values import did_you_mean, shown
-from disa.weights.folders import CODEC, codec_files, model_files, tensor_bytes, text_files
+from disa.weights.autoencoders import CODEC
+from disa.weights.folders import codec_files, model_files, tensor_bytes, text_files
 from disa.weights.load import load_codec
 
 

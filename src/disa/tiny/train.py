@@ -29,9 +29,9 @@ from disa.study.plots import plot_png
 from disa.tiny.muon import Muon
 from disa.tiny.resuming import check_same, command, stopped
 from disa.tiny.tasks import RECIPES, Recipe, find_task
-from disa.weights.folders import WEIGHTS, write_folder
-from disa.weights.load import CODEC_WEIGHTS
-from disa.weights.read import CONFIG
+from disa.weights.autoencoders import CODEC_WEIGHTS
+from disa.weights.folders import write_folder
+from disa.weights.shards import CONFIG, WEIGHTS
 
 STATE, CURVE, SUMMARY = "state.pt", "loss.png", "training.json"
 PRODUCTS_KEPT = "16384"

@@ -11,8 +11,10 @@ from typing import Any
 
 from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SmallVAEConfig
+from disa.core import texts
+from disa.core.problem import Process
 from disa.core.request import Guidance
-from disa.core.solvers import make_solver
+from disa.core.solvers import grid_for, make_solver
 from disa.core.spending import parse_spending
 from disa.errors import DisaError
 from disa.models.families import FAMILIES
@@ -21,10 +23,12 @@ from disa.models.spec import Assets, Defaults, Preset, Spec
 from disa.reading import json_in
 from disa.values import named, shown
 from disa.weights.fields import read_fields
+from disa.weights.fitting import loading_command, preset_of
+from disa.weights.shards import WEIGHTS
 
 FORMAT = 2
 CODECS = {"kl16": VAEConfig, "small-vae": SmallVAEConfig}
-LONGEST_FILE = 1 << 20
+MOST_STEPS = 10_000
 VARIANCES = ("draws", "head", "probe")
 
 
@@ -72,6 +76,7 @@ def from_json(content: Any) -> Preset:
             f"{spec.codec.latent_channels}: they must be equal."
         )
     defaults = _read_defaults(content["defaults"])
+    _check_together(spec, defaults)
     assets = content.get("assets")
     known = PRESETS[assets].assets if isinstance(assets, str) and assets in PRESETS else Assets()
     same = PRESETS.get(spec.name)
@@ -80,17 +85,19 @@ def from_json(content: Any) -> Preset:
     return Preset(spec, defaults, known)
 
 
-def read_config(path: Path) -> tuple[Preset, str]:
-    """The model that a `config.json` describes, and the SHA-256 of its weights. Raises DisaError."""
+def read_config(path: Path) -> tuple[Preset, str | None]:
+    """The model that a `config.json` describes, and the SHA-256 of its weights if it says one. Raises DisaError."""
     try:
         content = json_in(path, LONGEST_FILE)
     except ValueError as error:
         raise DisaError(
-            f"{named(path.parent)} is not a model folder of disa ({path.name}: {error}): "
-            f"expected model.safetensors and {path.name}."
+            f"{named(path.parent)} is not a model folder of disa ({path.name}: {error}): expected {WEIGHTS} and "
+            f"{path.name}.{_of_weights(path.parent)}"
         ) from error
+    if foreign := _foreign(content, path.parent):
+        raise DisaError(f"{path.parent} {foreign}")
     try:
-        return from_json(content), str(content.get("sha256"))
+        return from_json(content), _read_hash(content.get("sha256"))
     except DisaError as error:
         raise DisaError(f"{named(path)} cannot be used: {error}") from error
 
@@ -99,7 +106,7 @@ def changed(preset: Preset, values: Mapping[str, Any], name: str | None = None) 
     """The preset under another name and with other values, each of a field of its architecture or of its defaults.
 
     values: as JSON has them; `codec` is null, or an object as in `config.json`. Models that draw in a fixed number of
-    AR steps follow their architecture. Raises DisaError.
+    AR steps follow their architecture, others draw one token in each at least. Raises DisaError.
     """
     content = to_json(preset)
     for key, value in values.items():
@@ -112,12 +119,11 @@ def changed(preset: Preset, values: Mapping[str, Any], name: str | None = None) 
         else:
             part[key] = value
     content["name"] = preset.name if name is None else name
-    found = from_json(content)
-    fixed = getattr(found.spec.architecture, "num_ar_steps", None)
-    if fixed is not None and "num_ar_steps" not in values:
-        content["defaults"]["num_ar_steps"] = fixed
-        found = from_json(content)
-    return replace(found, assets=preset.assets)
+    if "num_ar_steps" not in values:
+        config = FAMILIES[preset.spec.family].config
+        able = read_fields(config, content["architecture"], "architecture").capabilities
+        content["defaults"]["num_ar_steps"] = able.num_ar_steps or min(preset.defaults.num_ar_steps, able.num_tokens)
+    return replace(from_json(content), assets=preset.assets)
 
 
 def parse_values(texts: list[str]) -> dict[str, Any]:
@@ -165,6 +171,77 @@ def _read_codec(content: Any) -> VAEConfig | SmallVAEConfig | None:
         raise DisaError(f"codec is {shown(content)}: expected null or an object whose kind is {' or '.join(CODECS)}.")
     rest = {key: value for key, value in content.items() if key != "kind"}
     return read_fields(CODECS[kind], rest, "codec")
+
+
+def _read_hash(found: Any) -> str | None:
+    if found is None:
+        return None
+    if not isinstance(found, str):
+        raise DisaError(f"sha256 is {shown(found)}: expected the hash of {WEIGHTS}.")
+    return found
+
+
+def _foreign(content: Any, folder: Path) -> str:
+    """What a folder is, and how it is used, whose `config.json` is of another library or of an autoencoder."""
+    if not isinstance(content, dict):
+        return ""
+    kind, model = content.get("_class_name"), content.get("model_type")
+    if "library" not in content and isinstance(kind, str):
+        if kind.startswith("Autoencoder"):
+            return f"is an autoencoder of diffusers ({shown(kind)}), not a model: give it as --vae, beside a model."
+        return f"is a model of diffusers ({shown(kind)}), not of disa.{_of_weights(folder)}"
+    if "library" not in content and (isinstance(model, str) or "architectures" in content):
+        return f"is a model of transformers ({shown(model)}), not of disa.{_of_weights(folder)}"
+    if content.get("family") == "small-vae":
+        return "is an autoencoder of disa, not a model: give it as --vae, beside a model."
+    return ""
+
+
+def _of_weights(folder: Path) -> str:
+    """A sentence on how weights in a folder that is not ours are used, if they are a preset's."""
+    given = folder if any(folder.glob("*.safetensors")) else None
+    for ending in ("*.pth", "*.pt", "*.ckpt", "*.bin"):
+        given = given or next(iter(sorted(folder.glob(ending))), None)
+    preset = None if given is None else preset_of(given)
+    if given is None or preset is None:
+        return ""
+    return f" It has weights of {preset}: give `{loading_command(given, preset)}`."
+
+
+def _check_together(spec: Spec, defaults: Defaults) -> None:
+    """What single fields do not tell: whether the model can be drawn with these defaults. Raises DisaError."""
+    able, model = spec.architecture.capabilities, FAMILIES[spec.family].model
+    channels = spec.architecture.latent_channels if spec.codec is None else spec.codec.in_channels
+    if channels not in (1, 3):
+        raise DisaError(f"its images have {channels} channels: expected 1 or 3.")
+    rows, columns = spec.architecture.latent_size
+    stride = 1 if spec.codec is None else spec.codec.stride
+    own, stride = (rows * stride, columns * stride), stride * getattr(spec.architecture, "patch_size", 1)
+    size = defaults.size or own
+    if size != own and not able.any_size:
+        raise DisaError(f"defaults.size is {list(size)}: this model draws images of {list(own)} only.")
+    if any(side % stride for side in size):
+        raise DisaError(f"defaults.size is {list(size)}: expected multiples of {stride}.")
+    if defaults.rewrite and able.condition != "prompts":
+        raise DisaError("defaults.rewrite is true: this model draws from labels, there are no prompts to rewrite.")
+    try:
+        if able.num_ar_steps is not None:
+            able.check_ar_steps(defaults.num_ar_steps)
+        for text in (defaults.steps, defaults.original):
+            _check_steps(text, defaults, model.process)
+    except DisaError as error:
+        raise DisaError(f"defaults: {error}") from error
+
+
+def _check_steps(text: str, defaults: Defaults, process: Process) -> None:
+    """A schedule must fit the grid; what goes by the model is looked at when it is drawn with."""
+    if texts.is_adaptive(text):
+        return
+    counts = set(texts.parse(text).counts(defaults.num_ar_steps))
+    if max(counts) > MOST_STEPS:
+        raise DisaError(f"{text} has more than {MOST_STEPS} denoising steps.")
+    for count in counts:
+        grid_for(make_solver(defaults.solver, defaults.grid), process, count)
 
 
 def _read_defaults(content: Any) -> Defaults:

@@ -11,19 +11,13 @@ from disa.errors import DisaError
 from disa.models.families import Model
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
-from disa.weights.config import changed
-from disa.weights.folders import (
-    CODEC,
-    TOKENIZER,
-    codec_files,
-    load_folder,
-    model_files,
-    tensor_bytes,
-    tokenizer_files,
-    write_folder,
-)
+from disa.values import command, path
+from disa.weights.autoencoders import CODEC
+from disa.weights.config import changed, read_config
+from disa.weights.folders import codec_files, load_folder, model_files, tensor_bytes, with_codec, write_folder
 from disa.weights.load import load_codec, load_model
 from disa.weights.shards import CONFIG, is_ours
+from disa.weights.tokenizers import tokenizer_files
 
 
 def convert(
@@ -44,20 +38,39 @@ def convert(
     values: other values of fields of the architecture or the defaults, as JSON has them. name: what the result is
     called. average: prefer the moving average; weights_key: the entry of the file to take. Raises DisaError.
     """
+    checkpoint, out = path(checkpoint, "the checkpoint"), path(out, "the folder")
+    codec = None if codec is None else path(codec, "vae")
     preset, network, inside = _read(checkpoint, model, average, values or {}, name, weights_key)
     codec = codec or inside
     loaded = None if codec is None else load_codec(preset, codec)
+    preset = preset if loaded is None else with_codec(preset, loaded)
     if official:
         names = preset.official_names()
         files = {f"{preset.name}.safetensors": tensor_bytes(names.to_official(network.state_dict()))}
     else:
-        files = model_files(preset, network.state_dict()) | tokenizer_files(checkpoint / TOKENIZER)
+        files = model_files(preset, network.state_dict())
+    if preset.prompts:
+        files |= tokenizer_files(checkpoint)
     if loaded is not None:
         files |= codec_files(loaded, CODEC)
     if checkpoint.is_file() and any((out / name).exists() and checkpoint.samefile(out / name) for name in files):
         raise DisaError(f"{checkpoint} would be replaced by what is read from it: choose another folder.")
     write_folder(out, files)
     return {file: len(content) for file, content in files.items()}
+
+
+def next_steps(out: Path) -> str:
+    """How to load what `convert` wrote, and what is not with it."""
+    preset, _ = read_config(out / CONFIG)
+    words = ["--prompt", "a red circle"] if preset.prompts else []
+    told, assets = (
+        f"load it with: {command('disa', 'sample', '--model', path(out, 'the folder'), *words)}",
+        preset.assets,
+    )
+    if preset.spec.codec is not None and not assets.embedded_codec and not (out / CODEC).is_dir():
+        place = f"{assets.codec_weights.repo} on the hub" if assets.codec_weights else "nowhere else"
+        told += f"\nits autoencoder is not with it: convert with --vae, or it is looked for in {place}"
+    return told
 
 
 def _read(

@@ -1,20 +1,50 @@
-"""Dataclasses of plain values from JSON that nobody vouches for."""
+"""Dataclasses of plain values from JSON that nobody vouches for.
+
+| field | taken |
+|---|---|
+| whole numbers | those of `WHOLE`, by the field's name: a model of a billion blocks would never be built |
+| other numbers | finite ones within `NUMBERS`, by the field's name |
+| true or false | no number in its place |
+| texts | up to 200 printable characters |
+| lists | up to as many as `LONGEST` says, one or more unless nothing is a value, too |
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import MISSING, Field, fields
 from types import NoneType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from disa.errors import DisaError
 from disa.values import shown
 
+T = TypeVar("T")
+
 LARGEST = 1 << 24
-DEEPEST = 512
-"""Blocks of one part: building a model of a billion would never end."""
-MAY_BE_ZERO = {"eighth_width", "encoder_attention_levels", "temperature", "guidance", "interval"}
-MAY_BE_EMPTY = {"encoder_attention_levels"}
+WHOLE = {
+    r".*depth": (1, 128),
+    r"layers_per_block": (1, 16),
+    r"eighth_width": (0, 1 << 16),
+    r".*(width|widths|hidden)": (1, 1 << 16),
+    r".*(channels|heads|groups)|scales|cells|latent_size|patch_size": (1, 1 << 12),
+    r"encoder_attention_levels": (0, 7),
+    r"size": (1, 1 << 16),
+    r"num_ar_steps|batch_size": (1, 1 << 20),
+    r".*": (1, LARGEST),
+}
+"""The least and the most of a field: the first pattern that is its name counts."""
+NUMBERS = {
+    r"guidance|shift|means": (-LARGEST, LARGEST),
+    r"temperature|interval": (0, LARGEST),
+    r"mlp_ratio": (1e-6, 256),
+    r".*eps": (1e-30, 1),
+    r"rope_base": (1, 1e12),
+    r".*": (1e-30, LARGEST),
+}
+LONGEST = {r"block_widths|encoder_attention_levels": 8, r"means|deviations": 1 << 12, r".*": 64}
+MAY_BE_EMPTY = {"encoder_attention_levels", "means", "deviations"}
 
 
 def read_fields(kind: type, content: Any, where: str) -> Any:
@@ -65,24 +95,27 @@ def _value(kind: Any, value: Any, name: str) -> Any:
 
 
 def _several(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
-    any_length = kinds[-1] is Ellipsis
-    if not isinstance(value, list | tuple) or len(value) > 64:
+    any_length, most = kinds[-1] is Ellipsis, _of(LONGEST, name)
+    if not isinstance(value, list | tuple):
         raise ValueError("a list")
-    if len(value) != len(kinds) if not any_length else not value and name not in MAY_BE_EMPTY:
-        raise ValueError("a list of one or more" if any_length else f"a list of {len(kinds)}")
+    if any_length and not (bool(value) or name in MAY_BE_EMPTY):
+        raise ValueError("a list of one or more")
+    if len(value) > most or (not any_length and len(value) != len(kinds)):
+        raise ValueError(f"a list of {len(kinds)}" if not any_length else f"a list of {most} at most")
     return tuple(_value(kinds[0], each, name) for each in value)
 
 
 def _number(kind: type, value: Any, name: str) -> int | float:
-    least, most = 0 if name in MAY_BE_ZERO else 1, DEEPEST if "depth" in name or "layers" in name else LARGEST
     if kind is int:
+        least, most = _of(WHOLE, name)
         if type(value) is not int or not least <= value <= most:
             raise ValueError(f"a whole number from {least} to {most}")
         return value
-    # Guidance may be below 0; it is a number like any other there.
-    positive = name != "guidance"
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > most or (positive and value < 0):
-        raise ValueError("a finite number" if name in MAY_BE_ZERO else "a finite number above 0")
-    if not value and name not in MAY_BE_ZERO:
-        raise ValueError("a finite number above 0")
+    least, most = _of(NUMBERS, name)
+    if type(value) not in (int, float) or not math.isfinite(value) or not least <= value <= most:
+        raise ValueError(f"a finite number from {least:g} to {most:g}")
     return float(value)
+
+
+def _of(table: dict[str, T], name: str) -> T:
+    return next(value for pattern, value in table.items() if re.fullmatch(pattern, name))

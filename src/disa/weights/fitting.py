@@ -9,11 +9,12 @@ from shlex import quote
 from typing import Any
 
 from disa.errors import DisaError
-from disa.layout import Layout
+from disa.layout import Layout, shapes
 from disa.models.registry import PRESETS
 from disa.models.spec import Preset
+from disa.values import command
 from disa.weights.build import layout
-from disa.weights.read import read_content
+from disa.weights.read import read_content, read_tensors
 from disa.weights.shards import shard_of
 
 OFFICIAL_ARGUMENTS = {
@@ -44,6 +45,21 @@ def what_fits(preset: Preset, path: Path, weights_key: str | None = None) -> Cal
         return f" It fits after `disa convert {quote(str(path))} --model {preset.name}{entry} {options} --name NAME`."
 
     return hint
+
+
+def preset_of(path: Path) -> str | None:
+    """The preset whose weights are at a path, if there is one."""
+    try:
+        found = shapes(read_tensors(path))
+    except DisaError:
+        return None
+    return _fitting_preset(found, official=False) or _fitting_preset(found, official=True)
+
+
+def loading_command(path: Path, preset: str) -> str:
+    """What to paste to draw with a preset's weights at a path."""
+    words = ["--prompt", "a red circle"] if PRESETS[preset].prompts else []
+    return command("disa", "sample", "--model", preset, "--checkpoint", path, *words)
 
 
 def _fitting_preset(found: Layout, official: bool) -> str | None:

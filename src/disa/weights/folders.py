@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors.torch import save
@@ -17,16 +19,13 @@ from disa.models.families import Model
 from disa.models.harmon.text import Text
 from disa.models.spec import Preset
 from disa.values import first_line
+from disa.weights.autoencoders import CODEC, CODEC_WEIGHTS
 from disa.weights.build import build_model
 from disa.weights.config import read_config, to_json
-from disa.weights.load import CODEC_WEIGHTS
 from disa.weights.read import read_safetensors
-from disa.weights.shards import CONFIG, is_ours
+from disa.weights.shards import CONFIG, WEIGHTS, is_ours
+from disa.weights.tokenizers import SEEN, TOKENIZER, tokenizer_files
 from disa.weights.trust import forget, hash_file
-
-WEIGHTS, CODEC, TOKENIZER = "model.safetensors", "vae", "tokenizer"
-SEEN = "[!.]*"
-"""Files that are not hidden: those are no tokenizer's, and may be what a killed process left."""
 
 
 def save_model(folder: Path, preset: Preset, state: Mapping[str, Tensor]) -> Path:
@@ -83,17 +82,16 @@ def codec_files(codec: LatentCodec, folder: str = "") -> dict[str, bytes]:
     return {f"{place}{CODEC_WEIGHTS}": content, f"{place}{CONFIG}": codec.about().encode()}
 
 
-def tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """What the files of a tokenizer hold, if there are any: they lie in a folder of the model's."""
-    files = sorted(path for path in folder.glob(SEEN) if path.is_file())
-    return {f"{TOKENIZER}/{path.name}": path.read_bytes() for path in files}
-
-
 def text_files(text: Text) -> dict[str, bytes]:
-    """The same of a tokenizer that was read."""
+    """What the files of a tokenizer that was read hold."""
     with tempfile.TemporaryDirectory() as folder:
-        text.save(Path(folder))
+        text.save(Path(folder) / TOKENIZER)
         return tokenizer_files(Path(folder))
+
+
+def with_codec(preset: Preset, codec: LatentCodec) -> Preset:
+    """The preset as it is with this autoencoder, which may scale latents in its own way."""
+    return replace(preset, spec=replace(preset.spec, codec=codec.own(preset.spec.codec)))
 
 
 def tensor_bytes(state: Mapping[str, Tensor]) -> bytes:
@@ -109,7 +107,11 @@ def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
     finish_writing(folder)
     preset, sha256 = read_config(folder / CONFIG)
     path = folder / WEIGHTS
-    if not path.is_file() or hash_file(path) != sha256:
+    if not path.is_file():
+        raise DisaError(f"{path} is missing: {CONFIG} describes a model, but its weights are not there.")
+    if sha256 is None:
+        warnings.warn(f"{folder / CONFIG} has no sha256: whether {WEIGHTS} is whole is not known", stacklevel=3)
+    elif hash_file(path) != sha256:
         raise DisaError(f"{path} is not the file that {CONFIG} describes: its SHA-256 differs. Copy the folder again.")
     try:
         model = build_model(preset, read_safetensors(path), str(path))

@@ -1,29 +1,34 @@
-"""A preset's model, autoencoder and tokenizer: from a file, from the package, or from the hub."""
+"""A preset's model and autoencoder: from files, from the package, or from the hub."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from disa import values
-from disa.codecs import kl16
+from disa.codecs import foreign, kl16
 from disa.codecs.base import LatentCodec
 from disa.codecs.kl16 import KL16Codec, VAEConfig
-from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
+from disa.codecs.small import SMALL, SmallCodec, SmallVAE, SmallVAEConfig
 from disa.errors import DisaError
 from disa.layout import check_layout, shapes
 from disa.models.families import Model
 from disa.models.spec import Preset
+from disa.weights.autoencoders import Files, find_files
 from disa.weights.build import build_model, check_values
+from disa.weights.fields import read_fields
 from disa.weights.fitting import what_fits
 from disa.weights.hub import locate
-from disa.weights.package import in_package, read_embedded
+from disa.weights.package import read_embedded
 from disa.weights.read import find, read_tensors
 from disa.weights.shards import files_of
 from disa.weights.trust import check_hash
-
-CODEC_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def load_model(
@@ -51,47 +56,84 @@ def load_model(
 
 
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
-    """The preset's autoencoder: KL-16 from `kl16.ckpt`, its safetensors form, a diffusers folder or the hub; the small
-    one from the package or a folder that disa wrote. Raises DisaError."""
-    if preset.spec.codec is None:
+    """The preset's autoencoder: KL-16 in any form that `find_files` knows, or the hub's; the small one from the package
+    or a folder that disa wrote. Raises DisaError."""
+    config, assets = preset.spec.codec, preset.assets
+    if config is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
-    path = path / CODEC_WEIGHTS if path is not None and path.is_dir() else path
-    if isinstance(preset.spec.codec, SmallVAEConfig):
-        return _load_small(preset.spec.codec, preset.assets.embedded_codec, path)
-    return _load_kl16(preset.spec.codec, preset, path)
+    if isinstance(config, SmallVAEConfig):
+        if path is not None:
+            return _load_small(preset.name, config, path)
+        if not assets.embedded_codec:
+            raise DisaError(_missing_codec("a folder that disa wrote"))
+        return _small(config, read_embedded(assets.embedded_codec), assets.embedded_codec)
+    key, path = locate(path, assets.codec_weights, assets.page, _missing_codec("kl16.ckpt"))
+    files = find_files(path)
+    state = _together(files)
+    try:
+        codec = _kl16(preset.name, config, state, files.config, path)
+    except DisaError as error:
+        raise DisaError(f"{path} cannot be used: {error}") from error
+    for file in files.weights:
+        check_hash(key if file == path else f"{key}/{file.name}", file)
+    return codec
 
 
-def tokenizer_source(preset: Preset) -> Path | str:
-    """The preset's tokenizer: a folder in the package, or a hub id."""
-    if preset.assets.embedded_tokenizer:
-        return in_package(preset.assets.embedded_tokenizer)
-    return preset.assets.tokenizer
+def _together(files: Files) -> dict[str, Tensor]:
+    """The tensors of all files."""
+    return {name: value for file in files.weights for name, value in read_tensors(file).items()}
 
 
-def _load_kl16(config: VAEConfig, preset: Preset, path: Path | None) -> LatentCodec:
-    key, path = locate(path, preset.assets.codec_weights, preset.assets.page, _missing_codec("kl16.ckpt"))
-    state = read_tensors(path)
+def _kl16(
+    model: str, config: VAEConfig, state: Mapping[str, Tensor], said: dict[str, Any] | None, path: Path
+) -> LatentCodec:
+    """A KL-16 of tensors under any names. config: the model's; said: the autoencoder's own, if it has one."""
+    if said is not None and said.get("family") == SMALL:
+        raise DisaError(f"it is a small autoencoder of disa, {model} needs a KL-16 such as kl16.ckpt.")
+    state, prefix = foreign.plain_names(state)
+    if foreign.FIRST not in state:
+        raise DisaError(
+            f"it holds no KL autoencoder ({foreign.FIRST} is missing), {model} needs one such as kl16.ckpt."
+        )
+    found = foreign.config_in(state, config) if said is None else foreign.config_of(said, config)
+    foreign.check_same_shape(found, config, model)
     try:
         with torch.device("meta"):
-            network = kl16.build(config)
+            network = kl16.build(found)
     except ImportError as error:
         raise DisaError('the autoencoder needs diffusers: pip install "disa[diffusers]".') from error
-    if not set(state) <= set(network.state_dict()):
-        try:
-            state = kl16.from_official(state, config)
-        except DisaError as error:
-            raise DisaError(f"{path}: {error}") from error
-    check_layout(state, shapes(network.state_dict()), str(path))
-    check_values(state, str(path))
-    check_hash(key, path)
+    expected = shapes(network.state_dict())
+    if foreign.is_official(state):
+        state = kl16.from_official(foreign.fitted(state, kl16.official_layout(found)), found)
+    state = foreign.fitted(state, expected)
+    check_layout(state, expected, "it", f"the autoencoder of {model}")
+    check_values(state, "it")
     network.load_state_dict(state, assign=True)
+    if prefix:
+        warnings.warn(f"the autoencoder in {path} stands under {prefix}*: all else in it is left out", stacklevel=4)
+    if not foreign.same_scaling(found, config):
+        own, usual = foreign.told_scaling(found), foreign.told_scaling(config)
+        warnings.warn(f"the autoencoder {path} has its own {own}; {model} had {usual}", stacklevel=4)
     return KL16Codec(network.requires_grad_(False).eval())
 
 
-def _load_small(config: SmallVAEConfig, embedded: str, path: Path | None) -> LatentCodec:
-    if path is None and not embedded:
-        raise DisaError(_missing_codec("a folder that disa wrote"))
-    state, source = (read_embedded(embedded), embedded) if path is None else (read_tensors(path), str(path))
+def _load_small(model: str, config: SmallVAEConfig, path: Path) -> LatentCodec:
+    files = find_files(path)
+    state, said = _together(files), files.config
+    if foreign.FIRST in foreign.plain_names(state)[0]:
+        raise DisaError(f"{path} is a KL autoencoder, {model} needs a small one that `disa train` makes.")
+    if said is not None and said.get("family") == SMALL:
+        try:
+            found = asdict(read_fields(SmallVAEConfig, said.get("architecture"), "architecture"))
+        except DisaError as error:
+            raise DisaError(f"{path} cannot be used: {error}") from error
+        for name, ours in asdict(config).items():
+            if found[name] != ours:
+                raise DisaError(f"{path} does not fit {model}: its {name} is {found[name]}, the model's is {ours}.")
+    return _small(config, state, str(path))
+
+
+def _small(config: SmallVAEConfig, state: Mapping[str, Tensor], source: str) -> LatentCodec:
     with torch.device("meta"):
         network = SmallVAE(config)
     check_layout(state, shapes(network.state_dict()), source)

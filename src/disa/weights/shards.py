@@ -17,10 +17,11 @@ from pathlib import Path
 from shlex import quote
 
 from disa.errors import DisaError
+from disa.reading import json_in
 from disa.values import counted, either, shown
 from disa.weights import kinds
 
-CONFIG = "config.json"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 BESIDE = ("optimizer", "optim", "scheduler", "rng", "random_states", "training_args", "scaler", "trainer_state")
 """How the names of files begin that trainers put beside their weights."""
 FOLDERS = {
@@ -103,6 +104,6 @@ def _listed(index: Path) -> list[Path]:
 def is_ours(folder: Path) -> bool:
     """Whether disa wrote this folder."""
     try:
-        return json.loads((folder / CONFIG).read_text())["library"] == "disa"
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return json_in(folder / CONFIG)["library"] == "disa"
+    except (ValueError, KeyError, TypeError):
         return False

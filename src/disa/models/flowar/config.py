@@ -35,6 +35,10 @@ class FlowARConfig:
         for width, heads in ((self.width, self.num_heads), (self.head_width, self.head_heads)):
             if not heads or width % (4 * heads):
                 raise DisaError(f"{heads} attention heads of width {width}: each needs a multiple of 4 channels.")
+        if list(self.scales) != sorted(self.scales):
+            raise DisaError(f"scales = {self.scales} must grow: the last one is the whole latent image.")
+        if int(self.width * self.mlp_ratio * 2 / 3) < 1:
+            raise DisaError(f"mlp_ratio = {self.mlp_ratio} leaves nothing of width = {self.width}.")
 
     @property
     def latent_size(self) -> tuple[int, int]:

@@ -34,6 +34,11 @@ class HarmonConfig(MARConfig):
             )
         if self.llm_heads % self.llm_kv_heads:
             raise DisaError(f"llm_kv_heads = {self.llm_kv_heads} must divide llm_heads = {self.llm_heads}.")
+        if self.max_positions <= self.num_image_tokens():
+            raise DisaError(
+                f"max_positions = {self.max_positions} must be more than the {self.num_image_tokens()} places of an "
+                "image: a prompt needs some, too."
+            )
 
     def num_image_tokens(self, grid: tuple[int, int] | None = None) -> int:
         """Places that an image takes in the language model, buffer included; grid: None for the model's own."""

@@ -38,6 +38,8 @@ class MARConfig:
             width, heads = getattr(self, f"{half}_width"), getattr(self, f"{half}_heads")
             if width % heads:
                 raise DisaError(f"{half}_heads = {heads} must divide {half}_width = {width}.")
+            if int(width * self.mlp_ratio) < 1:
+                raise DisaError(f"mlp_ratio = {self.mlp_ratio} leaves nothing of {half}_width = {width}.")
 
     @property
     def grid(self) -> tuple[int, int]:

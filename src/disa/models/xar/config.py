@@ -42,6 +42,8 @@ class XARConfig:
             raise DisaError(
                 f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
             )
+        if int(self.width * self.mlp_ratio * 2 / 3) < 1:
+            raise DisaError(f"mlp_ratio = {self.mlp_ratio} leaves nothing of width = {self.width}.")
 
     @property
     def num_tokens(self) -> int:

@@ -58,7 +58,7 @@ def table(file: str | Path) -> Table:
     | a list of whole numbers, one per AR step | an empty one, one with anything else in it, bools too |
     | an object with such a list under `counts`, whatever else it says | one without |
     | `measured_for`, an object or absent | anything else under that name |
-    | what `disa.files.read_json` takes | all else: NaN, a key twice, over 8 MiB, deep nesting |
+    | what `disa.reading.read_json` takes | all else: NaN, a key twice, over 8 MiB, deep nesting |
     """
     place = path(file, "a table")
     content = read_json(place, "the table")
