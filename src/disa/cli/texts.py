@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
-from disa.files import read_bounded
+from disa.reading import read_bounded
 from disa.values import path, shown, whole_number
 
 MOST_NUMBERS = 1_000_000

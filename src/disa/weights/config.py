@@ -27,6 +27,7 @@ from disa.weights.fitting import loading_command, preset_of
 from disa.weights.shards import WEIGHTS
 
 FORMAT = 2
+LONGEST_FILE = 1 << 20
 CODECS = {"kl16": VAEConfig, "small-vae": SmallVAEConfig}
 MOST_STEPS = 10_000
 VARIANCES = ("draws", "head", "probe")
