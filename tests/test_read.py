@@ -311,6 +311,11 @@ class Config(dict):
         self.__dict__ = self
 
 
+def quantised() -> Tensor:
+    with warnings.catch_warnings(action="ignore"):  # that these are to go
+        return torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)
+
+
 HARMLESS = {
     "NumPy scalar": np.float64(2.5), "NumPy array": np.arange(5.0), "NumPy dtype": np.dtype("float32"),
     "object array": np.array([{}, None], dtype=object), "path": Path("/data"), "date": datetime.datetime.now(),
@@ -321,7 +326,7 @@ HARMLESS = {
     "config": Config(a=1, b=Config(c=2)), "class": Config, "function": gzip.open, "slice": slice(3), "range": range(3),
     "complex": 1j, "bytes": b"ab", "array of bytes": bytearray(b"ab"), "deque": collections.deque([1]),
     "partial": functools.partial(gzip.open, "x"), "rng": torch.get_rng_state(), "sparse": torch.eye(3).to_sparse(),
-    "module": nn.Linear(2, 2), "quantised": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+    "module": nn.Linear(2, 2), "quantised": quantised(),
     "meta": torch.empty(3, device="meta"), "generator": np.random.default_rng(0),
 }  # fmt: skip
 
