@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,11 @@ class Done:
         assert (self.code, self.err) == (0, "")
         assert self.out.count("\n") == 1
         return json.loads(self.out)
+
+
+def without_progress(err: str) -> str:
+    """Standard error without the lines that tell how far a work is, which come where a machine is slow."""
+    return re.sub(r"^(drawing|measuring): \d+ of .*\n", "", err, flags=re.MULTILINE)
 
 
 Command = Callable[..., Done]

@@ -167,6 +167,7 @@ def test_the_nearest_name_is_told(disa: Command, tmp_path: Path, arguments: list
         (["--out", "x" * 300], "File name too long"),
         (["--out", "/dev/null"], "cannot write to the folder /dev/null"),
         (["--out", "/dev/null/below"], "cannot write to the folder /dev/null/below"),
+        (["--model", ""], "unknown model ''"),
         (["--checkpoint", ""], "--checkpoint must be a path, found ''"),
         (["--prompts", ""], "--prompts must be a path, found ''"),
         (["--keep", "", "--box", "0,0,1,1"], "--keep must be a path, found ''"),
@@ -194,7 +195,7 @@ def test_what_says_nothing_is_refused_at_once(
 ) -> None:
     began = time.monotonic()
     out = [] if "--out" in options else ["--out", tmp_path / "out"]
-    source = [] if "--checkpoint" in options else ["--model", model]
+    source = [] if {"--checkpoint", "--model"} & set(options) else ["--model", model]
     assert said in complaint(disa("sample", *source, *QUICK, *options, *out))
     assert not (tmp_path / "out").exists()
     assert time.monotonic() - began < 10

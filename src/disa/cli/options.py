@@ -118,13 +118,12 @@ class Source:
     def load(self, check: Callable[[Preset], object] = lambda preset: None, text: Text | None = None) -> Sampler:
         """The sampler. check: refuses models that do not fit, before weights are read where possible."""
         from disa.draw.sampler import Sampler
-        from disa.models.registry import PRESETS
+        from disa.models.registry import PRESETS, find_preset
         from disa.runtime import threads
 
         threads.use(self.threads)
-
-        if self.model in PRESETS:
-            check(PRESETS[self.model])
+        if self.model in PRESETS or not self.model.strip():
+            check(find_preset(self.model))
         loaded = Sampler.load(
             self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer, self.weights_key
         )

@@ -10,6 +10,7 @@ Shapes: N images, B of a batch, R rows, K AR steps, S counts of the ladder, n de
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -34,7 +35,7 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.study.allocate import allocate, between, pooled
-from disa.values import many, number, plain_number, shown
+from disa.values import counted, many, number, plain_number, shown
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 NUM_IMAGES, FIRST_SEED = 16, 100_000
@@ -128,6 +129,12 @@ def calibrate(
     for budget, (allowed, num_rows) in zip(asked, affordable, strict=True):
         chosen = allocate(errors, costs, allowed)
         table = Table(tuple(int(every[i]) for i in chosen), "", facts(settings, sampler))
+        if set(table.values) == {counts[-1]}:
+            warnings.warn(
+                f"the budget {budget} is as much as {counted(counts[-1], 'denoising step')} in every AR step, which are "
+                "the most that is measured, or more",
+                stacklevel=2,
+            )
         evaluations, _ = _made(sampler, inputs, settings, table)
         error = float(errors[range(len(chosen)), chosen].sum())
         own = about | {"asked_budget": budget if isinstance(budget, str) else plain_number(budget)}
