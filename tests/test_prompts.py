@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from disa.draw.folder import Layout
+from disa.draw.inputs import Inputs
 from disa.draw.prompts import LARGEST_FILE, LONGEST_PROMPT, MOST_PROMPTS, read_prompts
 from disa.errors import DisaError
 
@@ -88,6 +90,14 @@ def test_what_stands_twice_is_drawn_twice_and_the_rest_of_an_entry_is_kept(tmp_p
     assert read_prompts(tmp_path / "p.jsonl") == [{"tag": "colors", "include": [{"count": 1}], "prompt": "a cat"}]
     (tmp_path / "p.csv").write_text("id,Caption\n7,a cat\n")
     assert read_prompts(tmp_path / "p.csv") == [{"id": "7", "Caption": "a cat", "prompt": "a cat"}]
+
+
+def test_two_hundred_prompts_of_which_some_repeat_are_two_hundred_files(tmp_path: Path) -> None:
+    prompts = [f"a cat {i % 150}" for i in range(198)] + ["A cat 1!", "一只猫"]
+    read_back = read(tmp_path / "p.txt", "\n".join(prompts))
+    for seeds in (0, list(range(200)), [7] * 200):
+        names = Layout.flat(Inputs.paired(seeds, prompts=read_back)).names
+        assert len({name.lower() for name in names}) == 200
 
 
 def test_texts_stay_as_they_are(tmp_path: Path) -> None:

@@ -131,8 +131,8 @@ def calibrate(
         table = Table(tuple(int(every[i]) for i in chosen), "", facts(settings, sampler))
         if set(table.values) == {counts[-1]}:
             warnings.warn(
-                f"the budget {budget} is as much as {counted(counts[-1], 'denoising step')} in every AR step, which are "
-                "the most that is measured, or more",
+                f"the budget {budget} is all that can be spent, or more: {counted(counts[-1], 'denoising step')} in "
+                "every AR step",
                 stacklevel=2,
             )
         evaluations, _ = _made(sampler, inputs, settings, table)
