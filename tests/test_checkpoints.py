@@ -294,7 +294,7 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
         (lambda about: about["architecture"].update(head_width=32.0), "head_width is 32.0"),
         (
             lambda about: about["architecture"].update(mlp_ratio=float("nan")),
-            "holds the number NaN, which is not finite",
+            "the number NaN, which is not finite",
         ),
         (lambda about: about["architecture"].update(encoder_heads=0), "encoder_heads is 0"),
         (lambda about: about["architecture"].update(encoder_heads=5), "encoder_heads = 5 must divide encoder_width"),
@@ -319,7 +319,7 @@ def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> N
         (lambda about: about["defaults"].update(guidance="2"), "defaults.guidance is '2'"),
         (
             lambda about: about["defaults"].update(guidance=float("inf")),
-            "holds the number Infinity, which is not finite",
+            "the number Infinity, which is not finite",
         ),
         (lambda about: about["defaults"].update(ramp="up"), "unknown guidance ramp 'up'"),
         (lambda about: about["defaults"].update(interval=[0.9, 0.1]), "0 <= low <= high <= 1"),

@@ -242,7 +242,9 @@ def probes(draw: st.DrawFn) -> bytes:
 def test_probes(file: Path, content: bytes):
     file.write_bytes(content)
     found = used_or_refused(lambda: FittedProbe.read(file))
-    for name in ("mlp", "variance:probe") if found is not None else ():
+    if found is None:
+        return
+    for name in ("mlp", "variance:probe"):
         rows, nothing = torch.zeros(6, dtype=torch.int64), FlowMatching()
         z = torch.randn(6, found.width, generator=torch.Generator().manual_seed(0))
         ask: Any = {

@@ -895,7 +895,7 @@ def test_a_row_gets_no_endless_number_of_steps(answer: Any):
         Plan.of(answer)
 
 
-@pytest.mark.parametrize("answer", [None, [1, 2, 3], "four", torch.ones(2, 2), Look(20, 3, 0.5, lambda change: 1)])
+@pytest.mark.parametrize("answer", [None, [1, 2, 3], "four", torch.ones(2, 2), Look(20, 3, 0.5, lambda change: change)])
 def test_what_follows_a_look_is_checked_as_well(answer: Any):
     problem = problem_of(GaussianField(FlowMatching()), 2, process=FlowMatching())
     with pytest.raises(DisaError, match=r"a step policy (answers|gave)|followed by counts"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +24,10 @@ import small
 from command import Command, complaint
 from disa.core import steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import DenoisingProblem
+from disa.core.problem import DenoisingProblem, TimeGrid
 from disa.core.request import Guidance, Request
 from disa.core.solve import solve
+from disa.core.solvers import DDIM
 from disa.core.spending import Spending, parse_spending
 from disa.errors import DisaError
 from disa.files import json_in, parse_json
@@ -632,3 +634,65 @@ def test_budgets_that_never_end_are_refused_at_once(disa: Command, tmp_path: Pat
     done = disa("calibrate", "--model", model, *arguments)
     assert words in complaint(done)
     assert time.perf_counter() - started < 5
+
+
+# -- grids and solvers of one's own ---------------------------------------------------------------------------------
+
+
+def in_float32(process: Any, num_steps: int) -> TimeGrid:
+    grid = process.grid("uniform", num_steps)
+    return TimeGrid(*(part.astype(np.float32) for part in (grid.network_times, grid.levels, grid.times)))
+
+
+def test_a_grid_of_ones_own_may_be_in_single_precision():
+    """Solvers read the levels as float64, byte by byte."""
+    one, other = (
+        small.sampler().sample(3, 0, grid=grid, solver="ddim", steps=4, num_ar_steps=2).images
+        for grid in (in_float32, "uniform")
+    )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+GRIDS: list[Any] = [
+    lambda: 3, lambda process: 3, lambda process, count: None, lambda process, count: [1.0, 0.0], TimeGrid,
+    5, ["uniform"],
+    lambda process, count: TimeGrid(np.ones(2), np.ones(2), np.ones(2)), lambda process, count: replace(
+        process.grid("uniform", count), levels=np.full(count + 1, np.nan)),
+    lambda process, count: replace(process.grid("uniform", count), times=np.array(["a"] * count)),
+    lambda process, count: TimeGrid(np.zeros(0), np.ones(1), np.zeros(0)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_a_grid_of_ones_own_that_is_none_is_one_line(grid: Any):
+    assert re.search("[Gg]rid", refused(lambda: small.sampler().settings(grid=grid, steps=3)))
+
+
+class Planless:
+    """A solver that makes no plan."""
+
+    grid, takes, stochastic = None, ("noise",), False
+
+    def plan(self, process: Any, num_steps: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("solver", [Planless(), Planless, DDIM, 5, lambda: 3, None.__class__, "", [], DDIM(5)])  # pyright: ignore
+def test_a_solver_of_ones_own_that_is_none_is_one_line(solver: Any):
+    refused(lambda: small.sampler().settings(solver=solver))
+
+
+class Falling(steps.Schedule):
+    """A schedule of one's own."""
+
+    def __init__(self, last: Any) -> None:
+        self.last = last
+
+    def at(self, ar_step: int, num_ar_steps: int) -> Any:
+        return self.last if ar_step == num_ar_steps - 1 else 4
+
+
+@pytest.mark.parametrize("last", [0, -1, 2.5, None, "x", True, 10**9])
+def test_a_schedule_of_ones_own_is_asked_before_drawing(last: Any):
+    refused(lambda: small.sampler().settings(steps=Falling(last), num_ar_steps=2))
+    assert small.sampler().settings(steps=Falling(2.0), num_ar_steps=2).steps.counts(2) == [4, 2]

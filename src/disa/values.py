@@ -15,6 +15,7 @@ Every function raises DisaError, in one voice: what must be what, and what was f
 
 from __future__ import annotations
 
+import inspect
 import math
 import operator
 import os
@@ -100,6 +101,17 @@ def many(values: Any, read: Callable[[Any, str], T], what: str) -> list[T]:
     if isinstance(values, dict | set | frozenset | bytes | bytearray):
         raise DisaError(f"{what} must be in a list, found {shown(values)}.")
     return [read(value, f"each of the {what}") for value in values]
+
+
+def takes(function: Callable[..., Any], count: int) -> bool:
+    """Whether it can be called with so many arguments; a function that does not say what it takes is trusted."""
+    try:
+        inspect.signature(function).bind(*[None] * count)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
 
 
 # -- how messages show them ----------------------------------------------------------------------------------------

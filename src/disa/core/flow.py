@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disa.core.grids import own_grid
 from disa.core.problem import Grid, TimeGrid
 from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown
@@ -33,7 +34,7 @@ class FlowMatching:
 
     def grid(self, name: Grid, num_steps: int) -> TimeGrid:
         """The named grid for `num_steps` denoising steps; see `GRIDS`. Raises DisaError."""
-        return _grid(self, name, num_steps) if isinstance(name, str) else name(self, num_steps)
+        return _grid(self, name, num_steps) if isinstance(name, str) else own_grid(name, self, num_steps)
 
     def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
         """x - t velocity."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from disa.core.multistep import Multistep
 from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
 from disa.core.solver import GridSolver, NamedSolver, Solver, precise, read_option
+from disa.core.steps import describe
 from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown
 
@@ -299,10 +300,13 @@ def grid_for(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
     if process.predicts not in solver.takes:
         fitting = [name for name in SOLVERS if process.predicts in SOLVERS[name].takes]
         raise DisaError(
-            f"the solver {solver} needs a model that predicts {' or '.join(solver.takes)}; "
+            f"the solver {describe(solver)} needs a model that predicts {' or '.join(solver.takes)}; "
             f"this one predicts {process.predicts}: choose {', '.join(fitting)}."
         )
-    return solver.plan(process, num_steps)
+    grid: Any = solver.plan(process, num_steps)
+    if not isinstance(grid, TimeGrid):
+        raise DisaError(f"the solver {describe(solver)} plans a TimeGrid, found {shown(grid)}.")
+    return grid
 
 
 def grid_for_parts(solver: Solver, process: Process, num_steps: int) -> TimeGrid:

@@ -7,7 +7,6 @@ k and K, so it also works in a loop of your own: `disa.linear(50, 5).at(k, K)`.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from disa.core.counts import MOST_AR_STEPS, ar_steps, denoising_steps
 from disa.errors import DisaError
-from disa.values import counted, many, shown, whole_number
+from disa.values import counted, many, shown, takes, whole_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,12 +72,8 @@ def _checked(policy: Any) -> Any:
     name = shown(getattr(policy, "__name__", policy))
     if isinstance(policy, type):
         raise DisaError(f"steps must be a policy, found the class {name}: give one of its objects.")
-    try:
-        inspect.signature(policy).bind(None)
-    except TypeError as error:
-        raise DisaError(f"a step policy is called with one argument, the problem: {name} takes others.") from error
-    except ValueError:  # some builtins do not say what they take
-        pass
+    if not takes(policy, 1):
+        raise DisaError(f"a step policy is called with one argument, the problem: {name} takes others.")
     return policy
 
 
@@ -122,7 +117,7 @@ class Schedule:
 
     def counts(self, num_ar_steps: int) -> list[int]:
         """[K] denoising steps of every AR step."""
-        return [self.at(k, num_ar_steps) for k in range(ar_steps(num_ar_steps))]
+        return [denoising_steps(self.at(k, num_ar_steps)) for k in range(ar_steps(num_ar_steps))]
 
     def __call__(self, problem: DenoisingProblem) -> int:
         return self.at(problem.ar_step, problem.num_ar_steps)

@@ -187,7 +187,7 @@ def _value(each: Field[Any], value: Any) -> Any:
     if each.name == "steps":
         return value if isinstance(value, str) else steps.of(value)
     about = each.metadata
-    if about["objects_have"] and hasattr(value, about["objects_have"]):
+    if about["objects_have"] and hasattr(value, about["objects_have"]) and not isinstance(value, type):
         return value
     if not about["looks"]:
         return READ[about["kind"]](value, each.name)
