@@ -23,6 +23,7 @@ from torch import Tensor
 from disa.codecs.base import split_moments
 from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official
 from disa.core import steps as policies
+from disa.core import texts
 from disa.core.diffusion import CosineDiffusion, TrainingLoss
 from disa.core.flow import FlowLoss, FlowMatching
 from disa.core.generate import generate_steps
@@ -105,7 +106,7 @@ def mar_policy(config: dict[str, Any]) -> policies.Schedule:
         return policies.constant(early)
     if config["diff_annealing_strategy"] == "constant":
         return policies.constant(late)
-    return policies.parse(f"{config['diff_annealing_strategy']}:{early}-{late}")
+    return texts.parse(f"{config['diff_annealing_strategy']}:{early}-{late}")
 
 
 def replay_mar(case: Case) -> Found:
@@ -412,7 +413,7 @@ def _strategy(name: str, entry: dict[str, Any]) -> tuple[Any, Any]:
     model, num_ar_steps, bounds, strategy = name.split("/")
     process, grid = OFFICIAL_GRIDS[model]
     early, late = map(int, bounds.split("to"))
-    policy = policies.constant(late) if strategy == "constant" else policies.parse(f"{strategy}:{early}-{late}")
+    policy = policies.constant(late) if strategy == "constant" else texts.parse(f"{strategy}:{early}-{late}")
     nominal = policy.counts(int(num_ar_steps[1:]))
     made = [process.grid(grid, count).num_evaluations for count in nominal]
     return nominal + made, entry["nominal"] + entry["effective"]

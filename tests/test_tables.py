@@ -30,9 +30,9 @@ from disa.core.solve import solve
 from disa.core.solvers import DDIM
 from disa.core.spending import Spending, parse_spending
 from disa.errors import DisaError
-from disa.files import json_in, parse_json
 from disa.policies.adaptive import Adaptive
 from disa.policies.probe import ErrorModel, FittedProbe
+from disa.reading import json_in, parse_json
 from disa.weights.package import in_package
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -1,4 +1,10 @@
-"""The one exception that is meant for the user."""
+"""What the user is told: the one exception that is meant for them, and warnings."""
+
+import os
+import sys
+import warnings
+
+_OURS = os.path.dirname(__file__) + os.sep
 
 
 class DisaError(Exception):
@@ -6,3 +12,16 @@ class DisaError(Exception):
 
     The command line prints the message and exits with code 2; it never shows a traceback for it.
     """
+
+
+def warn(message: str) -> None:
+    """Warn at the line that called disa, from however deep within."""
+    level, frame = 1, sys._getframe()
+    while frame is not None and _within(frame.f_code.co_filename):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, stacklevel=level)
+
+
+def _within(file: str) -> bool:
+    """Whether code is disa's, or of a context that stands between two functions of disa."""
+    return file.startswith(_OURS) or file.endswith("contextlib.py")

@@ -78,6 +78,11 @@ class VAEConfig:
             raise DisaError("VAE deviations must be above 0.")
 
     @property
+    def finest_width(self) -> int:
+        """Channels of the decoder at the full resolution."""
+        return self.block_widths[0]
+
+    @property
     def stride(self) -> int:
         """Pixels per latent position along one side: 2 ** (levels - 1), 16 for the published KL-16."""
         return 2 ** (len(self.block_widths) - 1)

@@ -49,6 +49,11 @@ class SmallVAEConfig:
         return (self.half_width, self.quarter_width, *([self.eighth_width] if self.eighth_width else []))
 
     @property
+    def finest_width(self) -> int:
+        """Channels of the decoder at the full resolution."""
+        return self.full_width
+
+    @property
     def stride(self) -> int:
         """Pixels per latent position along one side."""
         return 2 ** len(self.widths)

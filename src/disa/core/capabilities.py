@@ -29,6 +29,8 @@ class Capabilities:
     """Whether it can write a text about an image."""
     num_ar_steps: int | None = None
     """The only number of AR steps that there is; None for any from 1 to the number of tokens to draw."""
+    most_tokens: int = 65_536
+    """Tokens of an image of any size, at most: more is a mistake in a number."""
     group: str = "token"
     """What an AR step draws where their number is fixed."""
 
@@ -52,6 +54,18 @@ class Capabilities:
         count = self.num_tokens if num_tokens is None else num_tokens
         if not 1 <= num_ar_steps <= count:
             raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
+
+    def check_size(self, token_grid: tuple[int, int], stride: int) -> None:
+        """Refuse an image of too many tokens; stride: pixels along one side of a token. Raises DisaError."""
+        rows, columns = token_grid
+        if rows * columns <= self.most_tokens:
+            return
+        share = math.sqrt(self.most_tokens / (rows * columns))
+        height, width = (min(self.most_tokens, max(1, int(count * share))) * stride for count in token_grid)
+        raise DisaError(
+            f"an image of {rows * stride}x{columns * stride} has {rows * columns} tokens, and this {self.family} draws "
+            f"at most {self.most_tokens}: the largest of this shape is {height}x{width}."
+        )
 
     def check_keeps_tokens(self) -> None:
         """Refuse known tokens where they cannot be kept. Raises DisaError."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -55,7 +55,7 @@ class Field(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TimeGrid:
     """The times that n denoising steps visit; all arrays are float64."""
 
@@ -136,7 +136,7 @@ class Process(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DenoisingProblem:
     """One group of tokens to be drawn: everything a policy may look at and a solver needs."""
 
@@ -156,6 +156,10 @@ class DenoisingProblem:
     """The scale in this AR step."""
     rows_to_come: int | None = None
     """Rows of each image that later AR steps draw; None where that is not known."""
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.shape))
+        return f"DenoisingProblem({self.num_rows} rows of {shape}, AR step {self.ar_step} of {self.num_ar_steps})"
 
     @property
     def num_rows(self) -> int:
@@ -204,7 +208,7 @@ class Look:
         return stop
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What a step policy answers: either counts, or a look before they are chosen."""
 
@@ -293,6 +297,14 @@ class Architecture(Protocol):
     @property
     def latent_channels(self) -> int: ...
 
+    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
+        """Numbers of one image that an AR step draws, at most."""
+        ...
+
+    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+        """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
+        ...
+
     @property
     def condition_width(self) -> int:
         """D of `DenoisingProblem.condition`."""
@@ -357,7 +369,7 @@ class ImageModel(ARModel, Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ARStep:
     """One turn of the AR loop, as it is yielded."""
 
@@ -373,5 +385,9 @@ class ARStep:
     """Time in `pose` and `accept`."""
     seconds_head: float
     """Time in the policy and in the denoising loop."""
-    state: Any = field(repr=False, default=None)
+    state: Any = None
     """The model's, after this AR step."""
+
+    def __repr__(self) -> str:
+        rows, steps = self.problem.num_rows, self.problem.num_ar_steps
+        return f"ARStep({self.ar_step} of {steps}, {rows} rows, {self.evaluations} evaluations)"

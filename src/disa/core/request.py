@@ -63,7 +63,7 @@ class Guidance:
         return [self.at(share) if low <= k / last <= high else 1.0 for k, share in enumerate(known)]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prompts:
     """Tokenised prompts."""
 
@@ -96,7 +96,7 @@ class Prompts:
         return cls(ids, lengths)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Request:
     """A batch as a model takes it. Raises DisaError where its parts do not go together.
 

@@ -18,7 +18,7 @@ from disa.errors import DisaError
 from disa.values import counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What `solve` returns."""
 
@@ -44,7 +44,8 @@ def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | T
         grid = grid_for(solver, problem.process, plan.counts)
         tokens, made = go_along(problem, solver, grid, noise.initial(problem).clone(), noise)
         return Solution(tokens, plan.counts, made)
-    tokens, evaluations = torch.empty(problem.num_rows, *problem.shape, device=problem.device), 0
+    tokens = torch.empty(problem.num_rows, *problem.shape, dtype=torch.float32, device=problem.device)
+    evaluations = 0
     for count, rows in _groups(plan.counts, problem):
         part = problem.select(rows)
         grid = grid_for(solver, problem.process, count)

@@ -309,6 +309,11 @@ def grid_for(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
     return grid
 
 
+def num_evaluations(solver: Solver, process: Process, num_steps: int) -> int:
+    """Those of each row that a solver makes of so many denoising steps; official grids may make fewer."""
+    return grid_for(solver, process, num_steps).num_evaluations
+
+
 def grid_for_parts(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
     """The same as `grid_for` where a part of the grid is to be gone along in steps of another size."""
     if not isinstance(solver, GridSolver):

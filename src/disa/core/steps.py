@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
@@ -16,7 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 from disa.core.counts import MOST_AR_STEPS, ar_steps, denoising_steps
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.values import counted, many, shown, takes, whole_number
 
 if TYPE_CHECKING:
@@ -220,7 +219,7 @@ class Table(Schedule):
             return self.values[ar_step]
         if ar_step == 0:
             held = counted(len(self.values), "count")
-            warnings.warn(f"{self} has {held} and is resampled to {last + 1}", stacklevel=2)
+            warn(f"{self} has {held} and is resampled to {last + 1}")
         place = ar_step / max(1, last) * (len(self.values) - 1)
         below = min(int(place), len(self.values) - 1)
         above = min(below + 1, len(self.values) - 1)

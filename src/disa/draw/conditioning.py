@@ -7,7 +7,6 @@ Shapes: B images of a batch, N of a call.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.noise import SeededNoise
 from disa.core.request import Prompts
 from disa.draw.inputs import Inputs
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
 from disa.weights.tokenizers import find_tokenizer
@@ -128,7 +127,7 @@ class PromptConditioner:
         if inputs.prompts is None:
             raise DisaError(f"{self.preset.name} draws from prompts: give prompts, and no labels.")
         if inputs.negative_prompt is not None and not settings.guidance.active:
-            warnings.warn("the negative prompt says nothing where guidance is 1, which is off", stacklevel=2)
+            warn("the negative prompt says nothing where guidance is 1, which is off")
         count = self.model.config.num_image_tokens(token_grid)
         for prompt in dict.fromkeys(inputs.prompts):
             self.text.to_draw(prompt, count)

@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
 from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditioner
+from disa.draw.identity import Fingerprint
 from disa.draw.tensors import images_of
 from disa.errors import DisaError
 from disa.models.harmon.text import Text
 from disa.models.registry import Model
 from disa.models.spec import Defaults, Preset, Spec
 from disa.runtime import devices, packing
+from disa.runtime.surroundings import undisturbed
 from disa.weights.load import load_codec
 
 
@@ -48,19 +50,24 @@ class PixelCodec:
 class Loaded:
     """A model ready to draw. It holds nothing of any one drawing."""
 
+    @undisturbed()
     def __init__(
         self,
         preset: Preset,
         model: Model,
         codec: Codec | Path | None = None,
-        device: str | torch.device | None = None,
-        dtype: str = "fp32",
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype = "fp32",
         tokenizer: Text | Path | str | None = None,
     ) -> None:
-        """codec: read from its file when it is first needed. device: the best there is if None. Raises DisaError."""
-        self.preset, self.dtype, self.device = preset, dtype, devices.pick_device(device)
+        """codec: read from its file at first use. device, dtype: see runtime/devices.py. Raises DisaError."""
         check_parts(preset, codec, tokenizer)
-        self._codec = codec
+        self.preset, self.dtype, self.device = preset, devices.dtype_name(dtype), devices.pick_device(device)
+        self._fingerprints: dict[str, Fingerprint] = {}
+        # Files that are read later are found then, wherever the program has gone meanwhile.
+        self._codec = codec.absolute() if isinstance(codec, Path) else codec
+        if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
+            tokenizer = Path(tokenizer).absolute()
         kind = devices.pick_dtype(dtype)
         self.model: Any = packing.prepare(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
         takes_prompts = self.model.capabilities.condition == "prompts"
@@ -72,6 +79,36 @@ class Loaded:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.preset.name}, {self.device}, {self.dtype})"
+
+    @undisturbed()
+    def to(self, device: Any = None, dtype: Any = None) -> Self:
+        """Move the model and the autoencoder, in place, and return itself; None leaves one of the two as it is.
+
+        device, dtype: see runtime/devices.py; a dtype alone may come first, as in `sampler.to(torch.bfloat16)`. What
+        was rounded to bf16 stays rounded. Raises DisaError.
+        """
+        if isinstance(device, torch.dtype) and dtype is None:
+            device, dtype = None, device
+        before = self.device, self.dtype
+        wanted = self.device if device is None else devices.pick_device(device)
+        name = self.dtype if dtype is None else devices.dtype_name(dtype)
+        if (wanted, name) == before:
+            return self
+        try:
+            self._place(wanted, name)
+        except BaseException:  # such as too little memory there
+            self._place(*before)
+            raise
+        return self
+
+    def _place(self, device: torch.device, dtype: str) -> None:
+        kind, known = devices.pick_dtype(dtype), self._fingerprint("weights", self.model)
+        self.model = packing.prepare(packing.unpack(self.model).to(device, kind), device, kind)
+        known.moved(self.model)
+        if isinstance(self._codec, LatentCodec):
+            known = self._fingerprint("vae", self._codec.model)
+            known.moved(self._codec.to(device, kind).model)
+        self.device, self.dtype = device, dtype
 
     @property
     def spec(self) -> Spec:
@@ -86,6 +123,7 @@ class Loaded:
     # -- the autoencoder -----------------------------------------------------------------------------------------
 
     @property
+    @undisturbed()
     def codec(self) -> Codec:
         """The autoencoder, read at first use: drawing latents does not need it."""
         if self.spec.codec is None:
@@ -101,6 +139,7 @@ class Loaded:
         """Read the autoencoder now, so that a missing one is found before drawing."""
         _ = self.codec
 
+    @undisturbed()
     def encode(self, images: Any) -> Tensor:
         """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W].
 
@@ -115,6 +154,7 @@ class Loaded:
     def _encode(self, images: Tensor) -> Tensor:
         return self.codec.encode(images * 2 - 1)
 
+    @undisturbed()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """latents [N, C, H, W] -> images [N, channels, height, width] in [0, 1], on the model's device."""
         parts = [self.codec.decode(part) for part in latents.split(batch_size)]
@@ -168,7 +208,9 @@ class Loaded:
             raise DisaError(
                 f"height and width must be multiples of {self.stride}, found {size[0]}x{size[1]}: {near} are near."
             )
-        return size[0] // self.stride, size[1] // self.stride
+        grid = size[0] // self.stride, size[1] // self.stride
+        self.model.capabilities.check_size(grid, self.stride)
+        return grid
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -179,10 +221,10 @@ class Loaded:
 
     # -- identity ------------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def weights_hash(self) -> str:
         """SHA-256 of the weights as bfloat16, so that it is the same in fp32 and in bf16."""
-        return hash_of(self.model)
+        return self._fingerprint("weights", self.model).value
 
     @cached_property
     def _spec_hash(self) -> str:
@@ -190,30 +232,48 @@ class Loaded:
         parts = [None if part is None else asdict(part) for part in (self.spec.architecture, self.spec.codec)]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    @cached_property
-    def _codec_hash(self) -> str:
-        """The same as `weights_hash` of the autoencoder, once it was read."""
-        assert isinstance(self._codec, LatentCodec)
-        weights, usual = hash_of(self._codec.model), self.spec.codec
-        own: Any = self._codec.own(usual)
-        if own == usual:
-            return weights
-        # Another scale is in no tensor, and changes images.
-        return hashlib.sha256(json.dumps([weights, asdict(own)]).encode()).hexdigest()
-
     def about(self) -> dict[str, Any]:
         """The weights and what they are computed on, for JSON; autoencoder and tokenizer where they were read."""
-        return {
+        return self.about_later()()
+
+    def about_later(self) -> Callable[[], dict[str, Any]]:
+        """The same as it is now, told when it is called: hashes of large weights take seconds."""
+        parts = {"weights": self.model} | ({"vae": self._codec.model} if isinstance(self._codec, LatentCodec) else {})
+        hashes = {name: self._fingerprint(name, model) for name, model in parts.items()}
+        told = {
             "model": self.preset.name,
             "spec": self._spec_hash,
-            "weights": self.weights_hash,
-            "vae": self._codec_hash if isinstance(self._codec, LatentCodec) else None,
+            "weights": None,
+            "vae": None,
             "tokenizer": self.conditioner.hash,
             "dtype": self.dtype,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         }
+        scaling = self._own_scaling()
+
+        def tell() -> dict[str, Any]:
+            found = {name: each.value for name, each in hashes.items()}
+            if scaling is not None:
+                found["vae"] = hashlib.sha256(json.dumps([found["vae"], scaling]).encode()).hexdigest()
+            return told | found
+
+        return tell
+
+    def _own_scaling(self) -> dict[str, Any] | None:
+        """How the autoencoder scales latents where that is not the model's usual way: it is in no tensor."""
+        if not isinstance(self._codec, LatentCodec):
+            return None
+        own: Any = self._codec.own(self.spec.codec)
+        return None if own == self.spec.codec else asdict(own)
+
+    def _fingerprint(self, part: str, model: nn.Module) -> Fingerprint:
+        """Of the weights of a part as they are now."""
+        known = self._fingerprints.get(part)
+        if known is None or not known.fits(model):
+            known = self._fingerprints[part] = Fingerprint(model)
+        return known
 
 
 def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:
@@ -222,30 +282,3 @@ def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:
         raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
     if not preset.prompts and isinstance(tokenizer, str | Path):
         raise DisaError(f"{preset.name} draws from labels and has no tokenizer: leave {tokenizer} out.")
-
-
-def hash_of(model: nn.Module) -> str:
-    """SHA-256 of all tensors of a model as bfloat16, and of their names."""
-    found = hashlib.sha256()
-    for name, value in _tensors(model):
-        found.update(name.encode())
-        found.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
-
-
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of a model by name, in the order of names. One module's at a time: packed ones are unpacked."""
-    owners = {
-        prefix + name: (module, prefix)
-        for path, module in model.named_modules()
-        for prefix in (f"{path}." if path else "",)
-        for name in _own(module, "")
-    }
-    for name, (module, prefix) in sorted(owners.items()):
-        yield name, _own(module, prefix)[name]
-
-
-def _own(module: nn.Module, prefix: str) -> dict[str, Any]:
-    own: dict[str, Any] = {}
-    module._save_to_state_dict(own, prefix, keep_vars=False)
-    return own

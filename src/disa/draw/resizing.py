@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from disa.draw.opening import open_picture
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 
 LARGEST_SQUARE, SIDE_OF_LARGE = 8192, 2048
 
@@ -53,10 +52,9 @@ def filling(image: Image.Image, shape: tuple[int, int, int], name: str | Path) -
     """`cropped`, then `fitted`. Warns where something of the picture, called `name`, is cut off."""
     middle = cropped(image, shape[1:])
     if middle.size != image.size:
-        warnings.warn(
+        warn(
             f"of {name}, which is {image.height} x {image.width} pixels high and wide, the middle "
-            f"{middle.height} x {middle.width} are used: the image has another aspect ratio",
-            stacklevel=2,
+            f"{middle.height} x {middle.width} are used: the image has another aspect ratio"
         )
     return fitted(middle, shape)
 

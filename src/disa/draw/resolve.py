@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,7 +14,7 @@ from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
 from disa.core.steps import Schedule, StepPolicy, describe
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.policies import adaptive
 from disa.values import LONGEST_SHOWN, shown
 
@@ -75,9 +74,7 @@ def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
     guidance = replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
     if idle := [name for name in given if name != "scale" and not guidance.active]:
         names = "guidance's " + " and ".join(idle)
-        warnings.warn(
-            f"{names} {'say' if len(idle) > 1 else 'says'} nothing where guidance is 1, which is off", stacklevel=5
-        )
+        warn(f"{names} {'say' if len(idle) > 1 else 'says'} nothing where guidance is 1, which is off")
     return guidance
 
 
@@ -129,7 +126,7 @@ def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
         if measured_for.get(name, here) != here
     ]
     if others:
-        warnings.warn(f"{settings.steps} was measured for {', '.join(others)}: its counts may not fit", stacklevel=4)
+        warn(f"{settings.steps} was measured for {', '.join(others)}: its counts may not fit")
 
 
 def _brief(value: Any) -> str:
@@ -145,4 +142,4 @@ def _warn_of_own(settings: Settings) -> None:
             continue
         module = part.__module__ if hasattr(part, "__qualname__") else type(part).__module__
         if module.partition(".")[0] != "disa":
-            warnings.warn(f"{describe(part)} is known to this program alone: its name repeats no drawing", stacklevel=4)
+            warn(f"{describe(part)} is known to this program alone: its name repeats no drawing")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,14 +23,17 @@ from disa.core.request import Request
 from disa.draw.conditioning import Condition
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded
+from disa.draw.room import check_kept, check_room
 from disa.draw.samples import Samples, check_output_type, convert
 from disa.draw.settings import Settings
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
 from disa.runtime import clock
+from disa.runtime.surroundings import Turns, undisturbed
+from disa.values import counted
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Turn:
     """One AR step of one batch."""
 
@@ -41,23 +45,29 @@ class Turn:
     samples: Samples | None = None
     """The finished batch, at its last AR step."""
 
+    def __repr__(self) -> str:
+        done = "" if self.samples is None else ", finished"
+        return f"Turn({counted(len(self.batch), 'image')}, {self.step}{done})"
+
 
 class Run:
     """An iterator over turns, batch after batch; `batches` yields what is finished. Nothing is kept of a batch that
     was handed out. Mistakes are found when it is made."""
 
+    @undisturbed()
     def __init__(self, loaded: Loaded, inputs: Inputs, settings: Settings, output_type: str = "pt") -> None:
         """settings: filled in for this model. output_type: `pt`, `np`, `pil`, or `latent`, which decodes nothing."""
         check_output_type(output_type)
-        SeededNoise(inputs.seeds)
+        SeededNoise(inputs.seeds)  # refuses what is no seed
         self.loaded, self.inputs, self.settings, self.output_type = loaded, inputs, settings, output_type
         self.token_grid = loaded.token_grid_of(settings.size)
         self._check_known()
         loaded.conditioner.check(inputs, settings, self.token_grid)
         self.batches_of = self._plan()
-        self.turns_made = 0
+        check_room(loaded, settings, max(map(len, self.batches_of)))
+        self.turns_made, self._place, self._broken = 0, (loaded.device, loaded.dtype), False
         # A loop would keep the last turn of a batch, with all that the model holds of it, while the next one begins.
-        self._turns = chain.from_iterable(map(self._draw, self.batches_of))
+        self._turns = Turns(chain.from_iterable(map(self._draw, self.batches_of)))
 
     @property
     def num_turns(self) -> int:
@@ -68,9 +78,27 @@ class Run:
         return self
 
     def __next__(self) -> Turn:
-        turn = next(self._turns)
+        if self._broken:
+            raise DisaError("this run broke off within a batch, which is lost: start another one.")
+        if self._place != (self.loaded.device, self.loaded.dtype):
+            raise DisaError("the sampler was moved while this run was under way: start another one.")
+        try:
+            turn = next(self._turns)
+        except StopIteration:
+            raise
+        except BaseException:
+            self._broken = True  # the next turn would be one of the next batch
+            raise
         self.turns_made += 1
         return turn
+
+    def __repr__(self) -> str:
+        batches = counted(len(self.batches_of), "batch", "batches")
+        images = counted(len(self.inputs), "image")
+        return f"Run({images} in {batches}, {self.turns_made} of {self.num_turns} AR steps drawn)"
+
+    def __reduce_ex__(self, protocol: Any) -> str:
+        raise DisaError("a run under way cannot be copied: copy its sampler, inputs and settings, and start another.")
 
     def batches(self, on_turn: Callable[[], object] = lambda: None) -> Iterator[Samples]:
         """The samples of each batch as it is finished; on_turn is called after every AR step."""
@@ -85,7 +113,9 @@ class Run:
         return Run(self.loaded, self.inputs.part(places), self.settings, self.output_type)
 
     def result(self, on_turn: Callable[[], object] = lambda: None) -> Samples:
-        """Draw to the end: all that was not handed out yet."""
+        """Draw to the end: all that was not handed out yet. Raises DisaError."""
+        if self.output_type != "latent":
+            check_kept(self.loaded, self.settings, len(self.inputs))
         return Samples.join(list(self.batches(on_turn)))
 
     # -- batches -------------------------------------------------------------------------------------------------
@@ -181,13 +211,17 @@ class Run:
             trace=trace,
             seconds=timer.seconds(),
             seconds_decode=timer.seconds() - drawing,
-            settings=self.about(),
+            about=self._about_later(),
             rewritten=rewritten,
         )
 
-    def about(self) -> dict[str, object]:
+    def about(self) -> dict[str, Any]:
         """The model, and every option, for JSON."""
-        return self.loaded.about() | self.settings.to_json()
+        return self._about_later()()
+
+    def _about_later(self) -> Callable[[], dict[str, Any]]:
+        loaded, settings = self.loaded.about_later(), self.settings.to_json()
+        return lambda: loaded() | settings
 
 
 class _Timer:

@@ -27,6 +27,7 @@ from disa.models.registry import find_preset
 from disa.models.spec import Preset
 from disa.progress import progress
 from disa.runtime import devices
+from disa.runtime.surroundings import Turns, undisturbed
 from disa.values import path
 from disa.weights.autoencoders import CODEC
 from disa.weights.folders import codec_files, load_folder, model_files, text_files, with_codec, write_folder
@@ -39,13 +40,14 @@ class Sampler(Loaded):
     """A model with its autoencoder, ready to draw."""
 
     @classmethod
+    @undisturbed()
     def from_pretrained(
         cls,
         name: str | Path,
         checkpoint: str | Path | None = None,
         vae: str | Path | None = None,
-        device: str | torch.device | None = None,
-        dtype: str = "fp32",
+        device: str | int | torch.device | None = None,
+        dtype: str | torch.dtype = "fp32",
         tokenizer: Text | Path | str | None = None,
         weights_key: str | None = None,
     ) -> Sampler:
@@ -54,8 +56,8 @@ class Sampler(Loaded):
         checkpoint: a file with weights for the preset (official or ours); without one, embedded weights or the hub's.
         weights_key: which entry of that file, as "model" or "state.ema"; its moving average, if it has one, by default.
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
-        there is if None. dtype: `fp32` or `bf16`. tokenizer: a folder or a hub id, for models that draw from prompts;
-        the folder's or the preset's if None; read with the first prompt. Raises DisaError.
+        there is if None or "auto". dtype: `fp32` or `bf16`. tokenizer: a folder or a hub id, for models that draw from
+        prompts; the folder's or the preset's if None; read with the first prompt. Raises DisaError.
         """
         # Weights can be large: what is quick to find comes first.
         devices.pick_device(device)
@@ -79,17 +81,20 @@ class Sampler(Loaded):
     load = from_pretrained
 
     @classmethod
+    @undisturbed()
     def untrained(
-        cls, name: str, seed: int = 0, device: str | None = None, dtype: str = "fp32", tokenizer: Text | None = None
+        cls, name: str, seed: int = 0, device: Any = None, dtype: Any = "fp32", tokenizer: Text | None = None
     ) -> Sampler:
         """The preset's architecture with random weights: for measuring speed without a checkpoint."""
         preset = find_preset(name)
         devices.pick_device(device)
         devices.pick_dtype(dtype)
-        model = preset.build()
-        initialise(model, seed)
+        with torch.device("meta"):  # values of PyTorch's own would be drawn from the caller's random numbers
+            model = preset.build()
+        initialise(model.to_empty(device="cpu"), seed)
         return cls(preset, model, PixelCodec(), device, dtype, tokenizer)
 
+    @undisturbed()
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
         codec = self.codec if isinstance(self._codec, Path) else self._codec
@@ -103,6 +108,7 @@ class Sampler(Loaded):
 
     # -- drawing -------------------------------------------------------------------------------------------------
 
+    @undisturbed()
     def settings(self, base: Settings | None = None, **options: Any) -> Settings:
         """The model's own settings, or `base`, with some options changed: the fields of `Settings`. Everything that
         can be wrong is found here. Raises DisaError."""
@@ -162,6 +168,7 @@ class Sampler(Loaded):
         missing = target.open(if_used)
         return target.fill(whole.only(missing).batches() if missing else (), missing)
 
+    @undisturbed()
     def start(self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any) -> Run:
         """The same as an iterator over AR steps, and over finished batches: see `Run`."""
         run = Run(self, inputs, self.settings(settings, **options), output_type)
@@ -200,11 +207,13 @@ class Sampler(Loaded):
     ) -> Iterator[Tensor]:
         """The same as an iterator: every turn is one token id per image [N]; `text.decode` makes words of them."""
         words, how = self.words, Writing(**writing)
-        shown = self._images(images)
-        grid = self.token_grid_of((shown.shape[2], shown.shape[3]))
-        many = Inputs.paired(seeds, [0] * len(shown)).seeds
-        return words.describe(self._encode(shown), grid, many, prompt, how)
+        with undisturbed():
+            shown = self._images(images)
+            grid = self.token_grid_of((shown.shape[2], shown.shape[3]))
+            many = Inputs.paired(seeds, [0] * len(shown)).seeds
+            return Turns(words.describe(self._encode(shown), grid, many, prompt, how))
 
+    @undisturbed()
     def rewrite(self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, **writing: Any) -> list[str]:
         """What the language model makes of prompts when it is asked to say more: prompt upsampling, as Betker et al.
         2023 have it done by another model. What a prompt leaves open is decided before the first token is drawn.

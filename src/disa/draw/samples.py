@@ -5,8 +5,9 @@ Shapes: N images, C latent channels, H x W latents, K AR steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from disa.errors import DisaError
 from disa.values import counted
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
+MOST_SHOWN, LARGEST_SHOWN = 24, 160
+"""Images, and pixels of a side, in a notebook."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -37,8 +40,8 @@ class Samples:
     seconds: float
     """Wall time of drawing and decoding."""
     seconds_decode: float
-    settings: dict[str, Any] = field(default_factory=dict)
-    """The model and every option, as JSON has them: different for different drawings."""
+    about: Callable[[], dict[str, Any]] = dict
+    """Tells `settings`, once they are asked for: the hash of large weights takes seconds."""
     rewritten: list[str] | None = None
     """What was drawn for each prompt, where prompts are rewritten."""
     places: list[int] = field(default_factory=list)
@@ -51,8 +54,27 @@ class Samples:
             f"{self.evaluations_per_row:.1f} per row, {self.seconds:.2f} s)"
         )
 
+    def _repr_png_(self) -> bytes | None:
+        """The first images, no larger than a page, for notebooks; None of latents."""
+        if self.images is None:
+            return None
+        from disa.draw.pictures import as_image, grid, png  # pillow is needed for nothing else here
+
+        shown = [as_image(image).copy() for image in self.images[:MOST_SHOWN]]
+        for image in shown:
+            image.thumbnail((LARGEST_SHOWN, LARGEST_SHOWN))
+        return png(grid(shown, captions=(self.prompts or [])[:MOST_SHOWN]))
+
     def __len__(self) -> int:
         return len(self.inputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"about": partial(dict, self.settings)}
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The model and every option, as JSON has them: different for different drawings."""
+        return self.about()
 
     @property
     def labels(self) -> list[int] | None:
@@ -105,7 +127,7 @@ class Samples:
             trace=[TraceStep.sum(steps) for steps in zip(*(part.trace for part in parts), strict=True)],
             seconds=sum(part.seconds for part in parts),
             seconds_decode=sum(part.seconds_decode for part in parts),
-            settings=first.settings,
+            about=first.about,
             rewritten=_in_order([part.rewritten for part in parts], order),
             places=[places[i] for i in order],
         )

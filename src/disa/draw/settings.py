@@ -68,7 +68,7 @@ def read_size(value: Any) -> tuple[int, int]:
     return whole_number(height, "height"), whole_number(width, "width")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Settings:
     """How to draw. None is what the model's defaults say.
 
@@ -129,6 +129,10 @@ class Settings:
         for each in fields(self):
             if (value := getattr(self, each.name)) is not None:
                 object.__setattr__(self, each.name, _value(each, value))
+
+    def __repr__(self) -> str:
+        given = ((each.name, getattr(self, each.name)) for each in fields(self))
+        return f"Settings({', '.join(f'{name}={_text(value)}' for name, value in given if value is not None)})"
 
     @classmethod
     def of(cls, base: Settings | None = None, **options: Any) -> Settings:

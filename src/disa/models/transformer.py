@@ -35,7 +35,8 @@ class Rotation:
     @classmethod
     def of(cls, rows: Tensor, columns: Tensor, head_width: int, base: float = 10_000) -> Rotation:
         """From the places [L] of the tokens: half of a head turns with the row, the other half with the column."""
-        frequencies = base ** -(torch.arange(0, head_width // 2, 2, device=rows.device) / (head_width // 2))
+        exponents = torch.arange(0, head_width // 2, 2, dtype=torch.float32, device=rows.device) / (head_width // 2)
+        frequencies = base**-exponents
         angles = torch.cat([place[:, None] * frequencies for place in (rows.float(), columns.float())], dim=1)
         return cls(angles.cos(), angles.sin())
 
@@ -238,4 +239,5 @@ def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 def causal_mask(group_sizes: list[int], device: torch.device) -> Tensor:
     """[L, L] to add to attention scores: a token sees its own group and those before it."""
     group = torch.repeat_interleave(torch.arange(len(group_sizes)), torch.tensor(group_sizes)).to(device)
-    return torch.zeros(len(group), len(group), device=device).masked_fill(group[:, None] < group, -torch.inf)
+    nothing = torch.zeros(len(group), len(group), dtype=torch.float32, device=device)
+    return nothing.masked_fill(group[:, None] < group, -torch.inf)

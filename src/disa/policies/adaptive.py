@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from disa.core.problem import DenoisingProblem, Look, Process
 from disa.core.solver import Solver
-from disa.core.solvers import grid_for, grid_for_parts
+from disa.core.solvers import grid_for, grid_for_parts, num_evaluations
 from disa.core.spending import Spending, parse_spending
 from disa.core.steps import Remembering
 from disa.errors import DisaError
@@ -77,7 +77,9 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
     gain, cost = marginal_gains(counts, power), counts.diff().double()
     share = rows_to_come / len(later)
     all_needs = torch.cat([need, later.expand(len(need), -1)], dim=1)
-    weight = torch.cat([torch.ones(need.shape[1]), torch.full((len(later),), share)]).double()
+    weight = torch.ones(need.shape[1] + len(later), dtype=torch.float32)
+    weight[need.shape[1] :] = share
+    weight = weight.double()
     order = (all_needs[:, :, None] + gain).flatten(1).argsort(dim=1, descending=True, stable=True)
     spent = (weight[:, None] * cost).flatten()[order].cumsum(dim=1)
     free = room - counts[0] * (need.shape[1] + rows_to_come)
@@ -92,17 +94,17 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
 class Adaptive(Remembering):
     """A policy by a score."""
 
-    score: Score | None
+    score: Score | None = field(compare=False, repr=False)
     """None for what a look at the path shows while denoising."""
     cost: int
     """Evaluations of a row that the score makes itself, or that the look takes; guidance makes each of them two."""
-    error_model: ErrorModel
+    error_model: ErrorModel = field(compare=False, repr=False)
     spending: Spending
     name: str = "adaptive"
     file: str = ""
     """Where the probe is from; empty for that of the package."""
-    measured_for: Mapping[str, Any] = field(default_factory=dict)
-    makes: Callable[[int], int] = int
+    measured_for: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    makes: Callable[[int], int] = field(default=int, compare=False, repr=False)
     """From denoising steps asked for to evaluations made, see `fitted_to`."""
     probe: str = ""
     """The hash of the fitted probe; empty where there is none."""
@@ -132,7 +134,7 @@ class Adaptive(Remembering):
         self._check(solver, process)
         if self.score is None:  # what is left of a grid is gone along in as many evaluations as are asked for
             return self
-        return replace(self, makes=lambda count: grid_for(solver, process, count).num_evaluations)
+        return replace(self, makes=partial(num_evaluations, solver, process))
 
     def _check(self, solver: Solver, process: Process) -> None:
         spending, least = self.spending, self.spending.late + (0 if self.score is None else self.cost)

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from disa.core.problem import DenoisingProblem
 from disa.errors import DisaError
-from disa.policies.scores import Probe, Score, features
+from disa.policies.scores import Predicted, Probe, Score
 from disa.reading import parse_json
 from disa.values import counted, first_line, named, number, shown
 from disa.weights.build import DTYPES
@@ -49,7 +49,7 @@ NUMBERS = ("slope", "intercept", "power", "threshold")
 PROBE = {f"probe.{name}" for name in ("mean", "scale", "input.weight", "input.bias", "output.weight", "output.bias")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ErrorModel:
     """How a score goes with the error of a model, measured on its own drawings. Raises DisaError.
 
@@ -94,7 +94,7 @@ class ErrorModel:
         return self.later[math.ceil(made - 1e-9) - 1]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FittedProbe:
     """A probe, the error model of every score, and what they were measured on."""
 
@@ -113,7 +113,7 @@ class FittedProbe:
 
     def predicted(self, output: int) -> Score:
         """One of the probe's two predictions as a score."""
-        return lambda problem: self.probe.to(problem.device)(features(problem))[:, output]
+        return Predicted(self.probe, output)
 
     def tensors(self) -> dict[str, Tensor]:
         state = {f"probe.{name}": value for name, value in self.probe.state_dict().items()}

@@ -6,6 +6,7 @@ Shapes: R rows, D condition width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ def _two_looks(problem: DenoisingProblem, share: float, *signs: float) -> list[t
     stop = round(20 * share)
     parts = whole.part(0, stop, 1), whole.part(stop, stop + 1, 1)
     (far, far_level), (near, near_level) = ((problem.field.on(part), float(part.levels[0])) for part in parts)
-    common = torch.randn(problem.shape, generator=torch.Generator().manual_seed(0)).to(problem.device)
+    random = torch.Generator().manual_seed(0)
+    common = torch.randn(problem.shape, generator=random, dtype=torch.float32).to(problem.device)
     looks = []
     for sign in signs:
         noise = (sign * common).expand(problem.num_rows, *problem.shape)
@@ -87,3 +89,15 @@ def features(problem: DenoisingProblem) -> Tensor:
     z = problem.condition.float()
     z = z.mean(1) if z.dim() > 2 else z
     return torch.cat([z, torch.full_like(z[:, :1], problem.ar_step / problem.num_ar_steps)], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Predicted:
+    """The score that is one of the two outputs of a probe."""
+
+    probe: Probe
+    output: int
+
+    def __call__(self, problem: DenoisingProblem) -> Tensor:
+        """[R]."""
+        return self.probe.to(problem.device)(features(problem))[:, self.output]

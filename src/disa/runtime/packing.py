@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disa.errors import warn
 from disa.runtime.kernels import linear, swish
 from disa.runtime.tiles import in_tiles
 
@@ -51,6 +51,17 @@ class PackedLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.packed.to_dense()
 
+    def unpacked(self) -> Linear:
+        """The layer that was packed."""
+        with torch.device("meta"):
+            layer = Linear(self.in_features, self.out_features, bias=False).train(self.training)
+        layer.weight, layer.bias = nn.Parameter(self.packed.to_dense(), requires_grad=False), self.bias
+        return layer
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        # What oneDNN has laid out cannot be copied.
+        return _packed_where_possible, (self.unpacked(),)
+
 
 def adopt(model: nn.Module) -> nn.Module:
     """Turn the plain linear layers of a foreign model into `Linear`, which keeps its promise and can be packed."""
@@ -80,6 +91,19 @@ def pack(model: nn.Module) -> nn.Module:
     return model
 
 
+def unpack(model: nn.Module) -> nn.Module:
+    """The reverse of `pack`, for other devices and dtypes."""
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, PackedLinear):
+                setattr(parent, name, child.unpacked())
+    return model
+
+
+def _packed_where_possible(layer: Linear) -> nn.Module:
+    return PackedLinear(layer) if can_pack(layer.weight.dtype) else layer
+
+
 def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Pack an inference model of that dtype where this device gains by it; warn where the dtype is slow there."""
     if device.type != "cpu":
@@ -87,5 +111,5 @@ def prepare(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
     if can_pack(dtype):
         return pack(model)
     if dtype == torch.bfloat16:
-        warnings.warn("this processor has no bfloat16 instructions: fp32 is faster here", stacklevel=3)
+        warn("this processor has no bfloat16 instructions: fp32 is faster here")
     return model

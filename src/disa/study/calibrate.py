@@ -10,7 +10,6 @@ Shapes: N images, B of a batch, R rows, K AR steps, S counts of the ladder, n de
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -33,7 +32,8 @@ from disa.draw.resolve import facts
 from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
+from disa.runtime.surroundings import undisturbed
 from disa.study.allocate import allocate, between, pooled
 from disa.values import counted, many, number, plain_number, shown
 
@@ -91,6 +91,7 @@ class Calibration:
         }
 
 
+@undisturbed()
 def calibrate(
     sampler: Sampler,
     inputs: Inputs,
@@ -130,10 +131,9 @@ def calibrate(
         chosen = allocate(errors, costs, allowed)
         table = Table(tuple(int(every[i]) for i in chosen), "", facts(settings, sampler))
         if set(table.values) == {counts[-1]}:
-            warnings.warn(
+            warn(
                 f"the budget {budget} is all that can be spent, or more: {counted(counts[-1], 'denoising step')} in "
-                "every AR step",
-                stacklevel=2,
+                "every AR step"
             )
         evaluations, _ = _made(sampler, inputs, settings, table)
         error = float(errors[range(len(chosen)), chosen].sum())

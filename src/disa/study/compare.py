@@ -18,6 +18,7 @@ from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.runtime.surroundings import undisturbed
 from disa.study.measures import Measure, Measured
 from disa.study.metrics import Spread
 from disa.values import counted
@@ -105,6 +106,7 @@ def _width(spread: Spread) -> float:
     return spread.high - spread.low
 
 
+@undisturbed()
 def compare(
     sampler: Sampler,
     step_policies: Sequence[Any],

@@ -31,6 +31,7 @@ from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.layers import Swish
 from disa.runtime.packing import Linear
+from disa.runtime.surroundings import undisturbed
 from disa.study.calibrate import BACKBONE
 from disa.study.paths import straightness, variance
 from disa.study.ranks import spearman
@@ -168,7 +169,7 @@ def check(sampler: Sampler, inputs: Inputs, settings: Settings, effort: Effort) 
         raise DisaError("what is measured is compared between images: expected 2 or more, found 1.")
 
 
-@torch.no_grad()
+@undisturbed()
 def measure(
     sampler: Sampler,
     inputs: Inputs,

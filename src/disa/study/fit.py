@@ -36,6 +36,7 @@ from disa.files import write_whole
 from disa.policies.adaptive import COSTS, NUM_LOOKS, UNTIL, above, counts_between
 from disa.policies.probe import ErrorModel, FittedProbe
 from disa.policies.scores import SMALLEST, Probe, Score, features, learned_variance, log_change, spread_of_draws
+from disa.runtime.surroundings import undisturbed
 from disa.study.calibrate import gains
 from disa.study.ranks import spearman
 from disa.values import counted, whole_number
@@ -100,6 +101,7 @@ class Rows:
     scores: Mapping[str, Tensor]
 
 
+@undisturbed()
 def fit_probe(
     sampler: Sampler,
     inputs: Inputs,

@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from disa.errors import DisaError
 from disa.files import json_bytes, make_folder, only_writer, write_whole
 from disa.runtime.packing import has_fast_bf16
+from disa.runtime.surroundings import undisturbed
 from disa.stopping import stop_later
 from disa.study.plots import plot_png
 from disa.tiny.muon import Muon
@@ -147,6 +148,7 @@ def _optimisers(model: nn.Module, recipe: Recipe, dtype: torch.dtype) -> list[to
     return [adamw, Muon(stacks, weight_decay=recipe.weight_decay, dtype=dtype)]
 
 
+@undisturbed(training=True)
 def train(
     name: str,
     folder: Path,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from disa.codecs.base import LatentCodec
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.files import finish_writing, json_bytes, write_together
 from disa.models.families import Model
 from disa.models.harmon.text import Text
@@ -110,7 +109,7 @@ def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
     if not path.is_file():
         raise DisaError(f"{path} is missing: {CONFIG} describes a model, but its weights are not there.")
     if sha256 is None:
-        warnings.warn(f"{folder / CONFIG} has no sha256: whether {WEIGHTS} is whole is not known", stacklevel=3)
+        warn(f"{folder / CONFIG} has no sha256: whether {WEIGHTS} is whole is not known")
     elif hash_file(path) != sha256:
         raise DisaError(f"{path} is not the file that {CONFIG} describes: its SHA-256 differs. Copy the folder again.")
     try:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import NamedTuple
 
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.models.spec import HubFile
 from disa.values import first_line
 from disa.weights.config import read_config
@@ -186,7 +185,7 @@ class _Few(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if "Retry" in record.getMessage() and not self.told:
             self.told = True
-            warnings.warn("the hub fails to answer; trying again for up to half a minute", stacklevel=2)
+            warn("the hub fails to answer; trying again for up to half a minute")
         return record.levelno >= logging.ERROR
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from disa.codecs import foreign, kl16
 from disa.codecs.base import LatentCodec
 from disa.codecs.kl16 import KL16Codec, VAEConfig
 from disa.codecs.small import SMALL, SmallCodec, SmallVAE, SmallVAEConfig
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.layout import check_layout, shapes
 from disa.models.families import Model
 from disa.models.spec import Preset
@@ -110,10 +109,10 @@ def _kl16(
     check_values(state, "it")
     network.load_state_dict(state, assign=True)
     if prefix:
-        warnings.warn(f"the autoencoder in {path} stands under {prefix}*: all else in it is left out", stacklevel=4)
+        warn(f"the autoencoder in {path} stands under {prefix}*: all else in it is left out")
     if not foreign.same_scaling(found, config):
         own, usual = foreign.told_scaling(found), foreign.told_scaling(config)
-        warnings.warn(f"the autoencoder {path} has its own {own}; {model} had {usual}", stacklevel=4)
+        warn(f"the autoencoder {path} has its own {own}; {model} had {usual}")
     return KL16Codec(network.requires_grad_(False).eval())
 
 

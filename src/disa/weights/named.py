@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from pathlib import Path
 
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.models.registry import PRESETS, find_preset, presets_from
 from disa.models.spec import Preset
 from disa.values import command, did_you_mean, path, shown, text
@@ -42,7 +41,7 @@ def find_model(name: str | os.PathLike[str], checkpoint: Path | None = None) -> 
         if name in PRESETS:
             if checkpoint is None and (Path(name) / CONFIG).is_file():
                 told = "{0} is the preset of that name, not the folder here: for the folder give ./{0}"
-                warnings.warn(told.format(name), stacklevel=3)
+                warn(told.format(name))
             return PRESETS[name]
         if not name.strip():
             return find_preset(name)

@@ -11,7 +11,6 @@ What a file is, is told in `kinds`; how it is read, in `stored` and `pickled`; w
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.weights import kinds
 from disa.weights.entries import find_weights, option
 from disa.weights.pickled import Inert, read_legacy, read_zipped
@@ -45,7 +44,7 @@ class Weights:
     def say(self) -> None:
         """Warn of what was chosen."""
         if self.note:
-            warnings.warn(f"{self.path}: {self.note}.", stacklevel=3)
+            warn(f"{self.path}: {self.note}.")
 
 
 def read_tensors(path: Path, average: bool = True, key: str | None = None) -> dict[str, Tensor]:

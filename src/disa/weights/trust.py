@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.files import make_folder, write_json
 from disa.reading import read_json
 
@@ -53,7 +52,7 @@ def check_hash(key: str, path: Path) -> None:
     if key.startswith(FROM_HUB):
         about["sha256"] = _same_hash(path, entry.get("sha256"))
     elif entry:
-        warnings.warn(f"{path} was written anew since it was last read here.", stacklevel=3)
+        warn(f"{path} was written anew since it was last read here.")
     _change_record(key, about)
 
 
@@ -88,7 +87,7 @@ def _change_record(key: str, about: dict[str, Any] | None) -> None:
             seen.pop(key, None)
             write_json(record, seen if about is None else seen | {key: about})
     except (DisaError, OSError, NotImplementedError, Timeout) as error:
-        warnings.warn(f"hashes of checkpoints could not be recorded: {error}", stacklevel=2)
+        warn(f"hashes of checkpoints could not be recorded: {error}")
 
 
 def _read_record(record: Path) -> dict[str, dict[str, Any]]:

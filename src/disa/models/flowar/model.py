@@ -170,7 +170,8 @@ class FlowAR(Trunk):
     def rotations(self, device: torch.device) -> tuple[Rotation, Rotation]:
         """In the transformer and in the head, of the tokens of all scales, in coordinates of the largest."""
         c = self.config
-        sides = [torch.arange(scale, device=device) / scale * c.scales[-1] for scale in c.scales]
+        float32 = torch.float32
+        sides = [torch.arange(n, dtype=float32, device=device) / n * c.scales[-1] for n in c.scales]
         rows, columns = torch.cat([torch.cartesian_prod(side, side) for side in sides]).unbind(1)
         return (
             Rotation.of(rows, columns, c.width // c.num_heads),

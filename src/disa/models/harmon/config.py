@@ -9,6 +9,9 @@ from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
 from disa.models.mar.config import MARConfig
 
+SHORT_PROMPT = 16
+"""Positions that are left for a prompt beside the largest image."""
+
 
 @dataclass(frozen=True)
 class HarmonConfig(MARConfig):
@@ -44,9 +47,17 @@ class HarmonConfig(MARConfig):
         """Places that an image takes in the language model, buffer included; grid: None for the model's own."""
         return math.prod(grid or self.grid) + self.buffer_size
 
+    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+        following = num_tokens + self.buffer_size
+        language = following * (12 * self.llm_width + 3 * self.llm_hidden + following)
+        return max(super().working_values(num_tokens, num_ar_steps), language)
+
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("Harmon", "prompts", self.num_tokens, any_size=True, keeps_tokens=True, describes=True)
+        return Capabilities(
+            "Harmon", "prompts", self.num_tokens, any_size=True, keeps_tokens=True, describes=True,
+            most_tokens=max(self.num_tokens, self.max_positions - self.buffer_size - SHORT_PROMPT),
+        )  # fmt: skip
 
     @classmethod
     def from_official(cls, arguments: dict) -> HarmonConfig:

@@ -65,10 +65,10 @@ class Rotary(nn.Module):
 def language_model(config: HarmonConfig) -> Any:
     """Qwen2 without its output layer, on our leaves, which do not let a row depend on the number of rows."""
     try:
-        from transformers import AttentionInterface, Qwen2Config, Qwen2Model
+        from transformers import Qwen2Config, Qwen2Model
     except ImportError as error:
         raise DisaError('Harmon needs transformers: pip install "disa[harmon]".') from error
-    AttentionInterface.register("disa", _attention)
+    register_attention()
     arguments: dict[str, Any] = {
         "vocab_size": config.vocab_size,
         "hidden_size": config.llm_width,
@@ -86,6 +86,13 @@ def language_model(config: HarmonConfig) -> Any:
     for layer in model.layers:
         layer.mlp.act_fn = Swish()
     return adopt(model)
+
+
+def register_attention() -> None:
+    """Tell transformers of the attention that `language_model` asks for."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register("disa", _attention)
 
 
 def _attention(

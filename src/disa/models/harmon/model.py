@@ -26,7 +26,14 @@ from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
-from disa.models.harmon.language import Prefix, causal, conditional, empty_cache, language_model
+from disa.models.harmon.language import (
+    Prefix,
+    causal,
+    conditional,
+    empty_cache,
+    language_model,
+    register_attention,
+)
 from disa.models.mar.model import MAR, MARState, Positions
 from disa.runtime.kernels import linear
 from disa.runtime.packing import Linear
@@ -68,6 +75,10 @@ class Harmon(nn.Module):
         self.lm_head = None if c.tied else Linear(c.llm_width, c.vocab_size, bias=False)
         self.proj_in = Projection(c.encoder_width, c.llm_width, c.llm_width)
         self.proj_out = Projection(c.llm_width, c.llm_width, c.encoder_width)
+
+    def __setstate__(self, state: Any) -> None:
+        register_attention()  # in a process that has built no language model
+        super().__setstate__(state)
 
     # -- one generation ------------------------------------------------------------------------------------------
 

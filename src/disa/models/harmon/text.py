@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from disa.errors import DisaError
+from disa.errors import DisaError, warn
 from disa.values import did_you_mean, first_line, shown
 
 USER, ASSISTANT = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
@@ -156,7 +155,7 @@ class Text:
         told = [_named("word", words, known), _named("sign", signs, ())]
         if found:
             listed = " and ".join(part for part in told if part)
-            warnings.warn(f"the model does not know {listed}, and goes by the rest", stacklevel=3)
+            warn(f"the model does not know {listed}, and goes by the rest")
 
     def _unknown(self, prompt: str) -> list[str]:
         """The pieces of a prompt that the tokenizer does not have."""

@@ -174,7 +174,7 @@ class MAR(nn.Module):
         size = (request.batch_size, orders.shape[1], self.config.token_channels)
         orders = orders.to(self.no_class.device)
         if request.known is None or request.mask is None:
-            return torch.zeros(size, device=orders.device), orders, orders.shape[1]
+            return torch.zeros(size, dtype=torch.float32, device=orders.device), orders, orders.shape[1]
         unknown = request.mask.to(orders.device).flatten(1)
         counts = unknown.sum(1).tolist()
         if len(set(counts)) != 1:

@@ -63,6 +63,15 @@ class XARConfig:
     def depth(self) -> int:
         return self.encoder_depth + self.decoder_depth
 
+    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
+        """Numbers of one image that an AR step draws, at most."""
+        return math.prod(self.cell_size) * self.latent_channels
+
+    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+        """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
+        cached = 2 * self.depth * self.width * num_tokens
+        return cached + math.prod(self.cell_size) * (12 * self.width)
+
     @property
     def condition_width(self) -> int:
         """Of the vectors that the head is conditioned on."""

@@ -72,7 +72,8 @@ class XAR(Trunk):
         scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
         guided = any(scale != 1 for scale in scales)
         embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
-        tokens = torch.zeros(request.batch_size, c.num_tokens, c.latent_channels, device=embedding.device)
+        size = (request.batch_size, c.num_tokens, c.latent_channels)
+        tokens = torch.zeros(size, dtype=torch.float32, device=embedding.device)
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
 
@@ -122,7 +123,7 @@ class XAR(Trunk):
     def _keep(self, state: XARState, cell: int, num_halves: int) -> None:
         """Pass a finished cell, at time 0, and keep its keys and values: it does not see the next one."""
         span, rows = self.span(cell), slice(num_halves * len(state.tokens))
-        times = self.time_table(torch.zeros(1, device=state.embedding.device))
+        times = self.time_table(torch.zeros(1, dtype=torch.float32, device=state.embedding.device))
         modulation = self.block_modulations(state.embedding[rows] + times)[:, None]
         self.transform(state.tokens[:, span], modulation, span, state.rotation, state.cache.select(rows))
         state.cache.advance(span.stop - span.start)
