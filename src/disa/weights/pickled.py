@@ -100,7 +100,8 @@ def read_zipped(path: Path) -> Any:
                 raise ValueError(LARGER_THAN_STORED)
             return Place(path, version, info.header_offset, info.file_size if size is None else size, zipped=True)
 
-        _check_order(f"{folder}byteorder" not in entries or read_place(file, place_of("byteorder")) == b"little")
+        if order := entries.get(f"{folder}byteorder"):
+            _check_order(read_place(file, place_of("byteorder", min(order.file_size, 6))) == b"little")
         pickled = place_of("data.pkl")
         if pickled.size > MOST_PICKLED:
             raise DisaError(MORE_THAN_ANY)
