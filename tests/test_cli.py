@@ -239,7 +239,7 @@ def test_numbers_and_ranges() -> None:
 
 BAD_SAMPLES = [
     (["--model", "mar-tiny"], "unknown model 'mar-tiny': expected one of mar-digits, flowar-digits"),
-    (["--model", "./absent/folder"], "unknown model './absent/folder'"),
+    (["--model", "./absent/folder"], "there is no folder absent/folder"),
     (["--model", "."], "is not a model folder of disa"),
     (["--steps", "quadratic:50-5"], "unknown step policy 'quadratic:50-5': expected constant:N, two-stage:50-5"),
     (["--steps", "linear:50"], "unknown step policy 'linear:50'"),
