@@ -64,17 +64,17 @@ class Sampler(Loaded):
         devices.pick_dtype(dtype)
         given = None if vae is None else path(vae, "vae")
         other = None if checkpoint is None else path(checkpoint, "checkpoint")
-        if given is not None and not given.exists():
-            raise DisaError(f"there is no autoencoder at {given}.")
         found = find_model(name, other)
         if isinstance(found, Preset):
             check_parts(found, given, tokenizer)
+            _check_there(found, given)
             beside = tokenizer_in(other) if found.prompts and other is not None and other.is_dir() else None
             model = load_model(found, other, weights_key=weights_key)
             return cls(found, model, given, device, dtype, tokenizer or beside)
         if weights_key is not None:
             raise DisaError(f"{found} is a folder of one model: leave the weights key out.")
         preset, model, codec = load_folder(found)
+        _check_there(preset, given)
         inside = tokenizer_in(found) if preset.prompts else None
         return cls(preset, model, given or codec, device, dtype, tokenizer or inside)
 
@@ -226,3 +226,9 @@ class Sampler(Loaded):
         asked = Inputs.paired(seeds, prompts=prompts)
         how = Writing(**({"temperature": REWRITING.temperature, "max_tokens": REWRITING.max_tokens} | writing))
         return self.words.rewrite(asked.prompts or [], asked.seeds, how)
+
+
+def _check_there(preset: Preset, vae: Path | None) -> None:
+    """An autoencoder is read when it is needed, but one that is not there is found at once."""
+    if vae is not None and preset.spec.codec is not None and not vae.exists():
+        raise DisaError(f"there is no autoencoder at {vae}.")
