@@ -48,8 +48,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def draw(sampler: Sampler, **options: Any) -> Tensor:
     """Three images of the small model, in two batches."""
-    asked = {"labels": [3, 5, 7], "seeds": [0, 1, 2], "batch_size": 2, "steps": "linear:4-2", "guidance": 2.0}
-    return sampler.sample(**(asked | options)).images
+    asked: dict[str, Any] = {
+        "labels": [3, 5, 7],
+        "seeds": [0, 1, 2],
+        "batch_size": 2,
+        "steps": "linear:4-2",
+        "num_ar_steps": 4,
+    }
+    return sampler.sample(**{**asked, "guidance": 2.0, **options}).images
 
 
 # -- what a caller has set -------------------------------------------------------------------------------------------

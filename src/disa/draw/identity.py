@@ -70,7 +70,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     }
     for full, (module, name) in sorted(owners.items()):
         if isinstance(module, PackedLinear) and name == "weight":
-            yield full, module.packed.to_dense()
+            yield full, module.unpacked().weight
         else:
             yield full, _plain(module)[name]
 
