@@ -605,7 +605,7 @@ def test_a_score_of_ones_own_in_a_model_of_ones_own():
     [
         (("--steps", "50-5"), "Did you mean linear:50-5?"),
         (("--steps", "linear:1000000000-1"), "at most 10000 denoising steps"),
-        (("--steps", "table:/dev/zero"), "it is not a file"),
+        (("--steps", "table:/dev/zero"), "it is a pipe or a device, not a file"),
         (("--solver", "ddim@uniform:eta=nan"), "must be a number, found 'nan'"),
         (("--solver", "ddim:eta=0.5,eta=1"), "says 'eta' twice"),
         (("--grid", "Uniform"), "Did you mean uniform?"),

@@ -49,7 +49,7 @@ def convert(
         files = {f"{preset.name}.safetensors": tensor_bytes(names.to_official(network.state_dict()))}
     else:
         files = model_files(preset, network.state_dict())
-    if preset.prompts:
+    if preset.prompts or is_ours(checkpoint):
         files |= tokenizer_files(checkpoint)
     if loaded is not None:
         files |= codec_files(loaded, CODEC)
