@@ -387,7 +387,7 @@ def test_bad_files_of_prompts(disa: Command, model: Path, tmp_path: Path, name: 
         ("model", ["--prompt", "a", "--per-prompt", "2", "--seeds", "0"], "2 images per prompt need 2 seeds, found 1"),
         ("model", ["--prompt", "a", "--size", "4"], "size must be height and width like 512x768, found '4'"),
         ("model", ["--prompt", "a", "--size", "0x4"], "height and width must be multiples of 1, found 0x4"),
-        ("model", ["--prompt", "a", "--tokenizer", "./absent"], "no tokenizer could be read from ./absent"),
+        ("model", ["--prompt", "a", "--tokenizer", "./absent"], "no tokenizer at './absent'"),
     ],
 )
 def test_sample_refuses(

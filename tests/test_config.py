@@ -77,10 +77,10 @@ def test_links_and_read_only_folders_are_read(folder: Path, tmp_path: Path) -> N
     ("content", "words"),
     [
         ("", "it is empty"), (" \n", "it is empty"), ("[" * 100_000, "nested too deeply"),
-        ('{"a": ' * 100_000, "nested too deeply"), ("{'a': 1}", "it is not JSON, see line 1"),
-        ('{\n"a": 1,\n}', "it is not JSON, see line "), ("{} {}", "it is not JSON"), 
+        ('{"a": ' * 100_000, "nested too deeply"), ("{'a': 1}", "in line 1, column 2"),
+        ('{\n"a": 1,\n}', "in line 3, column 1"), ("{} {}", "it is not JSON"), 
         ("x" * (2 << 20), "longer than 1 MiB"),
-        ('{"a": ' + "9" * 10_000 + "}", "it is not JSON"), ("\udcff", "it is not JSON"),
+        ('{"a": ' + "9" * 10_000 + "}", "a number of over 100 digits"), ("\udcff", "it is not UTF-8 text"),
     ],
 )  # fmt: skip
 def test_what_is_not_json_is_told(folder: Path, content: str, words: str) -> None:
@@ -94,13 +94,13 @@ def test_a_config_that_is_no_file_is_told(folder: Path) -> None:
     (folder / "config.json").unlink()
     assert "(config.json: it is not there)" in refusal(lambda: load_folder(folder))
     os.mkfifo(folder / "config.json")
-    assert "(config.json: it is not a file)" in refusal(lambda: load_folder(folder))
+    assert "(config.json: it is a pipe or a device, not a file)" in refusal(lambda: load_folder(folder))
     (folder / "config.json").unlink()
     (folder / "config.json").mkdir()
-    assert "(config.json: it is not a file)" in refusal(lambda: load_folder(folder))
+    assert "(config.json: it is a folder, not a file)" in refusal(lambda: load_folder(folder))
 
 
-@pytest.mark.parametrize("content", ["[]", "3", "null", '"disa"', "{}", '{"library": "disa"}', "NaN"])
+@pytest.mark.parametrize("content", ["[]", "3", "null", '"disa"', "{}", '{"library": "disa"}'])
 def test_other_json_is_told(folder: Path, content: str) -> None:
     (folder / "config.json").write_text(content)
     assert "config.json cannot be used: " in refusal(lambda: load_folder(folder))
@@ -210,7 +210,7 @@ def test_models_of_labels_take_no_tokenizer_along(tmp_path: Path) -> None:
 def test_what_an_earlier_conversion_left_is_told(tmp_path: Path) -> None:
     folder, out = small.folder(tmp_path / "model"), tmp_path / "out"
     save_codec(out / "vae", SmallCodec(SmallVAE(SmallVAEConfig())))
-    with pytest.warns(UserWarning, match="vae was there before and stays: it is used with these weights"):
+    with pytest.raises(DisaError, match="is there already, and would be taken for the new model's: remove"):
         convert(folder, None, out)
 
 
@@ -257,7 +257,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mar", {"solver": "euler"}, "euler"),
     ("xar", {"solver": "ddpm"}, "ddpm"),
     ("mar", {"steps": "magic:3"}, "unknown step policy 'magic:3'"),
-    ("mar", {"original": "constant:1000000000"}, "has more than"),
+    ("mar", {"original": "constant:1000000000"}, "a row gets at most 10000 denoising steps"),
     ("mar", {"steps": "linear:0-0"}, "at least 1 denoising step"),
     *[
         (family, {name: HUGE if not isinstance(value, tuple) else [HUGE] * len(value)}, "from")

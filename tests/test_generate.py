@@ -189,7 +189,7 @@ def test_every_answer_that_is_a_plan_is_drawn_alike(answer: Any):
 @pytest.mark.parametrize("answer", [None, 2.5, "four", [4.5, 4], torch.tensor([4.5, 4.0]), True])
 def test_another_answer_is_refused(answer: Any):
     model = StubModel()
-    with pytest.raises(DisaError, match="a step policy answers with|each of the"):
+    with pytest.raises(DisaError, match=r"a step policy answers with|each of the"):
         next(generate(model, lambda problem: answer))
     assert model.calls == ["begin", "pose 0"]
 

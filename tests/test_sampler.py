@@ -439,7 +439,7 @@ def test_a_saved_folder_draws_the_same_images(sampler: Sampler, tmp_path: Path) 
 
 
 def test_a_folder_brings_its_own_weights(tmp_path: Path) -> None:
-    with pytest.raises(DisaError, match="a checkpoint needs the name of its model"):
+    with pytest.raises(DisaError, match="is a folder with weights of its own: leave"):
         Sampler.load(small.folder(tmp_path / "model"), checkpoint=tmp_path / "other.pth")
 
 

@@ -50,6 +50,8 @@ def bytes_in(path: Path, most: int) -> bytes:
             content = file.read(most + 1)
     except IsADirectoryError as error:
         raise ValueError("it is a folder, not a file") from error
+    except FileNotFoundError as error:
+        raise ValueError("it is not there") from error
     except OSError as error:
         raise ValueError(error.strerror or str(error)) from error
     if len(content) > most:
@@ -64,6 +66,8 @@ def parse_json(text: str | bytes) -> Any:
     Refused beside what is no JSON: NaN and infinity, a key twice in one object, whole numbers of over 100 digits,
     halves of surrogate pairs, and more than `DEEPEST_JSON` lists and objects within each other.
     """
+    if not text.strip():
+        raise ValueError("it is empty")
     try:
         content = json.loads(
             text, parse_constant=_finite, parse_float=_finite, parse_int=_whole, object_pairs_hook=_each_once

@@ -114,8 +114,6 @@ def train(
     computing.use(threads)
     if model == "digits-classifier" and vae is not None:
         raise DisaError("digits-classifier reads images: leave --vae out.")
-    if model == "digits-classifier" and restart:
-        raise DisaError("digits-classifier is trained anew every time: leave --restart out.")
     if model == "digits-classifier":
         _train_classifier(out, seed, iterations, not restart, as_json)
         return

@@ -32,10 +32,10 @@ from disa.draw.resolve import facts
 from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
-from disa.errors import DisaError, warn
+from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
 from disa.study.allocate import allocate, between, pooled
-from disa.values import counted, many, number, plain_number, shown
+from disa.values import many, number, plain_number, shown
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
 NUM_IMAGES, FIRST_SEED = 16, 100_000
@@ -130,11 +130,6 @@ def calibrate(
     for budget, (allowed, num_rows) in zip(asked, affordable, strict=True):
         chosen = allocate(errors, costs, allowed)
         table = Table(tuple(int(every[i]) for i in chosen), "", facts(settings, sampler))
-        if set(table.values) == {counts[-1]}:
-            warn(
-                f"the budget {budget} is all that can be spent, or more: {counted(counts[-1], 'denoising step')} in "
-                "every AR step"
-            )
         evaluations, _ = _made(sampler, inputs, settings, table)
         error = float(errors[range(len(chosen)), chosen].sum())
         own = about | {"asked_budget": budget if isinstance(budget, str) else plain_number(budget)}

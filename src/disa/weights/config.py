@@ -29,7 +29,6 @@ from disa.weights.shards import WEIGHTS
 FORMAT = 2
 LONGEST_FILE = 1 << 20
 CODECS = {"kl16": VAEConfig, "small-vae": SmallVAEConfig}
-MOST_STEPS = 10_000
 VARIANCES = ("draws", "head", "probe")
 
 
@@ -239,8 +238,6 @@ def _check_steps(text: str, defaults: Defaults, process: Process) -> None:
     if texts.is_adaptive(text):
         return
     counts = set(texts.parse(text).counts(defaults.num_ar_steps))
-    if max(counts) > MOST_STEPS:
-        raise DisaError(f"{text} has more than {MOST_STEPS} denoising steps.")
     for count in counts:
         grid_for(make_solver(defaults.solver, defaults.grid), process, count)
 
