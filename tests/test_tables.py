@@ -34,6 +34,7 @@ from disa.policies.adaptive import Adaptive
 from disa.policies.probe import ErrorModel, FittedProbe
 from disa.reading import json_in, parse_json
 from disa.weights.package import in_package
+from naming import told
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,7 +82,7 @@ def test_a_table_of_any_unicode_encoding_is_read(tmp_path: Path, encoding: str):
         (f"[{'9' * 5000}]", "over 100 digits"),
         ('{"counts": [5], "of": "\\ud83d"}', "half of a character"),
         ('{"counts": [5], "\\ud83d": 1}', "half of a character"),
-        ("", "not JSON"),
+        ("", "it is empty"),
         ("[5, 3", "not JSON"),
         ("[5, 3] [4]", "not JSON"),
         ("linear:50-5", "not JSON"),
@@ -408,7 +409,7 @@ ODD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("given", [value for value in ODD if value is not print], ids=lambda value: ascii(value)[:30])
+@pytest.mark.parametrize("given", [value for value in ODD if value is not print], ids=told)
 def test_steps_that_are_none_are_one_line(given: Any):
     refused(lambda: small.sampler().settings(steps=given))
 
@@ -425,7 +426,7 @@ def test_steps_that_are_none_are_one_line(given: Any):
         (disa.linear(np.int32(3), 2.0), "linear:3-2", [3, 2]),  # pyright: ignore[reportArgumentType]
         (two, f"{__name__}:two", [2, 2]), (partial(two), f"{__name__}:two", [2, 2]),
     ],
-    ids=lambda value: ascii(value)[:30],
+    ids=told,
 )  # fmt: skip
 def test_steps_in_every_form(given: Any, text: str, counts: list[int]):
     sampler = small.sampler()
@@ -445,7 +446,7 @@ ANSWERS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("answer", ANSWERS, ids=lambda value: ascii(value)[:30])
+@pytest.mark.parametrize("answer", ANSWERS, ids=told)
 def test_a_bad_answer_of_a_policy_is_one_line(answer: Any):
     refused(lambda: small.sampler().sample(3, 0, steps=lambda problem: answer, num_ar_steps=2))
 

@@ -229,7 +229,6 @@ def test_options_of_guidance_that_is_off_are_warned_of_once(
         (["bench", "--batch-size", "1000000000"], "'--batch-size'"),
         (["demo", "--images", "1000000000"], "'--images'"),
         (["fit-probe", "--out", ""], "--out must be a path"),
-        (["train", "digits-classifier", "--restart"], "is trained anew every time: leave --restart out"),
     ],
 )
 def test_the_other_commands_refuse(

@@ -10,6 +10,7 @@ import torch
 
 from disa import values
 from disa.errors import DisaError
+from naming import told
 
 THREES = [
     3,
@@ -37,7 +38,7 @@ def test_whole_numbers_of_every_kind_are_plain(value: Any) -> None:
     assert (number, type(number)) == (3.0, float)
 
 
-@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("value", NO_WHOLE_NUMBERS, ids=told)
 def test_what_is_no_whole_number_is_one_line(value: Any) -> None:
     with pytest.raises(DisaError, match=r"^steps must be a whole number from 1 to 5, found ") as caught:
         values.whole_number(value, "steps", 1, 5)
