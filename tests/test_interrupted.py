@@ -267,6 +267,33 @@ def test_a_journal_of_someone_else_changes_nothing(tmp_path: Path, journal: str)
     assert (out / JOURNAL).read_text() == journal
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_in_the_place_of_a_journal_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / JOURNAL)
+    finish_writing(tmp_path)
+    assert (tmp_path / JOURNAL).is_fifo()
+
+
+def test_threads_that_ask_at_once_share_the_right_to_write(tmp_path: Path) -> None:
+    start, found = threading.Barrier(8), list[object]()
+
+    def ask(folder: Path) -> None:
+        start.wait()
+        with contextlib.suppress(DisaError):
+            found.append(only_writer(folder))
+
+    for i in range(10):
+        found.clear()
+        folder = make_folder(tmp_path / str(i))
+        threads = [threading.Thread(target=ask, args=(folder,)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 8
+        assert len(set(map(id, found))) == 1
+
+
 def test_two_that_write_at_once_do_not_mix(tmp_path: Path) -> None:
     def write(word: bytes) -> None:
         for _ in range(20):

@@ -29,6 +29,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from disa.errors import DisaError
+from disa.reading import json_in
 
 JOURNAL = ".unfinished.disa"
 LONGEST_JOURNAL = 1 << 20
@@ -39,7 +40,7 @@ _TEMPORARY = re.compile(
     # as they were called before
     r"|\..+\.(png|jsonl?|safetensors|pt)\.(?=\d*[a-f])[0-9a-f]{8}"
 )
-_renaming = threading.RLock()
+_renaming, _taking = threading.RLock(), threading.Lock()
 _holds: weakref.WeakValueDictionary[tuple[int, int], Hold] = weakref.WeakValueDictionary()
 
 
@@ -68,7 +69,9 @@ def clear_unfinished(folder: Path) -> None:
         if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
         with suppress(OSError), path.open("rb") as file:
-            if _lock(file.fileno()):
+            if os.name == "nt":  # Windows removes nothing that is open, by us or by another process
+                file.close()
+            if file.closed or _lock(file.fileno()):
                 path.unlink()
 
 
@@ -97,16 +100,17 @@ def only_writer(folder: Path) -> Hold:
         return Hold(None)
     about = os.fstat(descriptor)
     key = about.st_dev, about.st_ino
-    if (hold := _holds.get(key)) is not None:
-        os.close(descriptor)
+    with _taking:  # threads that ask at the same time share one
+        if (hold := _holds.get(key)) is not None:
+            os.close(descriptor)
+            return hold
+        hold, deadline = Hold(descriptor), time.monotonic() + PATIENCE
+        while _lock(descriptor) is False:
+            if time.monotonic() > deadline:
+                raise DisaError(f"another process writes into {folder}: wait until it ends, or choose another folder.")
+            time.sleep(0.02)
+        _holds[key] = hold
         return hold
-    hold, deadline = Hold(descriptor), time.monotonic() + PATIENCE
-    while _lock(descriptor) is False:
-        if time.monotonic() > deadline:
-            raise DisaError(f"another process writes into {folder}: wait until it ends, or choose another folder.")
-        time.sleep(0.02)
-    _holds[key] = hold
-    return hold
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool | None:
@@ -309,10 +313,8 @@ def finish_writing(folder: Path) -> None:
 def _read_journal(path: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]] | None:
     """Temporary files and their own names. What is no journal of ours is left alone: a folder may come from anywhere,
     and must not be able to name places outside of it."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        if path.stat().st_size > LONGEST_JOURNAL:
-            return None
-        plan = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(ValueError, KeyError, TypeError):
+        plan = json_in(path, LONGEST_JOURNAL)
         token, names = str(plan["token"]), [list(map(str, plan[part])) for part in ("files", "telling")]
         places = [PurePosixPath(name) for part in names for name in part]
         if re.fullmatch(r"[0-9a-f]{8}", token) and not any(p.is_absolute() or ".." in p.parts for p in places):

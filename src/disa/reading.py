@@ -41,10 +41,8 @@ def bytes_in(path: Path, most: int) -> bytes:
     """The content of a file of at most `most` bytes. Refused: more, and folders, pipes and devices, which may never
     end. Raises ValueError, which tells in a few words what is wrong."""
     try:
-        # A pipe that nobody writes to would keep the call for ever.
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(number, "rb") as file:
-            mode = os.fstat(number).st_mode
+        with open(path, "rb", opener=_without_waiting) as file:
+            mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise ValueError(f"it is a {'folder' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file")
             content = file.read(most + 1)
@@ -57,6 +55,11 @@ def bytes_in(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"it is longer than {most >> 20} MiB")
     return content
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    # A pipe that nobody writes to would keep the call for ever.
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def parse_json(text: str | bytes) -> Any:
