@@ -17,6 +17,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import time
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -35,6 +36,7 @@ from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS
 from disa.weights.convert import convert
+from disa.weights.fitting import preset_of
 from disa.weights.load import load_model
 from disa.weights.read import read_tensors
 from disa.weights.stored import read_stored
@@ -811,3 +813,46 @@ def test_numbers_that_pytorch_does_not_have_are_refused(tmp_path: Path) -> None:
                       for i, (name, value) in enumerate(AVERAGE.items())}, bytes(4 * len(AVERAGE)))  # fmt: skip
     (tmp_path / "c.safetensors").write_bytes(content)
     assert "is F4, a kind of numbers" in refused(tmp_path / "c.safetensors")
+
+
+class Pair:
+    """An object that can be a key."""
+
+    def __init__(self, both: Any) -> None:
+        self.one = self.other = both
+
+
+def without_end(depth: int) -> Any:
+    """An object whose text holds 2^depth others."""
+    return functools.reduce(lambda found, _: Pair(found), range(depth), None)
+
+
+# The same numbers stand in thousands of places.
+MANY = dict.fromkeys(range(100_000), 1)
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {10**5000: {"a": 1}},
+        {torch.zeros(1): {"a": 1}},
+        {without_end(60): {"a": 1}},
+        {"x" * 10_000_000: [[] for _ in range(3000)]},
+        {"log": [MANY] * 3000},
+        {"log": [[[[[[MANY] * 3000]]]]]},
+        {f"ema_{i}": MANY for i in range(3000)},
+    ],
+    ids=["long number", "tensor", "object", "long name", "wide", "deep", "averages"],
+)
+def test_names_and_numbers_without_end_cost_little(tmp_path: Path, beside: dict[Any, Any]) -> None:
+    path = saved({"model": RAW, **beside}, tmp_path / "c.pth")
+    started = time.process_time()
+    assert loaded(path)[1]
+    assert time.process_time() - started < 5
+
+
+def test_a_hint_reads_no_tensor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = PRESETS["mar-digits"].build().state_dict()
+    path = saved(state, tmp_path / "c.pth")
+    monkeypatch.setattr("disa.weights.read.read_stored", None)
+    assert preset_of(path) == "mar-digits"

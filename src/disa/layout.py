@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -14,8 +15,8 @@ Layout = Mapping[str, tuple[int, ...]]
 NAMES_SHOWN = 3
 
 
-def shapes(state: Mapping[str, Tensor]) -> Layout:
-    """Of the tensors of a state dict; an entry that is none has no shape."""
+def shapes(state: Mapping[str, Any]) -> Layout:
+    """Of the tensors of a state dict, read or not; an entry that is none has no shape."""
     return {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
 
 

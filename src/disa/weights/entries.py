@@ -43,7 +43,9 @@ INNER = re.compile(r"(?<![^.])(?:(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_w
 WORD = re.compile(r"[A-Z]*[a-z]*\d*")
 AVERAGE = re.compile(r"ema\d*|swa|shadow|average[ds]?|avg|polyak")
 NOT_WEIGHTS = {"optimizer", "optimizers", "optimiser", "optim", "opt", "scheduler", "schedulers", "scaler", "rng"}
-DEEPEST, MOST_WALKED, MOST_SHOWN, MOST_PREFIXES = 6, 100_000, 8, 50
+DEEPEST, MOST_SHOWN, MOST_PREFIXES = 6, 8, 50
+MOST_WALKED, LONGEST_NAME = 1_000_000, 200
+"""Entries that are looked at, more than any checkpoint has; and letters of the name of one that is looked into."""
 
 
 @dataclass(frozen=True)
@@ -122,11 +124,11 @@ def _tensors(entry: Entry) -> dict[Any, Stored]:
 
 def _missing_average(content: Any, others: list[Entry]) -> str:
     """What is in the place of an average. Raises DisaError where it is one without names."""
-    gone = ""
+    gone, known = "", dict[int, int]()
     for key, value in _walk(content):
         if not _is_average(key.rpartition(".")[2]):
             continue
-        tensors = sum(isinstance(each, Stored) for each in value) if isinstance(value, list | tuple) else 0
+        tensors = _num_tensors(value, known) if isinstance(value, list | tuple) else 0
         if 2 * tensors > len(others[0].state):
             raise DisaError(
                 f"holds its average as a list of tensors without names ({key}): save it by name, or take the weights "
@@ -208,10 +210,10 @@ def _entries(content: Any, any_prefix: bool) -> list[Entry]:
 
 def _states(content: Any) -> list[tuple[str, Mapping[Any, Any]]]:
     """Mappings with tensors. Numbers that are tensors, beside a larger set of weights, are none."""
-    counts: dict[str, int] = {}
+    counts, known = dict[str, int](), dict[int, int]()
     states: dict[str, Mapping[Any, Any]] = {}
     for key, value in [("", content), *_walk(content)]:
-        tensors = sum(isinstance(each, Stored) for each in value.values()) if isinstance(value, Mapping) else 0
+        tensors = _num_tensors(value, known) if isinstance(value, Mapping) else 0
         if tensors and not NOT_WEIGHTS & set(_words(key)):
             states[key], counts[key] = value, tensors
     largest_inside: dict[str, int] = {}
@@ -220,6 +222,14 @@ def _states(content: Any) -> list[tuple[str, Mapping[Any, Any]]]:
             largest_inside[outer] = max(count, largest_inside.get(outer, 0))
     kept = {key: state for key, state in states.items() if counts[key] > largest_inside.get(key, 0)}
     return [(key, state) for key, state in kept.items() if not any(outer in kept for outer in _outer(key))]
+
+
+def _num_tensors(value: Any, known: dict[int, int]) -> int:
+    """Tensors in a container; known: those counted before, as one may stand in many places."""
+    if id(value) not in known:
+        parts = value.values() if isinstance(value, Mapping) else value
+        known[id(value)] = sum(isinstance(each, Stored) for each in parts)
+    return known[id(value)]
 
 
 def _outer(key: str) -> list[str]:
@@ -284,20 +294,26 @@ def _with_dots(average: Mapping[str, Any], raw: Mapping[str, Any]) -> dict[str, 
 
 
 def _walk(content: Any) -> list[tuple[str, Any]]:
-    """What is in containers, with the names of the containers. Only so much: containers may hold each other."""
-    return list(islice(_inside(content, "", DEEPEST), MOST_WALKED))
+    """Containers and what is empty, with the names of the containers around them; at the top everything but tensors.
+
+    Only so much is looked at: containers may hold each other.
+    """
+    return [entry for entry in islice(_inside(content, "", DEEPEST), MOST_WALKED) if entry is not None]
 
 
-def _inside(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any]]:
-    """Containers and what is empty; at the top everything but tensors."""
+def _inside(value: Any, key: str, depth: int) -> Iterator[tuple[str, Any] | None]:
+    """What `_walk` tells, and None for each entry that it passes over."""
     if not depth or _is_module(value):
         return
     parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
     for name, each in parts:
-        if each is None or isinstance(each, Mapping | list | tuple) or (not key and not isinstance(each, Stored)):
-            where = f"{key}.{name}" if key else str(name)
-            yield where, each
-            yield from _inside(each, where, depth - 1)
+        told = each is None or isinstance(each, Mapping | list | tuple) or (not key and not isinstance(each, Stored))
+        if not told or (isinstance(name, str | bytes) and len(name) > LONGEST_NAME):
+            yield None
+            continue
+        where = f"{key}.{name}" if key else str(name)
+        yield where, each
+        yield from _inside(each, where, depth - 1)
 
 
 def _is_average(name: str) -> bool:

@@ -14,7 +14,7 @@ from disa.models.registry import PRESETS
 from disa.models.spec import Preset
 from disa.values import command
 from disa.weights.build import layout
-from disa.weights.read import read_content, read_tensors
+from disa.weights.read import find, read_content
 from disa.weights.shards import shard_of
 
 OFFICIAL_ARGUMENTS = {
@@ -50,7 +50,7 @@ def what_fits(preset: Preset, path: Path, weights_key: str | None = None) -> Cal
 def preset_of(path: Path) -> str | None:
     """The preset whose weights are at a path, if there is one."""
     try:
-        found = shapes(read_tensors(path))
+        found = shapes(find(path).state)
     except DisaError:
         return None
     return _fitting_preset(found, official=False) or _fitting_preset(found, official=True)

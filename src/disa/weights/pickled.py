@@ -268,9 +268,10 @@ class _Reader(pickle._Unpickler):  # type: ignore[name-defined]
         self._fill(entries)
 
     def _fill(self, entries: list[Any]) -> None:
-        """Entries of a dictionary, but under tuples: looking up a tuple in tuples without end would end Python."""
+        """Entries of a dictionary under texts and numbers. Others are no names of weights, and may be objects that hold
+        each other without end, or numbers of a million digits, which nobody can look up or show."""
         for key, value in zip(entries[::2], entries[1::2], strict=True):
-            if not isinstance(key, tuple):
+            if isinstance(key, str | bytes | float | None) or (isinstance(key, int) and key.bit_length() <= 64):
                 self.stack[-1][key] = value
 
     def load_additems(self) -> None:
