@@ -19,6 +19,7 @@ import small
 from disa.codecs import kl16 as vae
 from disa.codecs.base import LatentCodec
 from disa.core.problem import DenoisingProblem
+from disa.draw.conditioning import Writing
 from disa.draw.inputs import Inputs
 from disa.draw.pictures import to_image
 from disa.draw.sampler import Sampler
@@ -336,7 +337,7 @@ def test_what_cannot_be_edited_is_refused(sampler: Sampler, options: dict[str, A
         ({"num_ar_steps": 0}, "1 to 16"),
         ({"num_ar_steps": 17}, "found 17"),
         ({"batch_size": 0}, "batch size must be 1 or more, found 0"),
-        ({"output_type": "jpeg"}, "unknown output type 'jpeg': expected one of pt, np, pil, latent"),
+        ({"output_type": "jpeg"}, "unknown output type 'jpeg': expected pt, np, pil or latent"),
     ],
 )
 def test_mistakes_are_found_before_any_work(
@@ -345,6 +346,22 @@ def test_mistakes_are_found_before_any_work(
     monkeypatch.setattr(sampler.model, "begin", None)
     with pytest.raises(DisaError, match=message):
         sampler.sample(**{"labels": [1, 2], "seeds": 0} | options)
+
+
+@pytest.mark.parametrize("folder", [5, None, "", "a\0b"])
+def test_a_folder_is_a_path(sampler: Sampler, folder: Any) -> None:
+    with pytest.raises(DisaError, match="the folder must be a path, found"):
+        sampler.sample_into(folder, Inputs.paired(0, 3))
+    with pytest.raises(DisaError, match="the folder must be a path, found"):
+        sampler.sample(3, 0, steps=1, num_ar_steps=1).save(folder)
+
+
+@pytest.mark.parametrize(
+    "options", [{"temperature": "hot"}, {"temperature": float("nan")}, {"max_tokens": 2.5}, {"repetition_penalty": []}]
+)
+def test_writing_takes_numbers(options: dict[str, Any]) -> None:
+    with pytest.raises(DisaError, match=f"{next(iter(options))} must be a"):
+        Writing(**options)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta"])

@@ -22,6 +22,7 @@ from disa.draw.inputs import Inputs
 from disa.errors import DisaError, warn
 from disa.models.harmon.text import DESCRIBE, Text
 from disa.models.spec import Preset
+from disa.values import number, whole_number
 from disa.weights.tokenizers import find_tokenizer
 
 if TYPE_CHECKING:
@@ -85,8 +86,12 @@ class Writing:
     """Above 1, tokens that a text already has become less likely."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "max_tokens", whole_number(self.max_tokens, "max_tokens"))
         if self.max_tokens < 1:
             raise DisaError(f"a text has at least one token, found max_tokens={self.max_tokens}.")
+        for name in ("temperature", "repetition_penalty"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, number(value, name))
 
     def chooser(self, seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
         """Logits [B, vocabulary] -> the next token of each text [B]; a new one for every batch of texts."""

@@ -57,7 +57,8 @@ def hash_of(model: nn.Module) -> str:
     found = hashlib.sha256()
     for name, value in _tensors(model):
         found.update(name.encode())
-        found.update(value.detach().cpu().to(torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+        # As one row: a tensor without dimensions has no bytes to view.
+        found.update(value.detach().cpu().to(torch.bfloat16).reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -163,8 +163,8 @@ class Sampler(Loaded):
         """
         from disa.draw.folder import Layout, SampleFolder  # pillow is needed only for writing
 
-        whole = self.start(inputs, settings, **options)
-        target = SampleFolder(Path(folder), inputs, whole.about(), Layout.flat(inputs))
+        place, whole = path(folder, "the folder"), self.start(inputs, settings, **options)
+        target = SampleFolder(place, inputs, whole.about(), Layout.flat(inputs))
         missing = target.open(if_used)
         return target.fill(whole.only(missing).batches() if missing else (), missing)
 

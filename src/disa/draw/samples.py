@@ -17,7 +17,7 @@ from torch import Tensor
 from disa.draw.inputs import Inputs
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
-from disa.values import counted
+from disa.values import counted, one_of, path
 
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 MOST_SHOWN, LARGEST_SHOWN = 24, 160
@@ -154,7 +154,7 @@ class Samples:
             raise DisaError("there are no images to save: these are latents. Draw with another output type.")
         from disa.draw.folder import Layout, SampleFolder  # pillow is needed only for writing
 
-        written = SampleFolder(Path(folder), self.inputs, self.settings, Layout.flat(self.inputs))
+        written = SampleFolder(path(folder, "the folder"), self.inputs, self.settings, Layout.flat(self.inputs))
         written.open(if_used)
         written.write(self, range(len(self)))
         return written.finish()
@@ -191,8 +191,7 @@ def _in_order(parts: Sequence[Any], order: Sequence[int]) -> Any:
 
 def check_output_type(name: str) -> None:
     """One clear error, before any work."""
-    if name not in OUTPUT_TYPES:
-        raise DisaError(f"unknown output type {name!r}: expected one of {', '.join(OUTPUT_TYPES)}.")
+    one_of(name, OUTPUT_TYPES, "output type")
 
 
 def convert(images: Tensor | None, output_type: str) -> Any:
