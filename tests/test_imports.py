@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parents[1] / "src" / "disa"
 PLACES = (
     "errors stopping",
     "values",
-    "files layout reading progress",
+    "reading",
+    "files layout progress",
     "core",
     "runtime",
     "codecs",
