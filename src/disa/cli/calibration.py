@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
-from disa.cli.output import line, pasted, print_json, table
+from disa.cli.output import line, print_json, table
+from disa.core.counts import MOST_STEPS
 from disa.draw.settings import Settings
 from disa.progress import progress
-from disa.values import counted
+from disa.values import command, counted
 
 if TYPE_CHECKING:
     from disa.study.calibrate import Calibration
@@ -28,7 +29,7 @@ def calibrate(
     ],
     asked: AskedInTurn,
     settings: Settings,
-    reference: Annotated[int, typer.Option(max=10_000, help="Denoising steps that count as no error.")] = 200,
+    reference: Annotated[int, typer.Option(max=MOST_STEPS, help="Denoising steps that count as no error.")] = 200,
     out: Out = Path("calibration"),
     as_json: AsJSON = False,
 ) -> None:
@@ -65,6 +66,6 @@ def _print(result: Calibration, out: Path) -> None:
     ]
     title = f"{result.about['model']}: {counted(result.about['num_images'], 'image')} measured"
     table(title, ["AR step", "denoising steps", "gain"], rows)
-    steps = pasted("--steps", f"table:{out / 'table.json'}")
+    steps = command("--steps", f"table:{out / 'table.json'}")
     line(f"{result.evaluations_per_row:.1f} evaluations per row; draw with {steps}")
     line(f"table.json and calibration.png are in {out}")

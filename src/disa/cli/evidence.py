@@ -10,6 +10,7 @@ import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
 from disa.cli.output import line, print_json, table
+from disa.core.counts import MOST_STEPS
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
@@ -29,11 +30,11 @@ class Measuring:
     """How much is spent on measuring."""
 
     draws: Annotated[int, typer.Option(max=10_000, help="Draws from the same z.")] = 100
-    draw_steps: Annotated[int, typer.Option(max=10_000, help="Denoising steps of each of them.")] = 25
+    draw_steps: Annotated[int, typer.Option(max=MOST_STEPS, help="Denoising steps of each of them.")] = 25
     varied: Annotated[
         int | None, typer.Option(help="Images whose tokens are drawn so often: the first ones; 16 by default.")
     ] = None
-    path_steps: Annotated[int, typer.Option(max=10_000, help="Evaluations along each path.")] = 50
+    path_steps: Annotated[int, typer.Option(max=MOST_STEPS, help="Evaluations along each path.")] = 50
     fit_images: Annotated[
         int | None,
         typer.Option(max=100_000, help="MAR, Harmon: other images that the predictor learns from; 256 by default."),

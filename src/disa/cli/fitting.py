@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Source, path_option
-from disa.cli.output import line, pasted, print_json, table
+from disa.cli.output import line, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
-from disa.values import counted
+from disa.values import command, counted
 
 IMAGES = 64
 
@@ -61,4 +61,4 @@ def fit_probe(
         f"R2 of the probe on images it did not see: {r2['few_steps']:.2f} for the log of the error of few steps, "
         f"{r2['prediction']:.2f} for that of the prediction from z"
     )
-    line(f"the probe is in {out}; draw with {pasted('--steps', f'mlp:{out}')}")
+    line(f"the probe is in {out}; draw with {command('--steps', f'mlp:{out}')}")

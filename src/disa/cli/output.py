@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from typing import Any
 
@@ -18,11 +17,6 @@ def print_json(report: dict[str, Any]) -> None:
 def line(text: str) -> None:
     """A text of a command, without what a terminal would obey."""
     print(readable(text))
-
-
-def pasted(*words: object) -> str:
-    """Words of a command as a shell takes them."""
-    return shlex.join(str(word) for word in words)
 
 
 def percent(part: float, whole: float) -> str:

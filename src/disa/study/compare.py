@@ -82,7 +82,7 @@ class Comparison:
         difference to it, is wider than that score. Nothing elsewhere."""
         own = self.headline
         differing = [policy for policy in self.policies if policy.difference is not None]
-        if own is None or max(_width(own), *(_width(policy.difference) for policy in differing)) <= abs(own.value):
+        if own is None or max([_width(own), *(_width(policy.difference) for policy in differing)]) <= abs(own.value):
             return ""
         return (
             f"{counted(len(self.inputs), 'image')} are few: what {self.policies[0].steps} scores lies between "

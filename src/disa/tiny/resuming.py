@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from disa import values
 from disa.errors import DisaError
 from disa.stopping import Stopped
 from disa.values import counted, shown
@@ -15,7 +15,7 @@ from disa.values import counted, shown
 def command(name: str, folder: Path, **options: Any) -> str:
     """The command that goes on with a training in a folder; options that are None or 0 are left out."""
     given = [part for flag, value in options.items() if value for part in (f"--{flag}", str(value))]
-    return shlex.join(["disa", "train", name, *given, "--out", str(folder)])
+    return values.command("disa", "train", name, *given, "--out", folder)
 
 
 def check_same(found: Mapping[str, Any], asked: Mapping[str, Any], path: Path, again: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 from disa.errors import DisaError
@@ -33,7 +32,7 @@ MOST_CHANGES = 3
 
 def what_fits(preset: Preset, path: Path, weights_key: str | None = None) -> Callable[[Layout, bool], str]:
     """The hint for `build_model`: one sentence that says how to load the checkpoint at `path`, or nothing."""
-    entry = f" --weights-key {quote(weights_key)}" if weights_key else ""
+    entry = ["--weights-key", weights_key] if weights_key else []
 
     def hint(found: Layout, official: bool) -> str:
         if name := _fitting_preset(found, official):
@@ -41,8 +40,9 @@ def what_fits(preset: Preset, path: Path, weights_key: str | None = None) -> Cal
         values = _fitting_values(preset, _arguments(path), found, official)
         if not values:
             return shard_of(path)
-        options = " ".join(f"--set {name}={_as_json(value)}" for name, value in values.items())
-        return f" It fits after `disa convert {quote(str(path))} --model {preset.name}{entry} {options} --name NAME`."
+        options = [word for name, value in values.items() for word in ("--set", f"{name}={_as_json(value)}")]
+        told = command("disa", "convert", path, "--model", preset.name, *entry, *options, "--name", "NAME")
+        return f" It fits after `{told}`."
 
     return hint
 
