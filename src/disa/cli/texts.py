@@ -12,13 +12,12 @@ At most a million of them; a file of at most 32 MiB.
 from __future__ import annotations
 
 import io
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
-from disa.reading import read_bounded
+from disa.reading import parse_json, read_bounded
 from disa.values import path, shown, whole_number
 
 MOST_NUMBERS = 1_000_000
@@ -80,8 +79,8 @@ def _in_file(file: Path, what: str) -> list[int]:
     if not words.lstrip().startswith("["):
         return _spans([part for part in re.split(r"[\s,]+", words) if part], what, where)
     try:
-        return _whole(json.loads(words), what, where)
-    except (ValueError, RecursionError) as error:
+        return _whole(parse_json(words), what, where)
+    except ValueError as error:
         raise DisaError(f"{file} begins as a JSON list and is none: expected one of {what}.") from error
 
 

@@ -35,6 +35,7 @@ from disa.draw.settings import NO_IDENTITY, digest
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
 from disa.files import Hold, clear_unfinished, make_folder, only_writer, write_each, write_json, write_whole
+from disa.reading import json_in
 from disa.values import counted, one_of
 
 SAMPLES, OVERVIEW, TRACE, METADATA = "samples", "grid.png", "trace.json", "metadata.jsonl"
@@ -43,6 +44,7 @@ TEXT = "disa"
 MOST_SHOWN = 100
 """Images of an overview."""
 SECONDS_BETWEEN_TRACES = 5.0
+LONGEST_TRACE = 1 << 30
 IF_USED = ("refuse", "resume", "replace")
 NOT_IN_IMAGES = NO_IDENTITY - {"model"}
 """Settings that an image's file leaves out: they do not decide it, so that equal images are equal files."""
@@ -337,8 +339,8 @@ def _is_trace(content: Any) -> bool:
 def _read_json(path: Path) -> Any:
     """None where there is none, or it is no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json_in(path, LONGEST_TRACE)
+    except ValueError:
         return None
 
 

@@ -8,7 +8,6 @@ token channels.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -23,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from disa.errors import DisaError
 from disa.files import json_bytes, make_folder, only_writer, write_whole
+from disa.reading import json_in
 from disa.runtime.packing import has_fast_bf16
 from disa.runtime.surroundings import undisturbed
 from disa.stopping import stop_later
@@ -244,9 +244,9 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _read_summary(path: Path) -> dict[str, Any] | None:
     """What a finished run told of itself; None where there is none, or it is not ours."""
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json_in(path)
         return {name: summary[name] for name in ("name", "seed", "iterations")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         return None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from disa.codecs.kl16 import VAEConfig
-from disa.codecs.small import SmallVAEConfig
+from disa.codecs.small import SMALL, SmallVAEConfig
 from disa.core import texts
 from disa.core.problem import Process
 from disa.core.request import Guidance
@@ -28,7 +28,7 @@ from disa.weights.shards import WEIGHTS
 
 FORMAT = 2
 LONGEST_FILE = 1 << 20
-CODECS = {"kl16": VAEConfig, "small-vae": SmallVAEConfig}
+CODECS = {"kl16": VAEConfig, SMALL: SmallVAEConfig}
 VARIANCES = ("draws", "head", "probe")
 
 
@@ -192,7 +192,7 @@ def _foreign(content: Any, folder: Path) -> str:
         return f"is a model of diffusers ({shown(kind)}), not of disa.{_of_weights(folder)}"
     if "library" not in content and (isinstance(model, str) or "architectures" in content):
         return f"is a model of transformers ({shown(model)}), not of disa.{_of_weights(folder)}"
-    if content.get("family") == "small-vae":
+    if content.get("family") == SMALL:
         return "is an autoencoder of disa, not a model: give it as --vae, beside a model."
     return ""
 

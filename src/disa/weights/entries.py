@@ -45,7 +45,7 @@ AVERAGE = re.compile(r"ema\d*|swa|shadow|average[ds]?|avg|polyak")
 NOT_WEIGHTS = {"optimizer", "optimizers", "optimiser", "optim", "opt", "scheduler", "schedulers", "scaler", "rng"}
 DEEPEST, MOST_SHOWN, MOST_PREFIXES = 6, 8, 50
 MOST_WALKED, LONGEST_NAME = 1_000_000, 200
-"""Entries that are looked at, more than any checkpoint has; and letters of the name of one that is looked into."""
+"""Entries that are looked at, more than any checkpoint has; and letters of the name of a tensor or a container."""
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,12 @@ from pathlib import Path
 from disa.errors import DisaError, warn
 from disa.models.registry import PRESETS, find_preset, presets_from
 from disa.models.spec import Preset
-from disa.values import command, did_you_mean, path, shown, text
+from disa.values import LONGEST_NAME, command, did_you_mean, path, shown, text
 from disa.weights.fitting import loading_command, preset_of
 from disa.weights.hub import REPOSITORY, download_folder
 from disa.weights.shards import CONFIG, WEIGHTS, is_ours
 
 WHAT = "the name of a model"
-LONGEST = 200
-"""Letters of a name that can be shown."""
 ADDRESS = re.compile(r"(https?://)?(www\.)?(huggingface\.co|hf\.co|github\.com)/(?=.)")
 
 
@@ -48,7 +46,7 @@ def find_model(name: str | os.PathLike[str], checkpoint: Path | None = None) -> 
     place = path(name, WHAT)
     if os.path.isdir(place) and checkpoint is None:
         return place
-    if len(str(place)) > LONGEST:
+    if len(str(place)) > LONGEST_NAME:
         raise DisaError(f"there is no folder {shown(str(place))}.")
     if checkpoint is not None:
         raise DisaError(_beside_checkpoint(name, place, checkpoint))

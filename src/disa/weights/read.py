@@ -20,12 +20,10 @@ from torch import Tensor
 
 from disa.errors import DisaError, warn
 from disa.weights import kinds
-from disa.weights.entries import find_weights, option
+from disa.weights.entries import LONGEST_NAME, find_weights, option
 from disa.weights.pickled import Inert, read_legacy, read_zipped
 from disa.weights.shards import files_of
 from disa.weights.stored import Stored, index_safetensors, read_stored
-
-LONGEST_NAME = 200
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from shlex import quote
@@ -78,8 +77,8 @@ def shard_of(path: Path) -> str:
 
 def _map(index: Path) -> dict[str, str]:
     try:
-        found = json.loads(index.read_bytes())["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        found = json_in(index, kinds.LONGEST_INDEX)["weight_map"]
+    except (ValueError, KeyError, TypeError) as error:
         raise DisaError(f"{index} is no index of weights: it is damaged. Get it again.") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found.values()):
         raise DisaError(f"{index} is no index of weights: expected file names in its weight_map.")
