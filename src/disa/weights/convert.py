@@ -62,11 +62,8 @@ def convert(
 def next_steps(out: Path) -> str:
     """How to load what `convert` wrote, and what is not with it."""
     preset, _ = read_config(out / CONFIG)
-    words = ["--prompt", "a red circle"] if preset.prompts else []
-    told, assets = (
-        f"load it with: {command('disa', 'sample', '--model', path(out, 'the folder'), *words)}",
-        preset.assets,
-    )
+    words, assets = ["--prompt", "a red circle"] if preset.prompts else [], preset.assets
+    told = f"load it with: {command('disa', 'sample', '--model', path(out, 'the folder'), *words)}"
     if preset.spec.codec is not None and not assets.embedded_codec and not (out / CODEC).is_dir():
         place = f"{assets.codec_weights.repo} on the hub" if assets.codec_weights else "nowhere else"
         told += f"\nits autoencoder is not with it: convert with --vae, or it is looked for in {place}"

@@ -78,7 +78,10 @@ def key_of(path: Path) -> str:
 
 
 def _change_record(key: str, about: dict[str, Any] | None) -> None:
-    """Write an entry, or take it out; others that are written at the same time stay."""
+    """Write an entry, or take it out; others that are written at the same time stay.
+
+    The lock also keeps threads of one process apart, and works on Windows: `only_writer` does neither.
+    """
     record = hash_record()
     try:
         make_folder(record.parent)
