@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/disa demo --out demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .
