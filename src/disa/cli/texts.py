@@ -41,9 +41,10 @@ def parse_labels(text: str) -> list[int] | None:
 def parse_box(text: str) -> list[int]:
     """`0,0,2,4` -> four edges."""
     try:
-        return [int(edge) for edge in text.split(",")]
-    except ValueError as error:
+        top, left, bottom, right = (whole_number(edge, "an edge") for edge in text.split(","))
+    except (ValueError, DisaError) as error:
         raise DisaError(f"--box must be four whole numbers, top,left,bottom,right; found {shown(text)}.") from error
+    return [top, left, bottom, right]
 
 
 def _spans(parts: list[str], what: str, where: str = "") -> list[int]:

@@ -22,6 +22,7 @@ from disa.reading import read_json
 FROM_HUB = "hub:"
 """How the keys of downloaded files begin."""
 LONGEST_WAIT = 10.0
+LONGEST_RECORD = 1 << 28
 
 
 def hash_file(path: Path) -> str:
@@ -96,8 +97,10 @@ def _change_record(key: str, about: dict[str, Any] | None) -> None:
 def _read_record(record: Path) -> dict[str, dict[str, Any]]:
     """Entries by key; what is no record any more counts as not seen."""
     try:
-        content = read_json(record, "the record of hashes")
-    except DisaError:
+        content = read_json(record, "the record of hashes", LONGEST_RECORD)
+    except DisaError as error:
+        if record.exists():
+            warn(f"{error} It is begun anew: downloads are not held against what they were.")
         return {}
     entries = content.items() if isinstance(content, dict) else ()
     return {key: entry for key, entry in entries if isinstance(entry, dict)}
