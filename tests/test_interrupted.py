@@ -26,6 +26,7 @@ from disa.draw.folder import SampleFolder
 from disa.errors import DisaError
 from disa.files import (
     JOURNAL,
+    clear_unfinished,
     finish_writing,
     make_folder,
     only_writer,
@@ -226,6 +227,25 @@ def test_files_that_belong_together_are_all_old_or_all_new(tmp_path: Path, befor
     assert seen.count("new") > 10
 
 
+@pytest.mark.parametrize("first", [make_folder, clear_unfinished, finish_writing])
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_within_is_made_ready_first(tmp_path: Path, first: Callable[[Path], object], linked: bool) -> None:
+    seen = set[str]()
+    for out in stopped_at_every_call(tmp_path, OLD, write_new):
+        place = out / "vae"
+        if linked:
+            place = out.with_name(f"{out.name}-link")
+            place.symlink_to(out / "vae")
+        first(place)
+        if first is not clear_unfinished:
+            assert len({(out / name).read_text() for name in OLD if (out / name).exists()}) == 1
+        make_folder(out)
+        make_folder(place)
+        assert texts(out) in (OLD, NEW)
+        seen.add((out / "model").read_text())
+    assert seen == {"old", "new"}
+
+
 def test_whoever_reads_a_model_finishes_what_was_written(tmp_path: Path) -> None:
     def convert_it(out: Path) -> None:
         write_folder(out, model_files(small.PRESET, small.weights(seed=1)))
@@ -392,6 +412,23 @@ def test_without_room_for_all_none_is_written(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     with pytest.raises(DisaError, match="could not write"):
         write_whole(tmp_path / "b", lambda file: file.write(b"x"))
+    assert files(tmp_path) == []
+
+
+def test_it_is_said_how_many_have_their_names(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    with pytest.raises(DisaError, match=r"could not write .*b: .*\. 1 of 3 files were written before\.$"):
+        write_each({tmp_path / name: b"" for name in "abc"})
+    assert files(tmp_path) == ["a"]
+
+
+def test_an_error_that_is_none_of_the_disk_stays_what_it_is(tmp_path: Path) -> None:
+    def fail(file: object) -> None:
+        raise RuntimeError("wrong shape")
+
+    with pytest.raises(RuntimeError, match="wrong shape") as caught:
+        write_whole(tmp_path / "a", fail)
+    assert caught.value.__cause__ is None
     assert files(tmp_path) == []
 
 

@@ -64,14 +64,16 @@ def make_folder(path: Path) -> Path:
 
 
 def clear_unfinished(folder: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote into this folder."""
+    """Remove the temporary files of processes that were killed while they wrote into this folder, but for those that a
+    journal lists, here or in a folder around this one: they are renamed when that is finished."""
     for path in folder.glob(".*"):
         if not _TEMPORARY.fullmatch(path.name) or path.is_symlink() or not path.is_file():
             continue
         with suppress(OSError), path.open("rb") as file:
             if os.name == "nt":  # Windows removes nothing that is open, by us or by another process
                 file.close()
-            if file.closed or _lock(file.fileno()):
+            # A journal may have come until it was locked.
+            if (file.closed or _lock(file.fileno())) and path.name not in _listed(folder):
                 path.unlink()
 
 
@@ -150,16 +152,20 @@ class _Part:
                 if synced:
                     os.fsync(file.fileno())
         except (OSError, RuntimeError) as error:
-            raise _unwritten(self.path, error) from error
+            # torch.save turns what the disk says into an error of its own.
+            reason = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(reason, OSError):
+                raise
+            raise _unwritten(self.path, reason) from error
 
-    def place(self) -> None:
-        """Give it its own name. Raises DisaError."""
+    def place(self, so_far: str = "Nothing was changed.") -> None:
+        """Give it its own name. so_far: what is said where that is not possible. Raises DisaError."""
         if os.name == "nt":  # Windows renames nothing that is open
             self.close()
         try:
             os.replace(self.temporary, self.path)
         except OSError as error:
-            raise _unwritten(self.path, error) from error
+            raise _unwritten(self.path, error, so_far) from error
 
     def close(self) -> None:
         """Nobody writes it any more."""
@@ -210,8 +216,8 @@ def write_each(files: Mapping[Path, bytes], then: Callable[[], object] = lambda:
             part.write(lambda file, content=content: file.write(content), synced=False)
             part.close()
         then()
-        for part in parts:
-            part.place()
+        for count, part in enumerate(parts):
+            part.place(f"{count} of {len(parts)} files were written before.")
     finally:
         for part in parts:
             part.discard()
@@ -236,13 +242,8 @@ def _temporary(path: Path, token: str) -> Path:
     return path.with_name(f".{path.name[:40]}.{token}.disa")
 
 
-def _unwritten(path: Path, error: OSError | RuntimeError) -> Exception:
-    """What to raise: an error of another sort stays as it is."""
-    # torch.save turns what the disk says into an error of its own.
-    reason = error if isinstance(error, OSError) else error.__context__
-    if not isinstance(reason, OSError):
-        return error
-    return DisaError(f"could not write {path}: {reason.strerror or reason}. Nothing was changed.")
+def _unwritten(path: Path, reason: OSError, so_far: str = "Nothing was changed.") -> DisaError:
+    return DisaError(f"could not write {path}: {reason.strerror or reason}. {so_far}")
 
 
 def _sync(folder: Path) -> None:
@@ -285,7 +286,14 @@ def write_together(folder: Path, files: Mapping[str, bytes], telling: Mapping[st
 
 
 def finish_writing(folder: Path) -> None:
-    """Do what is left of a `write_together` that was killed when everything was written. Raises DisaError."""
+    """Do what is left of a `write_together` that was killed when everything was written, into this folder or into one
+    around it with files in this one. Raises DisaError."""
+    around = [place for name, place in _listed(folder).items() if os.path.lexists(folder / name)]
+    for place in dict.fromkeys([*around, folder]):
+        _finish(place)
+
+
+def _finish(folder: Path) -> None:
     if not (folder / JOURNAL).exists():
         return
     with _renaming, only_writer(folder):
@@ -308,6 +316,13 @@ def finish_writing(folder: Path) -> None:
                 f"{folder} holds files that are written but not in their places yet ({error.strerror or error}): "
                 "make it possible to write there, and try again."
             ) from error
+
+
+def _listed(folder: Path) -> dict[str, Path]:
+    """Names of temporary files that journals list, in this folder and in all around it, and where each journal is."""
+    places = dict.fromkeys([*folder.absolute().parents, *Path(os.path.realpath(folder)).parents, folder])
+    plans = ((place, _read_journal(place / JOURNAL)) for place in places)
+    return {temporary.name: place for place, plan in plans if plan for part in plan for temporary, _ in part}
 
 
 def _read_journal(path: Path) -> tuple[list[tuple[Path, Path]], list[tuple[Path, Path]]] | None:

@@ -16,7 +16,7 @@ from disa.cli.texts import parse_labels, parse_numbers
 from disa.draw.prompts import read_prompts
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.values import path
+from disa.values import number, path, whole_number
 
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from disa.models.spec import Preset
 
 PROMPT_TOKENS = 24
+NUMBERS = {int: whole_number, float: number}
 
 
 def path_option(flag: str, help: str) -> Any:
@@ -85,8 +86,12 @@ def _options(group: Any) -> Iterator[inspect.Parameter]:
 
 
 def _drawing(name: str, about: Any) -> Any:
-    kind = about["kind"] | None
-    return Annotated[kind, typer.Option(flag_of(name, about), help=about["help"], show_default=False)]
+    kind, flag = about["kind"], flag_of(name, about)
+    # A number is read as everywhere else: Python would also take `1_0`.
+    reader = NUMBERS.get(kind) and partial(NUMBERS[kind], what=flag)
+    metavar = kind.__name__.upper() if reader else None
+    option = typer.Option(flag, help=about["help"], show_default=False, parser=reader, metavar=metavar)
+    return Annotated[kind | None, option]
 
 
 def _made(group: Any, given: dict[str, Any]) -> Any:

@@ -26,6 +26,7 @@ from disa.models.registry import Model
 from disa.models.spec import Defaults, Preset, Spec
 from disa.runtime import devices, packing
 from disa.runtime.surroundings import undisturbed
+from disa.values import shown
 from disa.weights.load import load_codec
 
 
@@ -280,5 +281,7 @@ def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:
     """Refuse the file of an autoencoder or of a tokenizer where a model has none. Raises DisaError."""
     if preset.spec.codec is None and isinstance(codec, Path):
         raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
+    if isinstance(tokenizer, str) and not tokenizer.strip():
+        raise DisaError(f"the tokenizer must be a folder or a hub id, found {shown(tokenizer)}.")
     if not preset.prompts and isinstance(tokenizer, str | Path):
         raise DisaError(f"{preset.name} draws from labels and has no tokenizer: leave {tokenizer} out.")
