@@ -33,8 +33,7 @@ def machine(root: Path, **files: str) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
     for name in ("max", "current"):
-        found = root / f"sys/fs/cgroup/memory_{name}"
-        if found.exists():
+        for found in list(root.rglob(f"memory_{name}")):
             found.rename(found.with_name(f"memory.{name}"))
     return root
 
@@ -67,6 +66,30 @@ MEMINFO = "MemTotal:  8000 kB\nMemFree:  10 kB\nMemAvailable:  4000 kB\n"
             0,
         ),
         ({"sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712"}, None),
+        (
+            {
+                "proc__meminfo": MEMINFO,
+                "proc__self__cgroup": "0::/job.slice/step/task\n",
+                "sys__fs__cgroup__job.slice__step__memory_max": "3000",
+                "sys__fs__cgroup__job.slice__step__memory_current": "2500",
+                "sys__fs__cgroup__job.slice__step__memory.stat": "inactive_file 100\n",
+                "sys__fs__cgroup__job.slice__step__task__memory_max": "max",
+                "sys__fs__cgroup__other__memory_max": "1",
+                "sys__fs__cgroup__other__memory_current": "0",
+                "sys__fs__cgroup__other__memory.stat": "inactive_file 0\n",
+            },
+            600,
+        ),
+        (
+            {
+                "proc__self__cgroup": "5:cpu,cpuacct:/\n4:memory:/slurm/job\n",
+                "sys__fs__cgroup__memory__memory.limit_in_bytes": "9223372036854771712",
+                "sys__fs__cgroup__memory__slurm__job__memory.limit_in_bytes": "900",
+                "sys__fs__cgroup__memory__slurm__job__memory.usage_in_bytes": "300",
+                "sys__fs__cgroup__memory__slurm__job__memory.stat": "total_inactive_file 50\n",
+            },
+            650,
+        ),
     ],
 )
 def test_the_least_of_what_machine_and_container_have(

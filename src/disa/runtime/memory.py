@@ -6,15 +6,22 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 import torch
 
+from disa.runtime.groups import control_groups
 from disa.values import first_line
 
 ROOT = Path("/")
 SAID = ("out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "bad allocation")
 """What allocators say, in lower case: those of CUDA, MPS, Linux, Windows and C++."""
+LIMITS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Files of a control group: its limit, what it uses, and what of that can be had back; in version 2, and in 1."""
 UNLIMITED = 1 << 60
 """What version 1 of cgroups says for no limit is more than this."""
 
@@ -43,19 +50,15 @@ def not_enough(error: BaseException) -> str:
 
 
 def _bounds() -> Iterator[int]:
-    """What the machine has left, what its container may still take, and what the process may."""
+    """What the machine has left, what its control groups may still take, and what the process may."""
     with suppress(OSError, ValueError, KeyError):
         yield _table(ROOT / "proc/meminfo")["MemAvailable"] * 1024
-    for limit, used, cached in (
-        ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory.current", "inactive_file"),
-        ("sys/fs/cgroup/memory/memory.limit_in_bytes", "sys/fs/cgroup/memory/memory.usage_in_bytes",
-         "total_inactive_file"),
-    ):  # fmt: skip
+    for folder, (limit, used, cached) in product(control_groups("memory", ROOT), LIMITS):
         with suppress(OSError, ValueError):
-            most = int((ROOT / limit).read_text())
-            reclaimed = _table((ROOT / limit).with_name("memory.stat")).get(cached, 0)
+            most = int((folder / limit).read_text())
+            reclaimed = _table(folder / "memory.stat").get(cached, 0)
             if most < UNLIMITED:
-                yield max(0, most - int((ROOT / used).read_text()) + reclaimed)
+                yield max(0, most - int((folder / used).read_text()) + reclaimed)
     if sys.platform != "win32":
         import resource  # there is none on Windows
 

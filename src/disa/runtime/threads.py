@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from disa.errors import DisaError
+from disa.runtime.groups import control_groups
 from disa.values import whole_number
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
@@ -48,22 +48,8 @@ def use(threads: int | None) -> None:
 def granted_cores(root: Path = Path("/")) -> int:
     """Cores that this process may use: those of its affinity, or fewer where a container's quota gives less time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = [quota for folder in _control_groups(root) if (quota := _quota(folder)) is not None]
+    quotas = [quota for folder in control_groups("cpu", root) if (quota := _quota(folder)) is not None]
     return max(1, min([cores, *map(int, quotas)]))
-
-
-def _control_groups(root: Path) -> Iterator[Path]:
-    """The folders of the control groups that this process is in, and of those around them."""
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, group = [*line.split(":", 2), "", ""][:3]
-        inside = Path(group.lstrip("/"))
-        # In a container its own group is mounted as the root of all.
-        for part in {Path(), inside, *inside.parents}:
-            yield root / "sys/fs/cgroup" / controllers / part
 
 
 def _quota(folder: Path) -> float | None:
