@@ -292,7 +292,7 @@ def pictures() -> Iterator[Case]:
 
 def studies() -> Iterator[Case]:
     """Budgets and sizes of what measures."""
-    for text in ("", "0", "-1", "nan", "inf", "1e9", "1e400", "abc", "0.0001", "linear:50", "50%", "1,5", "mlp"):
+    for text in ("", "0", "-1", "nan", "inf", "1e9", "1e400", "abc", "0.0001", "linear:50", "50%", "1,5", "mlq"):
         yield command("calibrate", "--budget", text, "--num-ar-steps", "1", "--seeds", "0", "--out", "calibrated")
     for text in ("0", "-1", "1", "1000000000", "x"):
         yield command("calibrate", "--budget", "0.3", "--reference", text, "--num-ar-steps", "1", "--seeds", "0")
@@ -391,7 +391,7 @@ def calls() -> Iterator[Case]:
         ("floats", image, USE), ("bytes", (image * 255).byte(), USE), ("doubles", image.double(), USE),
         ("halves", image.half(), USE), ("no batch", image[0], OPEN), ("an array", image.numpy(), OPEN),
         ("0 to 255", image * 255, REFUSE), ("-1 to 1", image * 2 - 1, REFUSE), ("NaN", image * float("nan"), REFUSE),
-        ("one channel", image[:, :1], OPEN), ("four channels", image[:, [0, 1, 2, 0]], OPEN), ("a row", image[0, 0], REFUSE),
+        ("one channel", image[:, :1], OPEN), ("four channels", image[:, [0, 1, 2, 0]], OPEN), ("a row", image[0, 0], OPEN),
         ("none", image[:0], REFUSE), ("a list", [[1]], REFUSE), ("a path", "good.png", OPEN), ("ints", image.long(), OPEN),
         ("an odd size", image[..., :47], REFUSE), ("infinity", image / 0, REFUSE), ("nothing", None, REFUSE),
     ):  # fmt: skip
@@ -532,7 +532,7 @@ def write_weights() -> None:
         "good-ema": {"model": state, "ema": state}, "good-module": {"model": {f"module.{k}": v for k, v in state.items()}},
         "good-numpy": {"model": state, "best": np.float64(2.3)}, "good-container": {"net": state}, "list": [state[first]],
         "good-path": {"model": state, "data": Path("x")}, "code": {"model": state, "x": Code()}, "number": 3,
-        "two": {"a": state, "b": state},
+        "two": {"a": state, "b": {name: 2 * value for name, value in state.items()}},
     }.items():  # fmt: skip
         torch.save(content, f"{name}.pth")
     header = len(good).to_bytes(8, "little")

@@ -144,3 +144,12 @@ def test_fields_that_do_not_fit_are_refused(fields: dict[str, Any], message: str
 def test_its_repr_is_a_line() -> None:
     assert repr(Inputs.each(50, labels=range(1000))) == "Inputs(50000 images from labels, first seed 0)"
     assert repr(Inputs.paired(3)) == "Inputs(1 image from no labels, first seed 3)"
+
+
+def test_places_that_are_not_there_are_refused() -> None:
+    inputs = Inputs(list(range(3)), labels=[1, 2, 3])
+    assert inputs.part([2, 0]).labels == [3, 1]
+    wrong: Any
+    for wrong in ([3], [-1], ["x"], [None]):
+        with pytest.raises(DisaError, match=r"there are 3 images, from place 0 on|places must be a whole number"):
+            inputs.part(wrong)

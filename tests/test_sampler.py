@@ -498,3 +498,14 @@ def test_a_missing_autoencoder_is_found_before_drawing(tmp_path: Path, monkeypat
 def test_an_autoencoder_for_pixels_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DisaError, match="has no autoencoder"):
         Sampler(small.PRESET, small.model(), tmp_path / "kl16.ckpt", "cpu")
+
+
+def test_what_is_no_settings_no_inputs_and_no_latents_is_one_line(sampler: Sampler) -> None:
+    wrong: Any
+    for wrong in ("x", 1, {}, []):
+        with pytest.raises(DisaError, match="settings must be Settings, found"):
+            sampler.sample(3, 0, settings=wrong)
+        with pytest.raises(DisaError, match="inputs must be Inputs, found"):
+            sampler.sample(inputs=wrong)
+        with pytest.raises(DisaError, match=r"latents (must|are)"):
+            sampler.decode(wrong)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
+from disa import values
 from disa.core.counts import denoising_steps
 from disa.core.steps import Constant, Cosine, Linear, Schedule, Table, TwoStage
 from disa.errors import DisaError
@@ -34,7 +35,7 @@ _LOOSE = re.compile(r"([a-z]*(?:[ _-]?stage)?)[^a-z0-9]*([0-9.]+(?:e[0-9]+)?)(?:
 
 def parse(text: str) -> Schedule:
     """The policy that `text` names, such as `linear:50-5`. Raises DisaError."""
-    name, _, rest = text.partition(":")
+    name, _, rest = values.text(text, "a step policy").partition(":")
     if name.strip() == "table" and rest:
         return table(rest)
     if is_adaptive(text):

@@ -138,7 +138,9 @@ class Inputs:
 
     def part(self, chosen: slice | Sequence[int]) -> Inputs:
         """Some of the images, by a slice or by their places."""
-        places = range(len(self))[chosen] if isinstance(chosen, slice) else chosen
+        places = range(len(self))[chosen] if isinstance(chosen, slice) else many(chosen, whole_number, "places")
+        if wrong := [place for place in places if not 0 <= place < len(self)]:
+            raise DisaError(f"there are {counted(len(self), 'image')}, from place 0 on: found place {wrong[0]}.")
         labels, prompts = (values and [values[i] for i in places] for values in (self.labels, self.prompts))
         seeds = [self.seeds[i] for i in places]
         known, mask = (

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditioner
 from disa.draw.identity import Fingerprint
-from disa.draw.tensors import images_of
+from disa.draw.tensors import images_of, latents_of
 from disa.errors import DisaError
 from disa.models.harmon.text import Text
 from disa.models.registry import Model
@@ -158,7 +158,7 @@ class Loaded:
     @undisturbed()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """latents [N, C, H, W] -> images [N, channels, height, width] in [0, 1], on the model's device."""
-        parts = [self.codec.decode(part) for part in latents.split(batch_size)]
+        parts = [self.codec.decode(part) for part in latents_of(latents, "latents").to(self.device).split(batch_size)]
         return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
 
     # -- sizes ---------------------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:
     """Refuse the file of an autoencoder or of a tokenizer where a model has none. Raises DisaError."""
     if preset.spec.codec is None and isinstance(codec, Path):
         raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
-    if isinstance(tokenizer, str) and not tokenizer.strip():
+    if not isinstance(tokenizer, str | Path | Text | None) or (isinstance(tokenizer, str) and not tokenizer.strip()):
         raise DisaError(f"the tokenizer must be a folder or a hub id, found {shown(tokenizer)}.")
     if not preset.prompts and isinstance(tokenizer, str | Path):
         raise DisaError(f"{preset.name} draws from labels and has no tokenizer: leave {tokenizer} out.")

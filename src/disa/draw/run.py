@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
+from threading import RLock
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Run:
         check_room(loaded, settings, max(map(len, self.batches_of)))
         self.turns_made, self._place, self._broken = 0, (loaded.device, loaded.dtype), False
         # A loop would keep the last turn of a batch, with all that the model holds of it, while the next one begins.
+        self._lock = RLock()
         self._turns = Turns(chain.from_iterable(map(self._draw, self.batches_of)))
 
     @property
@@ -78,19 +80,20 @@ class Run:
         return self
 
     def __next__(self) -> Turn:
-        if self._broken:
-            raise DisaError("this run broke off within a batch, which is lost: start another one.")
-        if self._place != (self.loaded.device, self.loaded.dtype):
-            raise DisaError("the sampler was moved while this run was under way: start another one.")
-        try:
-            turn = next(self._turns)
-        except StopIteration:
-            raise
-        except BaseException:
-            self._broken = True  # the next turn would be one of the next batch
-            raise
-        self.turns_made += 1
-        return turn
+        with self._lock:  # who waits while a batch breaks off must learn of it
+            if self._broken:
+                raise DisaError("this run broke off within a batch, which is lost: start another one.")
+            if self._place != (self.loaded.device, self.loaded.dtype):
+                raise DisaError("the sampler was moved while this run was under way: start another one.")
+            try:
+                turn = next(self._turns)
+            except StopIteration:
+                raise
+            except BaseException:
+                self._broken = True  # the next turn would be one of the next batch
+                raise
+            self.turns_made += 1
+            return turn
 
     def __repr__(self) -> str:
         batches = counted(len(self.batches_of), "batch", "batches")

@@ -28,7 +28,7 @@ from disa.models.spec import Preset
 from disa.progress import progress
 from disa.runtime import devices
 from disa.runtime.surroundings import Turns, undisturbed
-from disa.values import path
+from disa.values import path, shown
 from disa.weights.autoencoders import CODEC
 from disa.weights.folders import codec_files, load_folder, model_files, text_files, with_codec, write_folder
 from disa.weights.load import load_model
@@ -171,6 +171,8 @@ class Sampler(Loaded):
     @undisturbed()
     def start(self, inputs: Inputs, settings: Settings | None = None, output_type: str = "pt", **options: Any) -> Run:
         """The same as an iterator over AR steps, and over finished batches: see `Run`."""
+        if not isinstance(inputs, Inputs):
+            raise DisaError(f"inputs must be Inputs, found {shown(inputs)}: they are made of seeds, labels or prompts.")
         run = Run(self, inputs, self.settings(settings, **options), output_type)
         if output_type != "latent":
             self.prepare()

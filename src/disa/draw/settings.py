@@ -149,6 +149,8 @@ class Settings:
         sides = [name for name in ("height", "width") if options.get(name) is not None]
         if options.get("size") is not None and sides:
             raise DisaError(f"size says height and width: leave {' and '.join(sides)} out.")
+        if not isinstance(base, Settings | None):
+            raise DisaError(f"settings must be Settings, found {shown(base)}: give options by their names.")
         base = base or cls()
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):

@@ -47,15 +47,15 @@ def images_of(given: Any, channels: int) -> Tensor:
     return torch.cat([part.to(parts[0].device) for part in parts])
 
 
-def latents_of(given: Any) -> Tensor:
-    """Known latents as [N, C, H, W] float32. Raises DisaError."""
-    found = _tensor(given, "known latents")
+def latents_of(given: Any, what: str = "known latents") -> Tensor:
+    """Latents as [N, C, H, W] float32; what: how messages call them. Raises DisaError."""
+    found = _tensor(given, what)
     if not found.is_floating_point():
-        raise DisaError(f"known latents are floats, as `encode` makes them of images; found {_kind(found)}.")
+        raise DisaError(f"{what} are floats, as `encode` makes them of images; found {_kind(found)}.")
     if found.ndim not in (3, 4) or not found.numel():
-        raise DisaError(f"known latents must be [N, C, H, W], found {_shape(found)}.")
+        raise DisaError(f"{what} must be [N, C, H, W], found {_shape(found)}.")
     if not torch.isfinite(found).all():
-        raise DisaError("known latents must be finite numbers, also where tokens are drawn; found others.")
+        raise DisaError(f"{what} must be finite numbers, also where tokens are drawn; found others.")
     return (found if found.ndim == 4 else found[None]).float()
 
 
