@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -313,6 +314,36 @@ def test_after_an_interruption_a_run_says_so_and_its_sampler_draws_on() -> None:
     with pytest.raises(DisaError, match="broke off within a batch"):
         run.result()
     assert torch.equal(draw(sampler), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*known to this program alone")
+def test_who_waits_while_a_batch_breaks_off_gets_no_turn_of_the_next() -> None:
+    entered, go, found = threading.Event(), threading.Event(), list[object]()
+
+    def steps(problem: Any) -> int:
+        if not entered.is_set():
+            entered.set()
+            go.wait(20)
+            raise RuntimeError("stopped")
+        return 2
+
+    run = small.sampler().start(Inputs.paired([0, 1], [3, 5]), steps=steps, batch_size=1)
+
+    def take() -> None:
+        try:
+            found.append(next(run))
+        except (RuntimeError, DisaError) as error:
+            found.append(str(error))
+
+    threads = [threading.Thread(target=take) for _ in range(2)]
+    threads[0].start()
+    assert entered.wait(20)
+    threads[1].start()
+    time.sleep(0.1)  # it waits for the first
+    go.set()
+    for thread in threads:
+        thread.join()
+    assert found == ["stopped", "this run broke off within a batch, which is lost: start another one."]
 
 
 def test_a_run_is_dropped_in_another_thread() -> None:
