@@ -15,7 +15,8 @@ DrawBench, COCO's captions, MJHQ and T2I-CompBench have such files.
 
 Files are UTF-8, or UTF-16 or UTF-32 with their mark at the beginning; they may be packed by gzip. `-` is standard
 input. Blank lines say nothing, and what stands twice is drawn twice. Refused: other encodings, more than 32 MiB or
-200 000 prompts, folders, pipes and devices, texts that are empty, too long, or hold NUL or half of a surrogate pair.
+200 000 prompts, folders, pipes and devices, texts that are empty, too long, or hold NUL or half of a surrogate pair; in
+JSON also what `disa.reading.parse_json` refuses, as NaN and a key twice in one object.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from disa.errors import DisaError
-from disa.reading import read_bounded
+from disa.reading import parse_json, read_bounded
 from disa.values import counted, either, shown, text
 
 LARGEST_FILE = 32 << 20
@@ -219,21 +220,21 @@ def _key(value: dict[str, Any]) -> str:
 
 def _parsed(words: str, place: str) -> Any:
     try:
-        return json.loads(words)
-    except RecursionError as error:
-        raise DisaError(f"{place} is not JSON that can be read: it is nested too deeply.") from error
-    except json.JSONDecodeError as error:
-        at = f" at line {error.lineno}" if error.lineno > 1 else ""
-        raise DisaError(f"{place} is not JSON: {error.msg}{at}, column {error.colno}.") from error
+        return parse_json(words)
     except ValueError as error:
-        raise DisaError(f"{place} is not JSON that can be read: it holds a number that is too long.") from error
+        # place says which line of a file it is, where that counts.
+        if isinstance(reason := error.__cause__, json.JSONDecodeError):
+            at = f" at line {reason.lineno}" if reason.lineno > 1 else ""
+            raise DisaError(f"{place} is not JSON: {reason.msg}{at}, column {reason.colno}.") from error
+        raise DisaError(f"{place} is not JSON that can be read: {error}.") from error
 
 
 def _is_json(words: str) -> bool:
+    """Whether it is meant as JSON, which may still be refused."""
     try:
-        _parsed(words, "")
-    except DisaError:
-        return False
+        parse_json(words)
+    except ValueError as error:
+        return not isinstance(error.__cause__, json.JSONDecodeError | RecursionError)
     return True
 
 
