@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -364,6 +366,15 @@ def test_places_without_an_autoencoder_are_one_line(tmp_path: Path, disa: Comman
     said = complaint(disa("sample", "--model", "mar-digits", "--vae", tmp_path / "none", "--out", tmp_path / "out"))
     assert f"there is no autoencoder at {tmp_path / 'none'}" in said
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # root may read everything
+    with pytest.raises(DisaError, match=rf"^cannot look into {re.escape(str(tmp_path))}: Permission denied\.$"):
+        find_files(tmp_path)
 
 
 def test_shards_of_one_variant_stay_together(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ class Files(NamedTuple):
 
 def find_files(place: Path) -> Files:
     """The files of the autoencoder at a place. Raises DisaError."""
+    try:
+        return _find(place)
+    except OSError as error:
+        raise DisaError(f"cannot look into {error.filename or place}: {error.strerror or error}.") from error
+
+
+def _find(place: Path) -> Files:
     if not place.is_dir():
         named = any(re.fullmatch(form, place.name) for form in FORMS)
         return Files([place], _config(place.parent) if named else None)
