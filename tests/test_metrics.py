@@ -22,7 +22,7 @@ from disa.study.metrics import (
     precision_recall,
 )
 from disa.tiny.data import Split, digits
-from disa.tiny.quality import digit_difference, digit_features, digit_quality, yardsticks
+from disa.tiny.quality import digit_features, digit_quality, yardsticks
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -279,14 +279,6 @@ def test_labels_too_rare_for_strata_still_give_a_quality():
     quality = digit_quality(images[:40], labels[:40])
     assert quality.accuracy is not None
     assert quality.frechet.std > 0
-
-
-def test_the_difference_of_two_policies_is_found_where_there_is_one():
-    images, labels = digits("test")
-    assert 0 in digit_difference(images, images, labels)
-    assert digit_difference(blurred(images), images, labels).low > 0
-    with pytest.raises(DisaError):
-        digit_difference(images, images[1:], labels)
 
 
 def test_yardsticks_are_those_of_real_digits():

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.capabilities import Capabilities
 from disa.core.counts import denoising_steps
 from disa.core.request import Request
 from disa.errors import DisaError
@@ -283,39 +282,6 @@ class Noise(Protocol):
         ...
 
 
-class Architecture(Protocol):
-    """What every architecture says of itself, whatever else it holds."""
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that one image takes, over all AR steps."""
-        ...
-
-    @property
-    def latent_channels(self) -> int: ...
-
-    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
-        """Numbers of one image that an AR step draws, at most."""
-        ...
-
-    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
-        """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
-        ...
-
-    @property
-    def condition_width(self) -> int:
-        """D of `DenoisingProblem.condition`."""
-        ...
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """Rows and columns of the latent image."""
-        ...
-
-
 class Preview(NamedTuple):
     """Images under way."""
 
@@ -343,29 +309,6 @@ class ARModel(Protocol):
 
     def finish(self, state: Any) -> Tensor:
         """Latents [B, C, H, W]."""
-        ...
-
-
-class ImageModel(ARModel, Protocol):
-    """What a sampler needs beside that: what the model can draw, and what there is of an image under way."""
-
-    @property
-    def config(self) -> Architecture: ...
-
-    @property
-    def process(self) -> Process: ...
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What it can draw."""
-        ...
-
-    def preview(self, state: Any) -> Preview:
-        """What there is of the images so far; the state stays as it is."""
-        ...
-
-    def ahead(self, state: Any, noise: Noise) -> Any:
-        """A state of its own that goes on from here to the end, in as few AR steps as the model can."""
         ...
 
 

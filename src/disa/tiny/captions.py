@@ -23,7 +23,6 @@ T = TypeVar("T")
 
 SHAPES: tuple[Shape, ...] = get_args(Shape)
 COLOURS: tuple[Colour, ...] = get_args(Colour)
-SIZES: tuple[Size, ...] = get_args(Size)
 RELATIONS: tuple[Relation, ...] = get_args(Relation)
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 LARGEST_COUNT = 4

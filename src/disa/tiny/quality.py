@@ -19,7 +19,6 @@ from disa.study.metrics import (
     Resampled,
     Spread,
     bootstrap,
-    bootstrap_difference,
     class_accuracy,
     frechet_distance,
     precision_recall,
@@ -112,19 +111,6 @@ def measure_digits(
         accuracy = bootstrap(class_accuracy, read, wanted, strata=strata, num_resamples=num_resamples, seed=seed)
     quality = Quality(DIGIT_FEATURES, distance.spread(), accuracy, precision, recall, len(features))
     return quality, distance
-
-
-def digit_difference(
-    a: Array, b: Array, labels: Array | None = None, reference: Split = "all", num_resamples: int = 200, seed: int = 0
-) -> Spread:
-    """The Fréchet distance of images `a` to the real digits minus that of images `b`: two policies on the same seeds.
-
-    Below 0, `a` is closer to the data; `0 in` the result, no difference shows. Arguments as in `digit_quality`, and
-    `a[i]`, `b[i]` have the same seed and label. Raises DisaError for wrong shapes or values and for unequal numbers.
-    """
-    first, second = digit_features(a).double(), digit_features(b).double()
-    strata = _strata(_labels(labels, len(first)))
-    return bootstrap_difference(_distance_to(reference), first, second, strata, num_resamples, seed)
 
 
 def _distance_to(reference: Split) -> Callable[[Tensor], float]:
