@@ -30,6 +30,7 @@ from typing import IO, Any
 
 from disa.errors import DisaError
 from disa.reading import json_in
+from disa.values import named
 
 JOURNAL = ".unfinished.disa"
 LONGEST_JOURNAL = 1 << 20
@@ -59,7 +60,9 @@ def make_folder(path: Path) -> Path:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise DisaError(f"cannot write to the folder {path}: {error.strerror or error}. Choose another one.") from error
+        raise DisaError(
+            f"cannot write to the folder {named(path)}: {error.strerror or error}. Choose another one."
+        ) from error
     return path
 
 
