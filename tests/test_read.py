@@ -824,7 +824,7 @@ class Pair:
 
 def without_end(depth: int) -> Any:
     """An object whose text holds 2^depth others."""
-    return functools.reduce(lambda found, _: Pair(found), range(depth), None)
+    return functools.reduce(lambda found, _: Pair(found), range(depth), None)  # pyright: ignore[reportArgumentType]
 
 
 # The same numbers stand in thousands of places.
