@@ -31,7 +31,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from disa.core.problem import DenoisingProblem
@@ -40,6 +39,7 @@ from disa.policies.scores import Predicted, Probe, Score
 from disa.reading import parse_json
 from disa.values import counted, first_line, named, number, shown
 from disa.weights.build import DTYPES
+from disa.weights.stored import open_safetensors, read_stored
 
 LARGEST_FILE = 64 << 20
 LARGEST = 1e12
@@ -151,10 +151,10 @@ def _content(path: Path) -> tuple[dict[str, Tensor], str]:
     if path.stat().st_size > LARGEST_FILE:
         raise ValueError(f"it is longer than {LARGEST_FILE >> 20} MiB")
     try:
-        with safe_open(path, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, (file.metadata() or {}).get("disa", "")  # noqa: SIM118
-    except Exception as error:  # safetensors has errors of its own
-        raise ValueError(first_line(error)) from error
+        stored, said = open_safetensors(path)
+        return read_stored(stored), str(said.get("disa", ""))
+    except DisaError as error:
+        raise ValueError(f"it {str(error).removeprefix(f'{path} ')}") from error
 
 
 def _fitted(state: Mapping[str, Tensor], said: str) -> FittedProbe:

@@ -131,7 +131,15 @@ def _start(file: IO[bytes], place: Place) -> int:
 
 
 def index_safetensors(path: Path) -> dict[str, Stored]:
-    """What a whole `.safetensors` file holds: all of its bytes belong to one tensor each. Raises DisaError."""
+    """The tensors of a whole `.safetensors` file, see `open_safetensors`. Raises DisaError."""
+    return open_safetensors(path)[0]
+
+
+def open_safetensors(path: Path) -> tuple[dict[str, Stored], dict[str, Any]]:
+    """What a whole `.safetensors` file holds, where all bytes belong to one tensor each; and what it says of itself.
+
+    Raises DisaError.
+    """
     with path.open("rb") as file:
         version = version_of(file)
         length = int.from_bytes(file.read(8), "little")
@@ -142,7 +150,7 @@ def index_safetensors(path: Path) -> dict[str, Stored]:
         raise _not_whole(path, f"its header says {counted(length, 'byte')}, the file has {version[1]}")
     try:
         entries = json.loads(header)
-        entries.pop("__metadata__", None)
+        said = dict(entries.pop("__metadata__", None) or {})
         body = version[1] - 8 - length
         found = {name: _entry(path, version, 8 + length, entry) for name, entry in entries.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
@@ -154,7 +162,7 @@ def index_safetensors(path: Path) -> dict[str, Stored]:
         end += stored.place.size
     if end != body:
         raise _not_whole(path, f"its tensors have {counted(end, 'byte')}, the file has {body} for them")
-    return found
+    return found, said
 
 
 def _entry(path: Path, version: tuple[int, ...], start: int, entry: Mapping[str, Any]) -> Stored:
