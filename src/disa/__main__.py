@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 
-from disa.stopping import SIGNALS, STOPPED, Stopped, stopped_by_sigterm
+from disa.stopping import INTERRUPTED, SIGNALS, STOPPED, Stopped, stopped_by_sigterm
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     except SystemExit as end:
         code = end.code
     except (KeyboardInterrupt, Stopped) as stopped:
-        code = stopped.code if isinstance(stopped, Stopped) else 128 + signal.SIGINT
+        code = stopped.code if isinstance(stopped, Stopped) else INTERRUPTED
         print(f"disa: {STOPPED}", file=sys.stderr)
     # All is done; what comes now would only interrupt Python's own end.
     for each in SIGNALS:

@@ -12,6 +12,8 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STOPPED = "stopped; only whole files were written."
+INTERRUPTED = 128 + signal.SIGINT
+"""What a process ends with after Ctrl-C, as a shell has it."""
 
 
 class Stopped(BaseException):

@@ -19,10 +19,10 @@ from disa.cli.options import flat
 from disa.cli.weights import convert, presets, train
 from disa.errors import DisaError
 from disa.runtime import threads
-from disa.stopping import STOPPED, Stopped, stopped_by_sigterm
+from disa.stopping import INTERRUPTED, STOPPED, Stopped, stopped_by_sigterm
 from disa.values import did_you_mean
 
-MISTAKE, INTERRUPTED = 2, 130
+MISTAKE = 2
 
 app = typer.Typer(
     help="Diffusion step annealing: the same images from MAR and its kin in fewer denoising steps.",
