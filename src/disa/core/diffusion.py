@@ -59,13 +59,19 @@ class CosineDiffusion:
         """The named grid for `num_steps` denoising steps. Official grids may hold fewer: see `GRIDS`."""
         return _grid(self, name, num_steps) if isinstance(name, str) else own_grid(name, self, num_steps)
 
+    def scales(self, level: float) -> tuple[float, float]:
+        """sqrt(abar) and sqrt(1 - abar)."""
+        return math.sqrt(level), math.sqrt(1 - level)
+
     def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
         """(x - sqrt(1 - abar) noise) / sqrt(abar)."""
-        return x.sub(value, alpha=math.sqrt(1 - level)).div_(math.sqrt(level))
+        alpha, sigma = self.scales(level)
+        return x.sub(value, alpha=sigma).div_(alpha)
 
     def noised(self, data: Tensor, noise: Tensor, level: float) -> Tensor:
         """sqrt(abar) data + sqrt(1 - abar) noise."""
-        return math.sqrt(level) * data + math.sqrt(1 - level) * noise
+        alpha, sigma = self.scales(level)
+        return alpha * data + sigma * noise
 
     def flow_grid(self, num_steps: int) -> tuple[TimeGrid, np.ndarray]:
         """The trained timesteps nearest to even t = sqrt(1 - abar) / (sqrt(abar) + sqrt(1 - abar)), and that t [n + 1].
@@ -81,11 +87,12 @@ class CosineDiffusion:
 
     def flow_scale(self, level: float) -> float:
         """sqrt(abar) + sqrt(1 - abar)."""
-        return math.sqrt(level) + math.sqrt(1 - level)
+        return sum(self.scales(level))
 
     def velocity(self, x: Tensor, value: Tensor, level: float) -> Tensor:
         """The predicted noise less the predicted data."""
-        return value - (x - math.sqrt(1 - level) * value) / math.sqrt(level)
+        alpha, sigma = self.scales(level)
+        return value - (x - sigma * value) / alpha
 
 
 @lru_cache(maxsize=4096)

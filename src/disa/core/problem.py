@@ -110,8 +110,12 @@ class Process(Protocol):
         """The grid of that name, or that a function makes, for `num_steps` denoising steps. Raises DisaError."""
         ...
 
+    def scales(self, level: float) -> tuple[float, float]:
+        """alpha and sigma at a level, where the state is alpha data + sigma noise."""
+        ...
+
     def data(self, x: Tensor, value: Tensor, level: float) -> Tensor:
-        """The data that the network expects at x."""
+        """The data that the network expects at x, as a new tensor."""
         ...
 
     def noised(self, data: Tensor, noise: Tensor, level: float) -> Tensor:
