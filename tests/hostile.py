@@ -103,7 +103,7 @@ NO_POLICIES = (
 )  # fmt: skip
 NO_SOLVERS = (
     "", "DDPM", "ddmp", "euler", "heun", "ddpm@", "ddpm@none", "ddpm:eta=1", "ddim:eta=nan", "ddim:eta=-1", "ddim:eta",
-    "ddim:eta=", "ddim:=1", "ddim:eta=1,eta=2", "ddim@uniform:", "ddim::", "dpm-solver++-9", "ddpm@shifted-3", "@uniform",
+    "ddim:eta=", "ddim:=1", "ddim:eta=1,eta=2", "ddim@uniform:", "ddim::", "dpm-solver++-9", "dpm-solver-3", "ddpm@shifted-3", "@uniform",
     "ddpm@uniform@uniform", "ddpm:temperature=-1", "ddpm:temperature=inf", "x" * 100_000,
 )  # fmt: skip
 NO_LISTS = (

@@ -172,7 +172,6 @@ def end_of_the_path(name: str) -> Tensor:
 @pytest.mark.parametrize("solver", ["euler", "heun", "euler-maruyama", "dpm-solver++-2"])
 @pytest.mark.parametrize("policy", ["constant:3", "two-stage:5-2", "linear:5-2", "cosine:5-1", "linear:2-5"])
 def test_every_policy_goes_with_every_solver(preset: Preset, solver: str, policy: str) -> None:
-    pytest.importorskip("diffusers")
     model, asked = sampler(preset), parse(policy).counts(4)
     options = {"steps": policy, "solver": solver, "grid": "shifted-2", "interval": (0.0, 1.0), "output_type": "latent"}
     found = model.sample([1, 2], [0, 1], **options)

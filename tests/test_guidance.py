@@ -319,8 +319,6 @@ def test_reported_evaluations_are_the_rows_that_reach_the_network(
 
 @pytest.mark.parametrize("solver", ["heun", "dpm-solver++-2", "euler"])
 def test_every_solver_calls_the_network_as_often_as_it_says(solver: str):
-    if solver.startswith("dpm"):
-        pytest.importorskip("diffusers")
     family = FAMILIES["flowar"]()
     with counting(*family.network) as rows:
         for step in family.turns(Guidance(2.5, "constant", (0.3, 0.8)), row_wise, solver):

@@ -1,109 +1,104 @@
-"""Solvers of order 2 and 3 through diffusers, which is imported when one of them plans, by nothing else here."""
+"""DPM-Solver++ of order 2 with one evaluation per denoising step: each also uses what the one before it expected.
+
+Shapes: R rows, n denoising steps. A state x is [R, *shape].
+"""
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
-from disa.core.solver import NamedSolver
+from disa.core.solver import GridSolver, read_option
 from disa.errors import DisaError
 
 
-@dataclass(frozen=True)
-class Multistep(NamedSolver):
-    """DPM-Solver and DPM-Solver++ of order 2 or 3 through diffusers' `DPMSolverMultistepScheduler`.
+class Update(NamedTuple):
+    """One denoising step, x' = keep x + now D + before D_previous + spread z.
 
-    grid None is the even grid of the process: `logsnr` for a diffusion, `uniform` for a flow. The scheduler is fed
-    predicted noise; for a flow DPM-Solver++ is fed predicted data, since noise does not give data at t = 1. The last
-    step falls to order 1, as diffusers does for stability. A process that predicts noise must have `betas`, the [T]
-    variances of its forward steps, and the grid must visit whole timesteps of it.
+    D is the data expected at x, D_previous that of the step before, z standard normal noise.
     """
 
-    algorithm: str = "dpmsolver++"
-    order: int = 2
+    keep: float
+    now: float
+    before: float
+    spread: float
+
+
+def updates(process: Process, grid: TimeGrid, eta: float = 0.0) -> tuple[Update, ...]:
+    """The n steps of DPM-Solver++ 2M along a grid (Lu et al. 2022, algorithm 2), in float64; raises DisaError.
+
+    eta is how much of the reverse SDE's noise is added, as a share of its variance: 0 is the ODE, 1 is
+    SDE-DPM-Solver++ 2M (the same paper, on diffusion SDEs). A step falls to order 1 where there is nothing to
+    extrapolate from or to: the first one, the one after pure noise, and the one that ends at the data.
+    """
+    return _updates(np.array([process.scales(level) for level in grid.levels.tolist()]).tobytes(), eta)
+
+
+@lru_cache(maxsize=4096)
+def _updates(scales: bytes, eta: float) -> tuple[Update, ...]:
+    """From alpha and sigma at each level, [n + 1, 2] float64.
+
+    With h the step in log(alpha / sigma) and q = exp(-h), the data keep the weight alpha' (1 - q^(1 + eta)) in all;
+    half of it, by h / h_previous, goes along the line from D_previous to D. q is 0 from pure noise and to the data.
+    """
+    alpha, sigma = np.frombuffer(scales).reshape(-1, 2).T
+    with np.errstate(divide="ignore", invalid="ignore"):
+        q = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
+        h = -np.log(q)
+        slope = np.zeros_like(h)
+        np.divide(h[1:], h[:-1], out=slope[1:], where=np.isfinite(h[1:]) & (h[:-1] > 0))
+        data = alpha[1:] * (1 - q ** (1 + eta))
+        correction = data * slope / 2
+        keep, spread = sigma[1:] / sigma[:-1] * q**eta, sigma[1:] * np.sqrt(np.maximum(1 - q ** (2 * eta), 0))
+        table = np.stack([keep, data + correction, 0 - correction, spread], axis=1)
+    if not np.isfinite(table).all():
+        raise DisaError("dpm-solver++-2 goes from noise to data: only the first level may be noise, the last one data.")
+    return tuple(Update(*row) for row in table.tolist())
+
+
+def along(
+    bound: Bound, process: Process, levels: Sequence[float], x: Tensor, noise: Tensor, by: Sequence[Update]
+) -> Tensor:
+    """From x, which it changes, by n updates from levels [n] on; noise [n, R, *shape] where an update has a spread."""
+    previous = x
+    for i, (level, update) in enumerate(zip(levels, by, strict=False)):
+        data = process.data(x, bound(x, i).value, level)
+        x = x.mul_(update.keep).add_(data, alpha=update.now)
+        if update.before:
+            x.add_(previous, alpha=update.before)
+        if update.spread:
+            x.add_(noise[i], alpha=update.spread)
+        previous = data
+    return x
+
+
+@dataclass(frozen=True)
+class DPMSolverPlusPlus(GridSolver):
+    """DPM-Solver++ 2M (Lu et al. 2022) of every process, and SDE-DPM-Solver++ 2M at eta = 1; see `updates`."""
+
     grid: Grid | None = None
+    eta: float = 0.0
+    kind = "dpm-solver++-2"
     takes = ("noise", "velocity")
-    stochastic = False
-    structural = ("grid", "algorithm", "order")
+
+    def __post_init__(self) -> None:
+        read_option(self, "eta", 1)
 
     @property
-    def name(self) -> str:
-        return f"{self.algorithm.replace('dpmsolver', 'dpm-solver')}-{self.order}"
+    def stochastic(self) -> bool:
+        return self.eta != 0
 
     def plan(self, process: Process, num_steps: int) -> TimeGrid:
-        _diffusers_scheduler()
-        grid = process.grid(self.grid or process.even_grid, num_steps)
-        if process.predicts != "noise":
-            return grid
-        if getattr(process, "betas", None) is None:
-            raise DisaError(f"{self.name} needs a diffusion of whole timesteps and their betas; choose another.")
-        if not np.array_equal(grid.network_times, grid.network_times // 1):
-            raise DisaError(
-                f"{self.name} needs a grid of whole timesteps, such as uniform or logsnr; {self.grid} is not one."
-            )
+        grid = super().plan(process, num_steps)
+        updates(process, grid, self.eta)
         return grid
 
     def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        if problem.process.predicts == "velocity":
-            return self._run_flow(bound, grid, x)
-        scheduler = self._scheduler(problem.process, grid)
-        for i, timestep in enumerate(scheduler.timesteps):
-            x = scheduler.step(bound(x, i).value, timestep, x, return_dict=False)[0]
-        return x
-
-    def _run_flow(self, bound: Bound, grid: TimeGrid, x: Tensor) -> Tensor:
-        scheduler, levels = self._flow_scheduler(grid), grid.levels.tolist()
-        for i, timestep in enumerate(scheduler.timesteps):
-            velocity, t = bound(x, i).value, levels[i]
-            share = -t if self.algorithm == "dpmsolver++" else 1 - t
-            after = scheduler.step(x.add(velocity, alpha=share), timestep, x, return_dict=False)[0]
-            # Order 1 is Euler for a flow; written so, it needs no log-SNR, which is infinite at t = 1.
-            x = after if i else x.add(velocity, alpha=levels[1] - t)
-        return x
-
-    def _scheduler(self, process: Any, grid: TimeGrid) -> Any:
-        betas = process.betas
-        scheduler = self._make(num_train_timesteps=len(betas), trained_betas=betas, prediction_type="epsilon")
-        scheduler.set_timesteps(timesteps=grid.network_times.astype(int).tolist())
-        scheduler.sigmas[-1] = 0 if self.algorithm == "dpmsolver++" else 1e-9  # 0 itself is inf - inf in the other one
-        return scheduler
-
-    def _flow_scheduler(self, grid: TimeGrid) -> Any:
-        """A scheduler whose sigmas are the times of the grid, in place of its own."""
-        kind = "sample" if self.algorithm == "dpmsolver++" else "epsilon"
-        scheduler = self._make(prediction_type=kind, use_flow_sigmas=True)
-        scheduler.set_timesteps(grid.num_evaluations)
-        scheduler.sigmas = torch.tensor(grid.levels, dtype=torch.float32)
-        scheduler.timesteps = torch.arange(grid.num_evaluations)
-        if self.algorithm != "dpmsolver++":
-            scheduler.sigmas[-1].clamp_(min=1e-9)
-        return scheduler
-
-    def _make(self, **options: Any) -> Any:
-        with warnings.catch_warnings():
-            # diffusers plans to drop "dpmsolver".
-            warnings.filterwarnings("ignore", ".*algorithm_types dpmsolver.*", FutureWarning)
-            return _diffusers_scheduler()(
-                algorithm_type=self.algorithm,
-                solver_order=self.order,
-                final_sigmas_type="zero" if self.algorithm == "dpmsolver++" else "sigma_min",
-                lower_order_final=True,
-                euler_at_final=True,
-                **options,
-            )
-
-
-@lru_cache(maxsize=1)
-def _diffusers_scheduler() -> Any:
-    try:
-        from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler  # heavy
-    except ImportError as error:
-        raise DisaError('this solver needs diffusers: pip install "disa[diffusers]".') from error
-    return DPMSolverMultistepScheduler
+        process = problem.process
+        return along(bound, process, grid.levels.tolist(), x, noise, updates(process, grid, self.eta))

@@ -51,8 +51,6 @@ class NamedSolver:
 
     kind: ClassVar[str]
     takes: ClassVar[tuple[str, ...]]
-    structural: ClassVar[tuple[str, ...]] = ("grid",)
-    """Fields that the name and the grid in the text tell; all others are options."""
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
@@ -64,7 +62,7 @@ class NamedSolver:
     def options(cls) -> dict[str, float]:
         """The options and their defaults."""
         own: dict[str, Any] = {field.name: field.default for field in fields(cls)}
-        return {name: default for name, default in own.items() if name not in cls.structural}
+        return {name: default for name, default in own.items() if name != "grid"}
 
     def __str__(self) -> str:
         values = vars(self)
@@ -76,10 +74,11 @@ class NamedSolver:
 class GridSolver(NamedSolver):
     """What evaluates once at each time of the grid that it names: the base of most solvers."""
 
-    grid: Grid
+    grid: Any
+    """A `Grid`, or None for the even one of the process."""
 
     def plan(self, process: Process, num_steps: int) -> TimeGrid:
-        return process.grid(self.grid, num_steps)
+        return process.grid(process.even_grid if self.grid is None else self.grid, num_steps)
 
 
 def precise(x: Tensor) -> Tensor:

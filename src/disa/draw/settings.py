@@ -82,8 +82,7 @@ class Settings:
     )
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
-        "dpm-solver++. FlowAR, xAR: euler, heun, euler-maruyama. All, by diffusers: dpm-solver-2, -3, "
-        "dpm-solver++-2, -3.",
+        "dpm-solver++. FlowAR, xAR: euler, heun, euler-maruyama. All: dpm-solver++-2, of order 2.",
         looks="a solver or its text",
         objects_have="takes",
     )
@@ -97,7 +96,12 @@ class Settings:
     temperature: float | None = option(
         "Scale of the noise that ddpm and euler-maruyama add.", kind=float, part_of="solver"
     )
-    eta: float | None = option("How much noise ddim adds: 0 none, 1 as much as ddpm.", kind=float, part_of="solver")
+    eta: float | None = option(
+        "How much noise is added, 0 to 1, by ddim (at 1 as much as by ddpm) and by dpm-solver++-2 (at 1 it is "
+        "SDE-DPM-Solver++ 2M).",
+        kind=float,
+        part_of="solver",
+    )
     guidance: Any = option("Classifier-free guidance, any scale; 1 is off.", kind=float, objects_have="scale")
     ramp: str | None = option("Guidance over AR steps: linear or constant.", part_of="guidance")
     interval: Any = option(
