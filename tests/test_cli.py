@@ -277,7 +277,7 @@ BAD_SAMPLES = [
         ["--solver", "ddim", "--eta", "0.5", "--temperature", "0.9"],
         "temperature scales the noise that ddpm and euler-maruyama add; eta scales that of ddim",
     ),
-    (["--eta", "0.5"], "eta belongs to ddim, not to ddpm"),
+    (["--eta", "0.5"], "eta belongs to ddim and dpm-solver++-2, not to ddpm"),
     (["--solver", "ddim", "--eta", "1.5"], "eta must be a number from 0 to 1, found 1.5"),
     (["--temperature", "-1"], "temperature must be a number, 0 or more, found -1.0"),
     (["--vae", "kl16.ckpt"], "mar-digits has no autoencoder, its tokens are pixels: leave kl16.ckpt out"),

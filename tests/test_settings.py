@@ -237,7 +237,7 @@ def test_a_policy_of_ones_own_is_named_with_a_warning(sampler: Sampler) -> None:
         ({"guidence": 2.0}, "there is no option 'guidence' of drawing. Did you mean guidance"),
         ({"solver": Euler()}, "needs a model that predicts velocity"),
         ({"solver": "ddim", "temperature": 0.5}, "temperature scales the noise"),
-        ({"solver": "ddpm", "eta": 0.5}, "eta belongs to ddim, not to ddpm"),
+        ({"solver": "ddpm", "eta": 0.5}, r"eta belongs to ddim and dpm-solver\+\+-2, not to ddpm"),
         ({"solver": "ddim@uniform:beta=3"}, "beta"),
         ({"steps": 0}, "at least 1 denoising step, found 0"),
         ({"steps": 2.5}, "steps"),

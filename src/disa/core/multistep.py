@@ -65,7 +65,8 @@ def _updates(scales: bytes, eta: float) -> tuple[Update, ...]:
 def along(
     bound: Bound, process: Process, levels: Sequence[float], x: Tensor, noise: Tensor, by: Sequence[Update]
 ) -> Tensor:
-    """From x, which it changes, by n updates from levels [n] on; noise [n, R, *shape] where an update has a spread."""
+    """From x, which it changes, by n updates; levels begin with those of the n evaluations, and noise [n, R, *shape] is
+    read where an update has a spread."""
     previous = x
     for i, (level, update) in enumerate(zip(levels, by, strict=False)):
         data = process.data(x, bound(x, i).value, level)
