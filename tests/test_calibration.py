@@ -35,7 +35,7 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
-from disa.study.allocate import allocate, between, pooled
+from disa.core.allocate import allocate, between, pooled
 from disa.study.calibrate import (
     FIRST_SEED,
     NUM_IMAGES,

@@ -59,6 +59,13 @@ class CosineDiffusion:
         """The named grid for `num_steps` denoising steps. Official grids may hold fewer: see `GRIDS`."""
         return _grid(self, name, num_steps) if isinstance(name, str) else own_grid(name, self, num_steps)
 
+    def grid_at(self, times: np.ndarray) -> TimeGrid:
+        """Timesteps are whole: the nearest ones. Raises DisaError where two fall together or one is not there."""
+        timesteps = np.round(times * self.num_timesteps).astype(int)
+        if (np.diff(timesteps) >= 0).any() or not 0 <= timesteps[-1] <= timesteps[0] < self.num_timesteps:
+            raise DisaError(f"expected falling times, a {self.num_timesteps}th or more apart, found {times.tolist()}.")
+        return _on_timesteps(self, timesteps.tolist())
+
     def scales(self, level: float) -> tuple[float, float]:
         """sqrt(abar) and sqrt(1 - abar)."""
         return math.sqrt(level), math.sqrt(1 - level)

@@ -36,6 +36,10 @@ class FlowMatching:
         """The named grid for `num_steps` denoising steps; see `GRIDS`. Raises DisaError."""
         return _grid(self, name, num_steps) if isinstance(name, str) else own_grid(name, self, num_steps)
 
+    def grid_at(self, times: np.ndarray) -> TimeGrid:
+        """Exactly these times."""
+        return TimeGrid(self.network_times(times), np.append(times, 0.0), times)
+
     def scales(self, level: float) -> tuple[float, float]:
         """1 - t and t."""
         return 1 - level, level

@@ -42,24 +42,34 @@ def updates(process: Process, grid: TimeGrid, eta: float = 0.0) -> tuple[Update,
 
 @lru_cache(maxsize=4096)
 def _updates(scales: bytes, eta: float) -> tuple[Update, ...]:
-    """From alpha and sigma at each level, [n + 1, 2] float64.
+    """From alpha and sigma at each level, [n + 1, 2] float64."""
+    at = np.frombuffer(scales).reshape(-1, 2)
+    table = updates_between(np.concatenate([[NOTHING_BEFORE], at[:-2]]), at[:-1], at[1:], eta)
+    if not np.isfinite(table).all():
+        raise DisaError("dpm-solver++-2 goes from noise to data: only the first level may be noise, the last one data.")
+    return tuple(Update(*row) for row in table.tolist())
+
+
+NOTHING_BEFORE = 0.0, 1.0
+"""Alpha and sigma of a step before the first one: from pure noise nothing is extrapolated."""
+
+
+def updates_between(before: np.ndarray, now: np.ndarray, then: np.ndarray, eta: float = 0.0) -> np.ndarray:
+    """[..., 4] the updates of steps from alpha and sigma `now` to `then`, after one that began `before`, each [..., 2].
 
     With h the step in log(alpha / sigma) and q = exp(-h), the data keep the weight alpha' (1 - q^(1 + eta)) in all;
     half of it, by h / h_previous, goes along the line from D_previous to D. q is 0 from pure noise and to the data.
     """
-    alpha, sigma = np.frombuffer(scales).reshape(-1, 2).T
+    alpha, sigma, last_alpha, last_sigma = now[..., 0], now[..., 1], before[..., 0], before[..., 1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        q = sigma[1:] * alpha[:-1] / (alpha[1:] * sigma[:-1])
-        h = -np.log(q)
-        slope = np.zeros_like(h)
-        np.divide(h[1:], h[:-1], out=slope[1:], where=np.isfinite(h[1:]) & (h[:-1] > 0))
-        data = alpha[1:] * (1 - q ** (1 + eta))
+        q = then[..., 1] * alpha / (then[..., 0] * sigma)
+        h, h_previous = -np.log(q), -np.log(sigma * last_alpha / (alpha * last_sigma))
+        slope = np.where(np.isfinite(h) & (h_previous > 0), h / h_previous, 0.0)
+        data = then[..., 0] * (1 - q ** (1 + eta))
         correction = data * slope / 2
-        keep, spread = sigma[1:] / sigma[:-1] * q**eta, sigma[1:] * np.sqrt(np.maximum(1 - q ** (2 * eta), 0))
-        table = np.stack([keep, data + correction, 0 - correction, spread], axis=1)
-    if not np.isfinite(table).all():
-        raise DisaError("dpm-solver++-2 goes from noise to data: only the first level may be noise, the last one data.")
-    return tuple(Update(*row) for row in table.tolist())
+        keep = then[..., 1] / sigma * q**eta
+        spread = then[..., 1] * np.sqrt(np.maximum(1 - q ** (2 * eta), 0))
+    return np.stack([keep, data + correction, 0 - correction, spread], axis=-1)
 
 
 def along(

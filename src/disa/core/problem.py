@@ -110,6 +110,10 @@ class Process(Protocol):
         """The grid of that name, or that a function makes, for `num_steps` denoising steps. Raises DisaError."""
         ...
 
+    def grid_at(self, times: np.ndarray) -> TimeGrid:
+        """The grid that visits these times [n], as near as the process has them, and ends at the data."""
+        ...
+
     def scales(self, level: float) -> tuple[float, float]:
         """alpha and sigma at a level, where the state is alpha data + sigma noise."""
         ...

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from disa.core.problem import Bound, DenoisingProblem, Field, Look, Noise, Plan, Prediction, TimeGrid
-from disa.core.solver import Solver
+from disa.core.solver import Solver, at_ar_step
 from disa.core.solvers import grid_for, grid_for_parts
 from disa.errors import DisaError
 from disa.values import counted
@@ -36,7 +36,7 @@ def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | T
     Rows with equal counts are solved together, which changes no row. After a look each row goes on from where the look
     ended, in its own number of steps. Raises DisaError.
     """
-    plan = Plan.of(plan)
+    plan, solver = Plan.of(plan), at_ar_step(solver, problem)
     if plan.look is not None:
         return _solve_with_look(problem, solver, plan.look, noise)
     assert plan.counts is not None

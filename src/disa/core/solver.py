@@ -42,6 +42,19 @@ class Solver(Protocol):
         ...
 
 
+class AtARStep:
+    """The base of solvers that go otherwise in each AR step."""
+
+    def at(self, ar_step: int, num_ar_steps: int) -> Solver:
+        """The solver of AR step k of K."""
+        raise NotImplementedError
+
+
+def at_ar_step(solver: Solver, problem: DenoisingProblem) -> Solver:
+    """The solver of the problem's AR step."""
+    return solver.at(problem.ar_step, problem.num_ar_steps) if isinstance(solver, AtARStep) else solver
+
+
 class NamedSolver:
     """The base of the solvers that disa has: frozen dataclasses whose options are their fields beside the grid.
 

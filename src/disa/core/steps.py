@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial
@@ -74,6 +75,11 @@ def _checked(policy: Any) -> Any:
     if not takes(policy, 1):
         raise DisaError(f"a step policy is called with one argument, the problem: {name} takes others.")
     return policy
+
+
+def is_plan(steps: Any) -> bool:
+    """Whether steps are those of a plan, as an object or by its text: they come with a solver."""
+    return re.split("[:@]", steps)[0].strip() == "plan" if isinstance(steps, str) else hasattr(steps, "plan")
 
 
 def fresh(policy: StepPolicy) -> StepPolicy:

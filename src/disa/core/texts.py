@@ -5,6 +5,7 @@
 | `constant:50`, or `50` alone | as many steps in every AR step |
 | `linear:50-5`, `cosine:50-5`, `two-stage:50-5` | from early to late |
 | `table:FILE` | the counts in a file, see `table` |
+| `plan:FILE@8.5` | the counts of a plan for 8.5 evaluations per row, or without `@` for its own budget |
 
 Spaces around the parts are left out. Numbers are digits of ASCII and whole. Everything else is refused, with a text
 that is near to it and would be taken. Policies that look need a model beside their text: see `adaptive.parse`.
@@ -20,15 +21,18 @@ from pathlib import Path
 
 from disa import values
 from disa.core.counts import denoising_steps
-from disa.core.steps import Constant, Cosine, Linear, Schedule, Table, TwoStage
+from disa.core.steps import Constant, Cosine, Linear, Schedule, Table, TwoStage, is_plan
 from disa.errors import DisaError
 from disa.reading import read_json
 from disa.values import LONGEST_SHOWN, named, path, shown, whole_number
 
 ADAPTIVE = ("mlp", "variance", "straight")
 ANNEALED = {kind.name: kind for kind in (TwoStage, Linear, Cosine)}
-NAMES = ("constant", *ANNEALED, "table", *ADAPTIVE)
-FORMS = "constant:N, two-stage:50-5, linear:50-5, cosine:50-5 or table:FILE (with a model also mlp, variance, straight)"
+NAMES = ("constant", *ANNEALED, "table", "plan", *ADAPTIVE)
+FORMS = (
+    "constant:N, two-stage:50-5, linear:50-5, cosine:50-5, table:FILE or plan:FILE@8.5 "
+    "(with a model also plan@8.5, mlp, variance, straight)"
+)
 _STRICT = re.compile(r"(?:([a-z-]+)\s*:\s*)?([0-9]+)(?:\s*-\s*([0-9]+))?")
 _LOOSE = re.compile(r"([a-z]*(?:[ _-]?stage)?)[^a-z0-9]*([0-9.]+(?:e[0-9]+)?)(?:[^a-z0-9]+([0-9.]+(?:e[0-9]+)?))?\W*")
 
@@ -38,6 +42,11 @@ def parse(text: str) -> Schedule:
     name, _, rest = values.text(text, "a step policy").partition(":")
     if name.strip() == "table" and rest:
         return table(rest)
+    if is_plan(text):
+        from disa.core.plans import parse_plan  # needs NumPy, which schedules do without
+
+        plan, budget = parse_plan(text)
+        return plan.steps(budget)
     if is_adaptive(text):
         raise DisaError(f"the step policy {shown(text)} needs a model: ask for `sampler.settings(steps=...).steps`.")
     policy = _schedule(text)

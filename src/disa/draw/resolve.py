@@ -5,20 +5,24 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 from disa.core import texts
+from disa.core.courses import CalibratedSolver
+from disa.core.plans import Planned, parse_plan
 from disa.core.request import Guidance
 from disa.core.solver import NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
-from disa.core.steps import Schedule, StepPolicy, describe
+from disa.core.steps import Schedule, StepPolicy, describe, is_plan
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
 from disa.policies import adaptive
 from disa.values import LONGEST_SHOWN, shown
+from disa.weights.package import in_package
 
-NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "num_ar_steps"}
+NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "plan", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
 
 
@@ -27,14 +31,15 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
     alone = [each.name for each in fields(settings) if not each.metadata["part_of"]]
     own = {name: getattr(settings, name) for name in alone}
     own |= {name: getattr(loaded.defaults, name, None) for name, value in own.items() if value is None}
+    own["steps"] = _policy(own["steps"], loaded)
     own |= {
-        "solver": _solver(settings, loaded),
+        "solver": _solver(settings, own["steps"], loaded),
         "guidance": _guidance(settings, loaded),
         "size": _size(settings, loaded),
     }
     filled = Settings(**own)
     _check(filled, loaded)
-    filled = replace(filled, steps=_policy(filled, loaded))
+    filled = replace(filled, steps=_fitted(filled, loaded))
     _warn_of_others(filled, loaded)
     _warn_of_own(filled)
     return filled
@@ -46,9 +51,23 @@ def _parts(settings: Settings, whole: str) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in parts if getattr(settings, name) is not None}
 
 
-def _solver(settings: Settings, loaded: Loaded) -> Solver:
-    """The solver with its grid and its other options: those given, else the model's where it is the model's own."""
+def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:
+    """The solver with its grid and its other options: those given, else the model's where it is the model's own. A plan
+    has its own."""
     defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
+    own = policy.plan.solver if isinstance(policy, Planned) else None
+    if isinstance(chosen, str) and is_plan(chosen):
+        plan, budget = parse_plan(chosen, _shipped_plan(loaded))
+        if budget is not None:
+            raise DisaError(f"a plan as a solver has no budget: write {plan.source}, or give it as steps.")
+        chosen = plan.solver
+    if own is not None and chosen is not None and chosen != own:
+        raise DisaError(f"{policy} has its own solver: leave {describe(chosen)} out.")
+    chosen = own or chosen
+    if isinstance(chosen, CalibratedSolver):
+        if given:
+            raise DisaError(f"{chosen} has its own times and updates: leave {', '.join(given)} out.")
+        return chosen
     if chosen is None or isinstance(chosen, str):
         name, told = solver_parts(defaults.solver if chosen is None else chosen)
         if twice := [part for part in told if chosen is not None and part in given and given[part] != told[part]]:
@@ -95,17 +114,31 @@ def _check(settings: Settings, loaded: Loaded) -> None:
         raise DisaError(f"{loaded.preset.name} draws from labels: there are no prompts to rewrite.")
 
 
-def _policy(settings: Settings, loaded: Loaded) -> StepPolicy:
-    """The step policy as an object; each of its counts must fit the grid."""
-    chosen, process = settings.steps, loaded.model.process
-    if isinstance(chosen, str) and texts.is_adaptive(chosen):
-        chosen = adaptive.parse(chosen, loaded.preset, lambda: loaded.weights_hash)
-    elif isinstance(chosen, str):
-        chosen = texts.parse(chosen)
-    counts = chosen.counts(settings.num_ar_steps) if isinstance(chosen, Schedule) else [1]
+def _policy(chosen: Any, loaded: Loaded) -> StepPolicy:
+    """The step policy as an object."""
+    if not isinstance(chosen, str):
+        return chosen
+    if is_plan(chosen):
+        plan, budget = parse_plan(chosen, _shipped_plan(loaded))
+        return plan.steps(budget)
+    if texts.is_adaptive(chosen):
+        return adaptive.parse(chosen, loaded.preset, lambda: loaded.weights_hash)
+    return texts.parse(chosen)
+
+
+def _shipped_plan(loaded: Loaded) -> Path | None:
+    """That of the package for this model, if there is one."""
+    shipped = in_package(f"{loaded.preset.name}-plan.json")
+    return shipped if shipped.is_file() else None
+
+
+def _fitted(settings: Settings, loaded: Loaded) -> StepPolicy:
+    """The step policy, whose counts must all fit the grid."""
+    policy, process, num_ar_steps = settings.steps, loaded.model.process, settings.num_ar_steps
+    counts = policy.counts(num_ar_steps) if isinstance(policy, Schedule) else [1]
     for count in set(counts):
         grid_for(settings.solver, process, count)
-    return chosen.fitted_to(settings.solver, process) if isinstance(chosen, adaptive.Adaptive) else chosen
+    return policy.fitted_to(settings.solver, process) if isinstance(policy, adaptive.Adaptive) else policy
 
 
 # -- identity ------------------------------------------------------------------------------------------------------
@@ -118,15 +151,17 @@ def facts(settings: Settings, loaded: Loaded) -> dict[str, Any]:
 
 
 def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
-    """Warn where the step policy was measured for something else."""
-    measured_for = getattr(settings.steps, "measured_for", None) or {}
-    others = [
-        f"{name} {_brief(measured_for[name])} (here {_brief(here)})"
-        for name, here in (facts(settings, loaded).items() if measured_for else ())
-        if measured_for.get(name, here) != here
-    ]
-    if others:
-        warn(f"{settings.steps} was measured for {', '.join(others)}: its counts may not fit")
+    """Warn where the step policy or the solver was measured for something else."""
+    for part in (settings.steps, settings.solver):
+        measured_for = getattr(part, "measured_for", None) or {}
+        others = [
+            f"{name} {_brief(measured_for[name])} (here {_brief(here)})"
+            for name, here in (facts(settings, loaded).items() if measured_for else ())
+            if measured_for.get(name, here) != here
+        ]
+        if others:
+            warn(f"{describe(part)} was measured for {', '.join(others)}: it may not fit")
+            return
 
 
 def _brief(value: Any) -> str:

@@ -77,7 +77,8 @@ class Settings:
     """
 
     steps: Any = option(
-        "Denoising steps of each row: constant:50, linear:50-5, cosine:50-5, two-stage:50-5, table:FILE; policies that "
+        "Denoising steps of each row: constant:50, linear:50-5, cosine:50-5, two-stage:50-5, table:FILE; a calibrated "
+        "plan with its own times and solver, as plan@8.5 or plan:FILE@8.5 for 8.5 evaluations per row; policies that "
         "look: mlp, variance, straight, each with bounds and a budget, as mlp:50-5@20."
     )
     solver: Any = option(
@@ -156,10 +157,18 @@ class Settings:
         if not isinstance(base, Settings | None):
             raise DisaError(f"settings must be Settings, found {shown(base)}: give options by their names.")
         base = base or cls()
+        others = options.get("steps") is not None and options.get("solver") is None and base._is_filled
+        if others and (steps.is_plan(options["steps"]) or steps.is_plan(base.steps)):
+            base = replace(base, solver=None)  # a plan has its own, which goes with it
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):
             changed = replace(changed, guidance=replace(base.guidance, scale=changed.guidance))
         return changed
+
+    @property
+    def _is_filled(self) -> bool:
+        """Whether a model has filled the options in."""
+        return not any(value is None for value in (self.steps, self.solver, self.guidance, self.batch_size))
 
     # -- identity ------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from disa.core import texts
+from disa.core.allocate import allocate, between, pooled
 from disa.core.counts import denoising_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import Bound, DenoisingProblem, Grid, Noise, Process, TimeGrid
@@ -34,7 +35,6 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
-from disa.study.allocate import allocate, between, pooled
 from disa.values import many, number, plain_number, shown
 
 LADDER = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from disa.core.plans import StepPlan
 from disa.draw.pictures import TITLE_LETTERS, shortened
 
 
@@ -73,6 +74,46 @@ def calibration_plot(report: Mapping[str, Any], title: str) -> bytes:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
+    figure.suptitle(title)
+    return plot_png(figure, 100)
+
+
+def plan_plot(plan: StepPlan, title: str) -> bytes:
+    """Where a plan puts its steps: over AR step and time at its budget, how many at several, and the errors left."""
+    from matplotlib import colormaps  # heavy
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    where, many, error = figure.subplots(1, 3)
+    own, num_ar_steps = plan.content["budget"], len(plan.content["rows"])
+    chosen = plan.counts(own)
+    places = [(k + 1, t) for k, count in enumerate(chosen) for t in plan.solver.at(k, num_ar_steps).course(count).times]
+    where.scatter(*zip(*places, strict=True), s=14, color="C0")
+    where.set(xlabel="AR step", ylabel="time: 1 is noise, 0 is data", ylim=(-0.03, 1.03))
+    where.set_title(f"when the network is asked, {own:.3g} evaluations per row", fontsize=10)
+    least, most = plan.bounds
+    budgets = sorted({own, *np.geomspace(max(least, 1.25), most, 4).round(2).tolist()})
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(budgets)))
+    for budget, colour in zip(budgets, colours, strict=True):
+        counts = plan.counts(min(budget, most))
+        many.step(range(1, num_ar_steps + 1), counts, where="mid", color=colour, label=f"{budget:.3g}")
+    many.set(xlabel="AR step", ylabel="denoising steps", ylim=(0, None))
+    many.set_title("how often, for several evaluations per row", fontsize=10)
+    many.legend(fontsize=8)
+    for kind, found in plan.content["errors"].items():
+        energy = np.maximum(np.mean(found["energy"], axis=0), 1e-12)
+        label = plan.content["measured_for"].get("steps", "the model's own solver") if kind == "own" else kind
+        error.loglog(
+            range(1, len(energy) + 1), energy, marker=".", label=label, linestyle="--" if kind == "own" else "-"
+        )
+    error.set(xlabel="denoising steps", ylabel="energy distance of a row from the long path's")
+    error.set_title("what is left, over all AR steps", fontsize=10)
+    error.legend(fontsize=8)
+    for axes in (where, many, error):
+        axes.grid(alpha=0.3)
+        axes.set_axisbelow(True)
+        if axes is not error:
+            axes.xaxis.get_major_locator().set_params(integer=True)
     figure.suptitle(title)
     return plot_png(figure, 100)
 

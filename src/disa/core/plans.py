@@ -1,0 +1,211 @@
+"""Plans: courses for every part of an image, with what they cost and the error that they leave. `disa calibrate` makes
+them; `plan:FILE@8.5` spends 8.5 evaluations per row where they take most error off.
+
+Shapes: K AR steps, G stretches of them, N the most denoising steps of a course.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from disa.core.allocate import allocate
+from disa.core.counts import MOST_AR_STEPS, denoising_steps
+from disa.core.courses import CalibratedSolver, Course, stretch_of
+from disa.core.multistep import Update
+from disa.core.steps import Table
+from disa.errors import DisaError
+from disa.reading import read_json
+from disa.values import number, path, shown
+
+FORMAT = 1
+MOST_STEPS_OF_A_COURSE = 1000
+_TEXT = re.compile(r"plan(?:\s*:\s*(?P<file>.+?))?(?:@(?P<budget>[0-9]+(?:\.[0-9]+)?))?", re.DOTALL)
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """What a plan file holds."""
+
+    content: Mapping[str, Any]
+    """As JSON has it, see `read_plan`."""
+    source: str = "plan"
+    """Its text without a budget: `plan`, or `plan:FILE`."""
+
+    @cached_property
+    def solver(self) -> CalibratedSolver:
+        """The solver that goes by its courses."""
+        stretches = tuple(tuple(map(_course, stretch)) for stretch in self.content["stretches"])
+        return CalibratedSolver(stretches, self.source, self.hash, dict(self.measured_for))
+
+    @property
+    def measured_for(self) -> Mapping[str, Any]:
+        return self.content.get("measured_for", {})
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all that decides an image."""
+        told = {name: self.content[name] for name in ("stretches", "costs", "gains", "rows")}
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def errors(self) -> np.ndarray:
+        """[K, N] the squared error of an image that each number of denoising steps leaves in each AR step, as it
+        reaches the picture."""
+        of_stretches = [[course["error"] for course in stretch] for stretch in self.content["stretches"]]
+        num_ar_steps = len(self.content["rows"])
+        of_rows = [of_stretches[stretch_of(k, num_ar_steps, len(of_stretches))] for k in range(num_ar_steps)]
+        weights = np.array(self.content["gains"]) * np.array(self.content["rows"])
+        return np.array(of_rows) * weights[:, None]
+
+    @cached_property
+    def costs(self) -> np.ndarray:
+        """[K, N] evaluations of an image."""
+        return np.array(self.content["costs"], dtype=float)
+
+    def per_row(self, counts: Sequence[int]) -> float:
+        """Evaluations per row that such counts make."""
+        made = self.costs[range(len(counts)), np.array(counts) - 1]
+        return float(made.sum() / sum(self.content["rows"]))
+
+    def affordable(self, budget: float) -> float:
+        """The budget, or the nearest one that can be spent."""
+        least, most = self.bounds
+        return min(max(budget, least), most)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The fewest and the most evaluations per row."""
+        least, most = (float(self.costs[:, place].sum() / sum(self.content["rows"])) for place in (0, -1))
+        return least, most
+
+    def counts(self, budget: float) -> list[int]:
+        """[K] denoising steps that leave the least error for so many evaluations per row. Raises DisaError."""
+        least, most = self.bounds
+        if not least * (1 - 1e-9) <= budget <= most * (1 + 1e-9):
+            found = f"{self.source} spends {least:.3g} to {most:.3g} evaluations per row"
+            raise DisaError(f"{found}, found {budget:g}: choose a budget between.")
+        # A count that is dearer and no better is never chosen.
+        return [i + 1 for i in allocate(self.errors, self.costs, budget * sum(self.content["rows"]) * (1 + 1e-9))]
+
+    def left(self, counts: Sequence[int]) -> float:
+        """The error that such counts leave, as a share of that of one denoising step everywhere."""
+        return float(self.errors[range(len(counts)), np.array(counts) - 1].sum() / self.errors[:, 0].sum())
+
+    def steps(self, budget: float | None = None) -> Planned:
+        """The policy that spends so many evaluations per row, or those that the plan was made for."""
+        spent = float(self.content["budget"]) if budget is None else budget
+        text = self.source if budget is None else f"{self.source}@{budget:g}"
+        return Planned(tuple(self.counts(spent)), text, self.measured_for, self)
+
+
+@dataclass(frozen=True)
+class Planned(Table):
+    """The counts of a plan at a budget; its solver is `plan.solver`."""
+
+    plan: StepPlan = field(kw_only=False, default=None, compare=False, repr=False)  # pyright: ignore[reportAssignmentType]
+
+    def __str__(self) -> str:
+        return self.source
+
+    def to_json(self) -> dict[str, Any]:
+        """By the names of the options of drawing; the plan too, since its file can change."""
+        return super().to_json() | {"plan": self.plan.hash}
+
+
+def plan_parts(text: str) -> tuple[Path | None, float | None]:
+    """The file and the budget in `plan:FILE@8.5`, each of which may be left out. Raises DisaError."""
+    found = _TEXT.fullmatch(text.strip())
+    if found is None:
+        raise DisaError(f"expected a plan like plan@8.5 or plan:FILE@8.5, found {shown(text)}.")
+    file = None if found["file"] is None else path(found["file"].strip(), "a plan")
+    return file, None if found["budget"] is None else number(found["budget"], "the budget of a plan", 0)
+
+
+def parse_plan(text: str, shipped: Path | None = None) -> tuple[StepPlan, float | None]:
+    """The plan and the budget that a text names; shipped: the file where it names none. Raises DisaError."""
+    file, budget = plan_parts(text)
+    if file is None and shipped is None:
+        raise DisaError(f"{shown(text)} needs a model, whose plan it takes: name a file, as in plan:FILE@8.5.")
+    return read_plan(file or shipped, "plan" if file is None else f"plan:{file}"), budget  # pyright: ignore[reportArgumentType]
+
+
+def read_plan(file: Path, source: str) -> StepPlan:
+    """A plan from a JSON file, as `disa calibrate` writes it. Raises DisaError.
+
+    | part | taken | refused |
+    |---|---|---|
+    | `format` | 1 | absent, later ones |
+    | `stretches` | 1 to K lists of 1 to 1000 courses, all equally long, of 1, 2, 3, ... denoising steps | all else |
+    | a course | `times` from 1 to 0, `updates` of four numbers each, `error` of 0 or more | other lengths, not finite |
+    | `gains`, `rows` | [K] numbers above 0 | other lengths |
+    | `costs` | [K][N] numbers above 0, which do not fall | other lengths |
+    | `budget` | a number above 0 | all else |
+    | `measured_for` | an object or absent | all else |
+    """
+    content = read_json(file, "the plan")
+    try:
+        _check(content)
+        found = StepPlan(content, source)
+        assert found.solver
+    except (DisaError, KeyError, TypeError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise DisaError(f"{shown(str(file))} is no plan that `disa calibrate` wrote: {what}.") from error
+    return found
+
+
+def _check(content: Any) -> None:
+    """Raises DisaError or KeyError for what is no plan."""
+    if not isinstance(content, dict):
+        raise DisaError(f"expected an object, found {shown(content)}")
+    if content["format"] != FORMAT:
+        raise DisaError(f"expected format {FORMAT}, found {shown(content['format'])}: a newer disa may read it")
+    if not isinstance(content.get("measured_for", {}), dict):
+        raise DisaError(f"measured_for must be an object, found {shown(content['measured_for'])}")
+    rows = _numbers(content["rows"], "rows", MOST_AR_STEPS)
+    _numbers(content["gains"], "gains", len(rows), len(rows))
+    number(content["budget"], "the budget", 0)
+    stretches = _list(content["stretches"], "stretches", len(rows))
+    lengths = {len(_list(stretch, "a stretch", MOST_STEPS_OF_A_COURSE)) for stretch in stretches}
+    if len(lengths) != 1:
+        raise DisaError(f"every stretch must hold equally many courses, found {sorted(lengths)}")
+    for costs in _list(content["costs"], "costs", len(rows), len(rows)):
+        made = _numbers(costs, "costs", max(lengths), max(lengths))
+        if sorted(made) != made:
+            raise DisaError("costs must not fall with the number of denoising steps")
+    for stretch in stretches:
+        for place, course in enumerate(stretch, 1):
+            if not isinstance(course, dict):
+                raise DisaError(f"a course must be an object, found {shown(course)}")
+            _list(course["times"], "times", place, place)
+            _list(course["updates"], "updates", place, place)
+            number(course["error"], "an error", 0)
+
+
+def _list(value: Any, what: str, most: int, least: int = 1) -> list[Any]:
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        found = f"a list of {len(value)}" if isinstance(value, list) else shown(value)
+        wanted = f"{least}" if least == most else f"{least} to {most}"
+        raise DisaError(f"{what} must be a list of {wanted}, found {found}")
+    return value
+
+
+def _numbers(value: Any, what: str, most: int, least: int = 1) -> list[float]:
+    found = [number(each, what, 0) for each in _list(value, what, most, least)]
+    if not all(found):
+        raise DisaError(f"{what} must be above 0")
+    return found
+
+
+def _course(told: Mapping[str, Any]) -> Course:
+    updates = [[number(each, "an update") for each in _list(update, "an update", 4, 4)] for update in told["updates"]]
+    denoising_steps(len(updates))
+    return Course(tuple(number(t, "a time") for t in told["times"]), tuple(Update(*update) for update in updates))

@@ -1,0 +1,382 @@
+"""Make a plan: times, updates and counts for every AR step, measured on the states that the model itself draws.
+
+Four passes over the AR steps of some images, each a drawing by the settings given:
+
+1. *paths*: the probability-flow ODE in many small steps, from which the error of every single step follows (times.py);
+   the best times for every n by dynamic programming.
+2. *updates*: along these times, the weights of each update that come nearest to the path, by least squares, where the
+   state is what the updates before it made of it.
+3. *errors*: on the other half of the images, how far each course ends from the path.
+4. *gains*: how far an error in an AR step moves the picture (calibrate.py).
+
+What a pass has measured is a sum over rows, kept in a file after every batch: an interrupted work goes on there.
+
+Shapes: K AR steps, G stretches of them, N the most denoising steps of a course, R rows, M draws of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disa.core.allocate import pooled
+from disa.core.courses import CalibratedSolver, Course, stretch_of
+from disa.core.multistep import Update, updates
+from disa.core.noise import SeededNoise
+from disa.core.plans import FORMAT, StepPlan
+from disa.core.problem import DenoisingProblem
+from disa.core.solve import solve
+from disa.core.solver import Solver
+from disa.core.steps import StepPolicy, fresh
+from disa.draw.inputs import Inputs
+from disa.draw.resolve import facts
+from disa.draw.run import Run
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings, digest
+from disa.errors import DisaError
+from disa.runtime.surroundings import undisturbed
+from disa.study.calibrate import GAIN_STEPS, check_budget, gains, read_budget
+from disa.study.sums import Sums
+from disa.study.times import Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
+
+MOST = 12
+"""Denoising steps of the longest course."""
+DEFAULT_BUDGET = 0.1
+"""Of the evaluations that the original policy makes."""
+MOST_STRETCHES, DRAWS = 8, 2
+NUM_IMAGES, FIRST_SEED = 32, 100_000
+"""Images that are measured by default, on seeds that reports of quality leave alone: half to fit, half to judge."""
+GAINED = 8
+"""Images that are disturbed."""
+FITTED = ("fitted, plain times", "fitted, own times")
+"""Updates that are fitted, on times that are best for steps of DPM-Solver++ 2M, or for fitted steps. The better ones of
+each number of denoising steps make up the kind `fitted`."""
+SOLVERS = {"dpm-solver++-2": 0.0, "dpm-solver++-2:eta=1": 1.0}
+"""Solvers on their own best times, and how much noise they add."""
+OWN = "own"
+"""The solver and the grid of the settings, with as many denoising steps."""
+
+
+@dataclass(frozen=True, eq=False)
+class Planning:
+    """What `make_plan` is about."""
+
+    sampler: Sampler
+    settings: Settings
+    fitting: Inputs
+    judging: Inputs
+    candidates: Candidates
+    most: int
+    sums: Sums
+    on_turn: Callable[[], None]
+
+    @property
+    def num_stretches(self) -> int:
+        return min(self.settings.num_ar_steps, MOST_STRETCHES)
+
+    def stretch(self, problem: DenoisingProblem) -> int:
+        return stretch_of(problem.ar_step, problem.num_ar_steps, self.num_stretches)
+
+
+@undisturbed()
+def make_plan(
+    sampler: Sampler,
+    inputs: Inputs,
+    settings: Settings,
+    budget: str | float = DEFAULT_BUDGET,
+    most: int = MOST,
+    keep: Path | None = None,
+    on_turn: Callable[[], None] = lambda: None,
+) -> StepPlan:
+    """A plan measured on the images of the inputs, drawn with these settings.
+
+    budget: what `--steps plan` spends when it names none, as `calibrate` takes it; more than the plan can spend is all
+    that it can. most: denoising steps of the longest
+    course. keep: a file for what has been measured so far, from which an interrupted work goes on. on_turn is called
+    once per entry of `work`. Raises DisaError.
+    """
+    if len(inputs) < 4:
+        raise DisaError(f"a plan is measured on 4 images or more, found {len(inputs)}.")
+    inputs.check_alike()
+    asked = check_budget(sampler, settings, budget, most)
+    sampler.prepare()
+    allowed, num_rows = read_budget(sampler, inputs, settings, asked)
+    about = {"seeds": inputs.seeds, "inputs": inputs.numbers(), "most": most, **facts(settings, sampler)}
+    half, candidates = len(inputs) // 2, Candidates.of(sampler.model.process)
+    parts = inputs.part(slice(half)), inputs.part(slice(half, len(inputs)))
+    sums = Sums(keep, digest(about | {"steps": str(settings.steps)}))
+    planning = Planning(sampler, settings, *parts, candidates, min(most, len(candidates)), sums, on_turn)
+    ways = find_times(planning)
+    courses = fit_updates(planning, ways)
+    return finished(planning, courses, judge(planning, courses), allowed / num_rows, about)
+
+
+def work(settings: Settings, num_images: int, most: int = MOST) -> list[float]:
+    """How often `make_plan` calls `on_turn`; of each about what it costs, in evaluations of a row."""
+    half, size, num_ar_steps = num_images // 2, settings.batch_size, settings.num_ar_steps
+    turns = [-(-count // size) * num_ar_steps for count in (half, half, num_images - half)]
+    backbone, every, own = 8.0 + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 1
+    costs = [40.0 * DRAWS, (40 + len(FITTED) * every) * DRAWS, (40 + own * every) * DRAWS]
+    passes = [backbone + cost for cost, number in zip(costs, turns, strict=True) for _ in range(number)]
+    return passes + [8.0 + GAIN_STEPS] * ((num_ar_steps + 1) * num_ar_steps)
+
+
+# -- passes --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Visiting:
+    """A policy that answers as another does; before, it shows the problem with draws of noise for its rows."""
+
+    policy: StepPolicy
+    noises: list[SeededNoise]
+    visit: Callable[[DenoisingProblem, list[SeededNoise]], None]
+
+    def __call__(self, problem: DenoisingProblem) -> Any:
+        self.visit(problem, self.noises)
+        return self.policy(problem)
+
+
+def visiting(
+    planning: Planning, name: str, inputs: Inputs, visit: Callable[[DenoisingProblem, list[SeededNoise]], None]
+) -> None:
+    """Draw the inputs and show every AR step's problem; what `visit` adds to the sums is kept after each batch."""
+    sampler, settings = planning.sampler, planning.settings
+    for batch in Run(sampler, inputs, settings, "latent").batches_of:
+        part = inputs.part(batch)
+        noise = SeededNoise(part.seeds, sampler.device)
+        policy = Visiting(fresh(settings.steps), [noise, *(noise.branch(i) for i in range(1, DRAWS))], visit)
+        with planning.sums.once(f"{name} {batch[0]}") as missing:
+            turns: Iterator[Any] = iter(range(settings.num_ar_steps))
+            if missing:
+                turns = Run(sampler, part, replace(settings, steps=policy), "latent")
+            for _ in turns:
+                planning.on_turn()
+
+
+def find_times(planning: Planning) -> dict[str, list[list[list[int]]]]:
+    """By kind [G][N][n] the places, among the candidates, of the times that courses of n steps visit."""
+    candidates, sums = planning.candidates, planning.sums
+
+    def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
+        paths, stretch = (
+            [candidates.path(problem, noise.initial(problem)) for noise in noises],
+            planning.stretch(problem),
+        )
+        for states, data in paths:
+            sums.add(f"moments {stretch}", candidates.moments(states, data))
+        states, data = (torch.stack([torch.stack(path[i]).flatten(2) for path in paths], dim=1) for i in (0, 1))
+        added = torch.stack([noise.added(problem, 1)[0] for noise in noises]).flatten(2)
+        sums.add(f"energies {stretch}", candidates.errors_with_noise(states, data, added))
+
+    visiting(planning, "paths", planning.fitting, visit)
+    ways: dict[str, list[list[list[int]]]] = {kind: [] for kind in (*FITTED, *SOLVERS)}
+    for stretch in range(planning.num_stretches):
+        moments, energies = sums[f"moments {stretch}"], sums[f"energies {stretch}"]
+        plain, fitted = (best_ways(candidates.errors(moments, fitted), planning.most) for fitted in (False, True))
+        with_noise = best_ways(with_nothing_before(np.sqrt(np.maximum(energies, 0))), planning.most)
+        for kind, found in zip(ways, (plain, fitted, plain, with_noise), strict=True):
+            ways[kind].append(found)
+    return ways
+
+
+def fit_updates(planning: Planning, ways: dict[str, list[list[list[int]]]]) -> dict[str, list[list[Course]]]:
+    """By kind [G][N] the courses along these times."""
+    candidates, sums = planning.candidates, planning.sums
+
+    def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
+        stretch = planning.stretch(problem)
+        for noise in noises:
+            start = noise.initial(problem)
+            states, _ = candidates.path(problem, start)
+            for kind in FITTED:
+                for way in ways[kind][stretch]:
+                    products = fit_along(problem, start, candidates, way, states)
+                    sums.add(f"products {kind} {stretch} {len(way)}", products)
+
+    visiting(planning, "updates", planning.fitting, visit)
+    courses: dict[str, list[list[Course]]] = {kind: [] for kind in ways}
+    for kind, stretches in ways.items():
+        for stretch, found in enumerate(stretches):
+            courses[kind].append([])
+            for way in found:
+                grid = candidates.part(way)
+                by = updates(candidates.process, grid, SOLVERS.get(kind, 0.0))
+                if kind in FITTED:
+                    by = fitted_updates(sums[f"products {kind} {stretch} {len(way)}"], by)
+                courses[kind][-1].append(Course(tuple(grid.times.tolist()), tuple(by)))
+    return courses
+
+
+def fit_along(
+    problem: DenoisingProblem, start: Tensor, candidates: Candidates, way: list[int], states: list[Tensor]
+) -> np.ndarray:
+    """[n, 4, 4] for each step of a course from start [R, *shape] the inner products of state, predicted data, those of
+    the step before, and where the path is after the step. Steps are made with the weights that fit these rows."""
+    grid = candidates.part(way)
+    bound, levels, x, before = problem.field.on(grid), grid.levels.tolist(), start, torch.zeros_like(start)
+    found = []
+    for i, update in enumerate(updates(candidates.process, grid)):
+        data = candidates.process.data(x, bound(x, i).value, levels[i])
+        target = states[way[i + 1] if i + 1 < len(way) else -1]
+        parts = torch.stack([x, data, before, target]).flatten(1).cpu().double()
+        found.append((parts @ parts.T).numpy())
+        keep, now, then, _ = fitted_updates(found[-1][None], (update,), first=not i)[0]
+        x, before = x * keep + data * now + before * then, data
+    return np.stack(found)
+
+
+def fitted_updates(products: np.ndarray, prior: Sequence[Update], first: bool = True) -> list[Update]:
+    """The updates of n steps that fit inner products [n, 4, 4] best, held to those of the solver."""
+    used = np.array([2 if first and not i else 3 for i in range(len(prior))])
+    weights = nearest_weights(products[:, :3, :3], products[:, :3, 3], np.array(prior)[:, :3], used)
+    return [Update(keep, now, before, 0.0) for keep, now, before in weights.round(7).tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """How far courses end from the path."""
+
+    apart: dict[str, np.ndarray]
+    """By kind [G, N] the squared distance of a row; where the kind adds noise it says little."""
+    energy: dict[str, np.ndarray]
+    """By kind [G, N] the energy distance of a row."""
+    doubt: dict[str, np.ndarray]
+    """By kind [G, N] the standard error of that."""
+    costs: np.ndarray
+    """[K, N] evaluations of an image."""
+    rows: np.ndarray
+    """[K] of an image."""
+
+
+def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
+    """The errors of all courses, and of the settings' own solver, on images that nothing was fitted to."""
+    sums, own = planning.sums, planning.settings.solver
+    solvers: dict[str, Solver] = {OWN: own}
+    for kind, stretches in courses.items():
+        solvers[kind] = CalibratedSolver(tuple(map(tuple, stretches)))
+
+    def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
+        stretch, k = planning.stretch(problem), problem.ar_step
+        ends = [planning.candidates.path(problem, noise.initial(problem))[0][-1] for noise in noises]
+        right = torch.stack(ends).flatten(2)
+        sums.add(f"count {stretch}", float(problem.num_rows))
+        sums.add(f"rows {k}", float(problem.num_rows))
+        for kind, solver in solvers.items():
+            apart, energy, squares, costs = (np.zeros(planning.most) for _ in range(4))
+            for n in range(1, planning.most + 1):
+                solved = [solve(problem, solver, n, noise) for noise in noises]
+                found = torch.stack([each.tokens for each in solved]).flatten(2)
+                apart[n - 1] = (found - right).square().sum().item() / len(noises)
+                distances = energy_distances(found, right)
+                energy[n - 1], squares[n - 1] = distances.sum().item(), distances.square().sum().item()
+                costs[n - 1] = solved[0].evaluations
+            sums.add(f"apart {kind} {stretch}", apart)
+            sums.add(f"energy {kind} {stretch}", energy)
+            sums.add(f"squares {kind} {stretch}", squares)
+            sums.add(f"costs {kind} {k}", costs)
+
+    visiting(planning, "errors", planning.judging, visit)
+    stretches, every = range(planning.num_stretches), range(planning.settings.num_ar_steps)
+
+    def means(name: str, kind: str) -> np.ndarray:
+        return np.stack([sums[f"{name} {kind} {g}"] / sums[f"count {g}"] for g in stretches])
+
+    number, counts = len(planning.judging), np.array([sums[f"count {g}"] for g in stretches])[:, None]
+    energy = {kind: means("energy", kind) for kind in solvers}
+    spread = {kind: np.maximum(means("squares", kind) - energy[kind] ** 2, 0) for kind in solvers}
+    return Judged(
+        {kind: means("apart", kind) for kind in solvers},
+        energy,
+        {kind: np.sqrt(squares / counts) for kind, squares in spread.items()},
+        np.stack([sums[f"costs {FITTED[0]} {k}"] for k in every]) / number,
+        np.array([float(sums[f"rows {k}"]) for k in every]) / number,
+    )
+
+
+def measured_gains(planning: Planning) -> np.ndarray:
+    """[K] the squared change of the picture for each unit of squared error."""
+    with planning.sums.once("gains") as missing:
+        if missing:
+            inputs = planning.fitting.part(slice(min(GAINED, len(planning.fitting))))
+            planning.sums.add("gains", np.array(gains(planning.sampler, inputs, planning.settings, planning.on_turn)))
+        else:
+            for _ in range((planning.settings.num_ar_steps + 1) * planning.settings.num_ar_steps):
+                planning.on_turn()
+    return np.exp(pooled(np.log(planning.sums["gains"])))
+
+
+# -- the plan ------------------------------------------------------------------------------------------------------
+
+
+def finished(
+    planning: Planning, courses: dict[str, list[list[Course]]], judged: Judged, budget: float, about: dict[str, Any]
+) -> StepPlan:
+    """The plan of the kind that leaves the least error at the budget."""
+    first, second = (judged.apart[kind] for kind in FITTED)
+    better = second < first
+    mixed = [
+        [two if better[g, n] else one for n, (one, two) in enumerate(zip(*pair, strict=True))]
+        for g, pair in enumerate(zip(*(courses[kind] for kind in FITTED), strict=True))
+    ]
+    kinds = {"fitted": mixed} | {kind: courses[kind] for kind in SOLVERS}
+    apart = judged.apart | {"fitted": np.where(better, second, first)}
+    energy, doubt = (
+        by_kind | {"fitted": np.where(better, *(by_kind[kind] for kind in FITTED[::-1]))}
+        for by_kind in (judged.energy, judged.doubt)
+    )
+    weights = measured_gains(planning)
+    plans = {}
+    for kind, stretches in kinds.items():
+        errors = energy[kind] if SOLVERS.get(kind) else apart[kind]
+        content = {
+            "format": FORMAT,
+            "solver": kind,
+            "budget": 0.0,
+            "num_ar_steps": planning.settings.num_ar_steps,
+            "stretches": [
+                [_told(course, float(errors[g, n])) for n, course in enumerate(found)]
+                for g, found in enumerate(stretches)
+            ],
+            "gains": weights.tolist(),
+            "rows": judged.rows.tolist(),
+            "costs": np.maximum.accumulate(judged.costs, axis=1).tolist(),
+        }
+        plans[kind] = StepPlan(content)
+    spent = plans["fitted"].affordable(budget)
+    # Noise makes estimates doubtful: what adds some is chosen where it is better beyond doubt.
+    left = {kind: _left(plan, energy[kind] + 2 * doubt[kind], spent) for kind, plan in plans.items()}
+    best = min(left, key=lambda kind: left[kind])
+    measured = {
+        "measured_for": {
+            name: value for name, value in facts(planning.settings, planning.sampler).items() if name != "solver"
+        },
+        "budget": spent,
+        "model": planning.sampler.preset.name,
+        "errors": {kind: {"apart": apart[kind].tolist(), "energy": energy[kind].tolist()} for kind in (*kinds, OWN)},
+        "left": left,
+        "measured_with": about,
+    }
+    return StepPlan(dict(plans[best].content) | measured)
+
+
+def _left(plan: StepPlan, energy: np.ndarray, budget: float) -> float:
+    """The energy distance of an image, as it reaches the picture, that a plan leaves at a budget."""
+    counts, num_ar_steps = plan.counts(budget), len(plan.content["rows"])
+    weights = np.array(plan.content["gains"]) * np.array(plan.content["rows"])
+    stretches = [stretch_of(k, num_ar_steps, len(energy)) for k in range(num_ar_steps)]
+    return float(sum(weights[k] * energy[stretches[k], counts[k] - 1] for k in range(num_ar_steps)))
+
+
+def _told(course: Course, error: float) -> dict[str, Any]:
+    return {
+        "times": list(course.times),
+        "updates": [list(update) for update in course.updates],
+        "error": max(error, 0.0),
+    }
