@@ -268,7 +268,7 @@ def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, 
     """A solver by its name and options; preferred: options that are taken where the solver has them and they are not
     given. Raises DisaError."""
     if name in DROPPED:
-        raise DisaError(f"{name} is no longer there: dpm-solver++-2 draws as well in as many steps, choose it.")
+        raise DisaError(f"{name} is no longer there: choose dpm-solver++-2, which draws about as well.")
     if name not in SOLVERS:
         raise DisaError(
             f"unknown solver {shown(name)}: expected one of {', '.join(SOLVERS)}.{did_you_mean(name, SOLVERS)}"
