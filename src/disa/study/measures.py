@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from disa.draw.inputs import Inputs
+from disa.study.certainty import Corrected, corrected
 from disa.study.metrics import Resampled, Spread
 
 FEWEST_IMAGES = 20
@@ -24,6 +26,12 @@ class Measured:
     """The number that each policy is judged by."""
     yardsticks: Any = None
     """What real data score, as a dataclass of numbers."""
+    bounds: tuple[float, float] = (-math.inf, math.inf)
+    """Between which every headline is."""
+
+    def headline(self, policy: int) -> Spread:
+        """The number that a policy is judged by."""
+        return self.headlines[policy].spread().within(*self.bounds)
 
     def difference(self, policy: int, base: int = 0) -> Spread:
         """A policy's headline minus another one's, paired by seed."""
@@ -33,6 +41,11 @@ class Measured:
     def differences(self) -> list[Spread | None]:
         """To the first policy; None for itself."""
         return [None, *(self.difference(policy) for policy in range(1, len(self.headlines)))]
+
+    @property
+    def corrected(self) -> list[Corrected | None]:
+        """The differences as one family, see `disa.study.certainty`."""
+        return [None, *corrected([each for each in self.differences if each is not None])]
 
 
 class Measure(Protocol):

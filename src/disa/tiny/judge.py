@@ -20,7 +20,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from disa.errors import DisaError
-from disa.study.metrics import SMALLEST_STRATUM, Array, Resampled, Spread, bootstrap, resample
+from disa.study.metrics import SHARE, SMALLEST_STRATUM, Array, Resampled, Spread, bootstrap, resample
 from disa.tiny.captions import (
     CATEGORIES,
     COLOURS,
@@ -93,7 +93,7 @@ class Report:
 
     @property
     def overall(self) -> Spread:
-        return self.resampled.spread()
+        return self.resampled.spread().within(*SHARE)
 
     def __str__(self) -> str:
         shares = ", ".join(f"{category} {spread}" for category, spread in self.categories.items())
@@ -116,7 +116,7 @@ def score(images: Array, captions: Sequence[str], num_resamples: int = 200, seed
     spreads = {
         CATEGORIES[label]: bootstrap(
             lambda right: right.mean().item(), correct[labels == label], num_resamples=num_resamples, seed=seed
-        )
+        ).within(*SHARE)
         for label in labels.unique().tolist()
     }
     overall = resample(_mean_of_categories, correct, labels, strata=strata, num_resamples=num_resamples, seed=seed)
@@ -131,7 +131,8 @@ def _marks(verdicts: Sequence[Verdict]) -> tuple[Tensor, Tensor, Tensor | None]:
 
 
 def _mean_of_categories(right: Tensor, labels: Tensor) -> float:
-    return torch.stack([right[labels == label].mean() for label in labels.unique()]).mean().item()
+    shares = torch.bincount(labels, weights=right) / torch.bincount(labels)
+    return shares.nanmean().item()
 
 
 def judge(image: Array, caption: str) -> Verdict:

@@ -12,7 +12,7 @@ from torch import Tensor
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.study.measures import FEWEST_IMAGES, Measure, Measured
-from disa.study.metrics import Spread
+from disa.study.metrics import POSITIVE, SHARE, Spread
 
 
 class Digits:
@@ -31,7 +31,7 @@ class Digits:
         labels = None if inputs.labels is None else torch.tensor(inputs.labels)
         measured = [measure_digits(part * 2 - 1, labels) for part in images]
         qualities, distances = zip(*measured, strict=True)
-        return Measured(qualities, distances, yardsticks())
+        return Measured(qualities, distances, yardsticks(), POSITIVE)
 
     def cells(self, quality: Any, difference: Spread | None) -> list[str]:
         read = "" if quality.accuracy is None else f"{quality.accuracy.value:.1%}"
@@ -79,7 +79,7 @@ class Shapes:
             Score(report.overall, {str(name): share for name, share in report.categories.items()}, report.num_images)
             for report in reports
         ]
-        return Measured(scores, [report.resampled for report in reports])
+        return Measured(scores, [report.resampled for report in reports], bounds=SHARE)
 
     def cells(self, quality: Any, difference: Spread | None) -> list[str]:
         return [str(quality.overall), _gap(difference)]

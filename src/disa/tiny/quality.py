@@ -13,6 +13,8 @@ from torch import Tensor
 
 from disa.errors import DisaError
 from disa.study.metrics import (
+    POSITIVE,
+    SHARE,
     SMALLEST_STRATUM,
     Array,
     Gaussian,
@@ -109,7 +111,8 @@ def measure_digits(
     if wanted is not None:
         read = _classifier().logits(features).argmax(dim=1)
         accuracy = bootstrap(class_accuracy, read, wanted, strata=strata, num_resamples=num_resamples, seed=seed)
-    quality = Quality(DIGIT_FEATURES, distance.spread(), accuracy, precision, recall, len(features))
+        accuracy = accuracy.within(*SHARE)
+    quality = Quality(DIGIT_FEATURES, distance.spread().within(*POSITIVE), accuracy, precision, recall, len(features))
     return quality, distance
 
 
