@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from policies_draw import PLAN, PointFolder, open_folders
-from policies_plan import Point, inputs_of
+from point_folders import measured
+from policies_draw import PLAN, open_folders
+from policies_plan import Point
 from policies_write import lower_is_better
 from tables import RESULTS
-from torch import Tensor
 
-from disa.draw.resizing import read_picture
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.files import write_json
 from disa.study.measures import Measured
-from disa.tiny.measures import MEASURES
 
 FIXED = ("constant", "two-stage", "linear", "cosine", "reversed")
 """Kinds that know only the AR step."""
@@ -40,50 +38,30 @@ def measure(model: str, work: Path, result: Path | None) -> None:
     count = min(min(each.missing, default=planned["images"]) for each in folders.values())
     if not count:
         raise DisaError(f"not every point of {model} is drawn: run draw first.")
-    inputs, by = inputs_of(sampler, count), MEASURES[sampler.defaults.quality]
-    images = [_images(each, count, sampler.image_shape) for each in folders.values()]
-    if refusal := by.refusal(images[0], inputs):
-        raise DisaError(f"what is drawn of {model} cannot be measured: {refusal}.")
-    measured = by.measure(images, inputs)
-    judged, yardsticks = _judged(points, measured), measured.yardsticks
+    by_point = measured(sampler, list(folders.values()), count)
+    judged, yardsticks = _judged(points, by_point), by_point.yardsticks
     report = {
         "model": model,
         "num_images": count,
         "seeds": [0, count - 1],
         "torch": torch.__version__,
         "threads": folders[points[0]].trace()["settings"]["threads"],
-        "points": [asdict(point) | _costs(folders[point]) | judged[i] for i, point in enumerate(points)],
+        "points": [asdict(point) | folders[point].costs() | judged[i] for i, point in enumerate(points)],
         "yardsticks": yardsticks and asdict(yardsticks),
     }
     write_json(result or RESULTS / f"policies-{model}.json", report)
 
 
-def _images(point: PointFolder, count: int, shape: tuple[int, int, int]) -> Tensor:
-    """[count, channels, height, width] in [0, 1], with 8 bits."""
-    return torch.cat([read_picture(path, shape) for path in point.pictures(count)])
-
-
-def _costs(point: PointFolder) -> dict[str, Any]:
-    """Evaluations and times of all that was drawn of a point."""
-    trace, cpu = point.trace(), point.cpu()
-    return {
-        "evaluations_per_row": trace["evaluations_per_row"],
-        "seconds_per_image": trace["seconds"] / trace["images_counted"],
-        "cpu_seconds_per_image": cpu["seconds"] / cpu["images"],
-        "counts": [round(step["steps"], 2) for step in trace["trace"]],
-    }
-
-
-def _judged(points: Sequence[Point], measured: Measured) -> list[dict[str, Any]]:
+def _judged(points: Sequence[Point], found: Measured) -> list[dict[str, Any]]:
     """The quality of every point, and its differences: to the original, to `linear`, to the best fixed schedule."""
     linear = {_place(point): i for i, point in enumerate(points) if point.kind == "linear"}
-    bases = {"beyond_linear": linear, "beyond_best": _best(points, measured)}
+    bases = {"beyond_linear": linear, "beyond_best": _best(points, found)}
 
     def difference(i: int, base: int) -> dict[str, Any] | None:
-        return None if base == i else asdict(measured.difference(i, base))
+        return None if base == i else asdict(found.difference(i, base))
 
     return [
-        {"quality": asdict(measured.qualities[i]), "difference": difference(i, 0)}
+        {"quality": asdict(found.qualities[i]), "difference": difference(i, 0)}
         | {name: difference(i, places.get(_place(point), i)) for name, places in bases.items()}
         for i, point in enumerate(points)
     ]
@@ -94,11 +72,11 @@ def _place(point: Point) -> tuple[float | None, str | None]:
     return point.share, point.solver
 
 
-def _best(points: Sequence[Point], measured: Measured) -> dict[tuple[float | None, str | None], int]:
+def _best(points: Sequence[Point], found: Measured) -> dict[tuple[float | None, str | None], int]:
     """The best fixed schedule of each place."""
-    sign = 1 if lower_is_better(vars(measured.qualities[0])) else -1
+    sign = 1 if lower_is_better(vars(found.qualities[0])) else -1
     fixed = [i for i, point in enumerate(points) if point.kind in FIXED]
     best: dict[tuple[float | None, str | None], int] = {}
-    for i in sorted(fixed, key=lambda i: sign * measured.headlines[i].value):
+    for i in sorted(fixed, key=lambda i: sign * found.headlines[i].value):
         best.setdefault(_place(points[i]), i)
     return best

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+import small
+from command import Command
+from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.study.certainty import corrected, holm, images_needed, p_value, smallest_seen, what_can_be_shown
+from disa.study.measures import Measured
 from disa.study.metrics import Resampled, Spread, bootstrap_difference, resample, student_quantile
+from disa.tiny.measures import MEASURES
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture
-def check(monkeypatch: pytest.MonkeyPatch) -> Any:
+def check(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     yield import_module("bootstrap_check")
     for name in ("bootstrap_check", "common", "tables", "policies_plan"):
@@ -147,3 +156,153 @@ def test_wrong_numbers_are_refused() -> None:
         smallest_seen(1.0, 0)
     with pytest.raises(DisaError, match="above 0"):
         images_needed(0.0, 1.0, 100)
+
+
+# -- compare -------------------------------------------------------------------------------------------------------
+
+
+class Brightness:
+    """A measure: how bright pictures are."""
+
+    columns = ("brightness", "difference to the first")
+
+    def refusal(self, images: Tensor, inputs: Inputs) -> str:
+        return ""
+
+    def measure(self, images: Sequence[Tensor], inputs: Inputs) -> Measured:
+        found = [resample(lambda v: v.mean().item(), each.flatten(1).mean(1)) for each in images]
+        return Measured([each.spread() for each in found], found, bounds=(0.0, 1.0))
+
+    def cells(self, quality: Any, difference: Spread | None) -> list[str]:
+        return [str(quality), "" if difference is None else f"{difference.low:.4f}"]
+
+    def note(self, quality: Any, yardsticks: Any) -> str:
+        return "brightness"
+
+
+def test_compare_corrects_for_its_comparisons(disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MEASURES, "", Brightness())
+    model = small.sampler().save_pretrained(tmp_path / "model")
+    policies = [word for steps in ("constant:6", "constant:2", "constant:1") for word in ("--steps", steps)]
+    arguments = (
+        "compare",
+        "--model",
+        model,
+        *policies,
+        "--seeds",
+        "0-23",
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "out",
+    )
+    report = disa(*arguments, "--json").json()
+    first, *others = report["policies"]
+    assert first["difference"] is first["corrected"] is None
+    family = [Spread(**policy["difference"]) for policy in others]
+    assert [policy["corrected"] for policy in others] == [asdict(each) for each in corrected(family)]
+    smallest = smallest_seen(max(each.std for each in family), 2)
+    assert report["certainty"] == {"comparisons": 2, "level": 0.05, "power": 0.8, "smallest_difference": smallest}
+    said = disa(*arguments).out
+    assert all(f"{policy['corrected']['low']:.4f}" in said for policy in others)
+    assert "2 comparisons: the intervals of the differences are wider for that (Holm). 24 images can show" in said
+    assert "comparisons:" not in disa(*arguments[:7], *arguments[9:]).out
+
+
+# -- two stages ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def confirm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`benchmarks/confirm.py`, where every model is a small one."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = import_module("confirm")
+    monkeypatch.setitem(MEASURES, "", Brightness())
+    monkeypatch.setattr(module.Sampler, "load", lambda name: small.sampler())
+    monkeypatch.setattr(module, "ENOUGH", {"": 40})
+    monkeypatch.chdir(BENCHMARKS.parent)
+    yield module
+    for name in ("confirm", "confirm_write", "point_folders", "tables", "policies_plan"):
+        sys.modules.pop(name, None)
+
+
+def test_what_is_chosen_is_confirmed_on_other_seeds(confirm: Any, tmp_path: Path) -> None:
+    points = confirm.Points.read(write_points(tmp_path, POINTS))
+    work, results = tmp_path / "work", tmp_path / "results"
+
+    def run(stage: str, first: int, images: int | None = 20) -> None:
+        confirm.run(confirm.Stage(stage, first, images, work), points, None, results)
+
+    with pytest.raises(DisaError, match="chosen on is not known"):
+        run("confirm", 500_000)
+    run("choose", 300_000)
+    pictures = sorted((work / "choose").rglob("seed*.png"))
+    written = [path.stat().st_mtime_ns for path in pictures]
+    run("choose", 300_000)
+    assert [path.stat().st_mtime_ns for path in pictures] == written
+    for first in (299_990, 300_019):
+        with pytest.raises(DisaError, match="300000-300019 were chosen on"):
+            run("confirm", first)
+    run("confirm", 500_000, None)
+    report = json.loads((results / "confirm-small.json").read_text())
+    assert (report["seeds"], report["chosen_on"]) == ([500_000, 500_039], [[300_000, 300_019]])
+    assert (report["num_images"], report["enough_for_a_claim"], report["comparisons"]) == (40, True, 3)
+    original, few, other = report["points"]
+    assert original["to_original"] is few["to_base"] is None
+    assert other["base"] == "few"
+    family = [few["to_original"], other["to_original"], other["to_base"]]
+    spreads = [Spread(**{name: value for name, value in claim.items() if name != "corrected"}) for claim in family]
+    assert [claim["corrected"] for claim in family] == [asdict(each) for each in corrected(spreads)]
+    assert other["evaluations_per_row"] == few["evaluations_per_row"] < original["evaluations_per_row"]
+    assert min(other["seconds_per_image"], other["cpu_seconds_per_image"]) > 0
+    text = (results / "confirm-small.md").read_text()
+    assert "3 comparisons" in text
+    assert "chosen on 300000-300019" in text
+    assert "A trial" not in text
+    assert "A trial" in (results / "choose-small.md").read_text()
+
+
+POINTS = {
+    "models": {
+        "small": [
+            {"name": "original", "steps": "constant:4"},
+            {"name": "few", "steps": "constant:2"},
+            {"name": "other", "steps": "constant:2", "solver": "ddim", "base": "few"},
+        ]
+    }
+}
+
+
+def write_points(folder: Path, content: Any) -> Path:
+    path = folder / "points.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("stage", "seeds", "words"),
+    [
+        ("choose", (799_000, 800_000), "never used"),
+        ("confirm", (899_999, 900_100), "never used"),
+        ("choose", (499_990, 500_009), "are for confirming"),
+        ("confirm", (400_050, 400_060), "400000-400099 were chosen on"),
+    ],
+)
+def test_seeds_that_a_stage_may_not_use_are_refused(confirm: Any, stage: str, seeds: Any, words: str) -> None:
+    with pytest.raises(DisaError, match=words):
+        confirm.check_seeds(stage, seeds, [(400_000, 400_099)])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "expected an object with models"),
+        ({"models": {"small": [{"steps": "constant:2"}]}}, "expected an object with models"),
+        ({"models": {"small": [{"name": "a"}]}}, "two points or more"),
+        ({"models": {"small": [{"name": "a"}, {"name": "a"}]}}, "two points or more"),
+        ({"models": {"small": [{"name": "a"}, {"name": "b", "base": "c"}]}}, "'c'; there are a, b"),
+    ],
+)
+def test_what_is_no_file_of_points_is_refused(confirm: Any, tmp_path: Path, content: Any, words: str) -> None:
+    with pytest.raises(DisaError, match=words):
+        confirm.Points.read(write_points(tmp_path, content))

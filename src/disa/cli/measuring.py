@@ -18,7 +18,8 @@ from disa.values import counted
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
     from disa.draw.sampler import Sampler
-    from disa.study.compare import Comparison
+    from disa.study.compare import Comparison, PolicyResult
+    from disa.study.metrics import Spread
 
 COMPARED, SHOWN = 100, 40
 
@@ -165,7 +166,7 @@ def _print_comparison(result: Comparison, out: Path) -> None:
             f"{policy.speedup:.2f}x",
             f"{policy.evaluations_per_row:.1f}",
             percent(policy.seconds_head, policy.seconds),
-            *(measure.cells(policy.quality, policy.difference) if measure else ()),
+            *(measure.cells(policy.quality, _corrected(policy)) if measure else ()),
         ]
         for policy in result.policies
     ]
@@ -176,9 +177,26 @@ def _print_comparison(result: Comparison, out: Path) -> None:
     table(title, headers, rows)
     if measure:
         line(measure.note(result.policies[0].quality, result.yardsticks))
+        if sure := _certainty(result):
+            line(sure)
         if result.too_few:
             line(result.too_few)
     elif result.unmeasured:
         line(f"quality is not measured: {result.unmeasured}.")
     cut = f" of the first {SHOWN} images" if len(result.inputs) > SHOWN else ""
     line(f"compare.png{cut}, steps.png and compare.json are in {out}")
+
+
+def _corrected(policy: PolicyResult) -> Spread | None:
+    """The difference to the first with the interval that is corrected for the number of comparisons."""
+    of_family = policy.corrected
+    return of_family and replace(policy.difference, low=of_family.low, high=of_family.high)
+
+
+def _certainty(result: Comparison) -> str:
+    """How many differences were looked at, and what so many images can show of them."""
+    from disa.study.certainty import what_can_be_shown
+
+    count = len(result.differences)
+    told = f"{count} comparisons: the intervals of the differences are wider for that (Holm)." if count > 1 else ""
+    return f"{told} {what_can_be_shown(result.differences, len(result.inputs))}".strip()

@@ -19,6 +19,7 @@ from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
+from disa.study.certainty import LEVEL, POWER, Corrected, smallest_seen
 from disa.study.measures import Measure, Measured
 from disa.study.metrics import Spread
 from disa.values import counted
@@ -40,9 +41,20 @@ class PolicyResult:
     """[K] denoising steps of a row; the mean, where a policy that looks gives each row its own."""
     quality: Any = None
     difference: Any = None
+    """To the first policy, on its own; None for itself."""
+    corrected: Corrected | None = None
+    """The same, as one of as many differences as there are policies but the first."""
 
     @classmethod
-    def of(cls, steps: str, samples: Samples, first: float, quality: Any, difference: Any) -> PolicyResult:
+    def of(
+        cls,
+        steps: str,
+        samples: Samples,
+        first: float,
+        quality: Any = None,
+        difference: Spread | None = None,
+        corrected: Corrected | None = None,
+    ) -> PolicyResult:
         """first: seconds of the first policy."""
         return cls(
             steps=steps,
@@ -55,6 +67,7 @@ class PolicyResult:
             counts=[step.steps for step in samples.trace],
             quality=quality,
             difference=difference,
+            corrected=corrected,
         )
 
 
@@ -75,6 +88,20 @@ class Comparison:
     """Why nothing was measured, if there is a reason."""
     headline: Spread | None = None
     """What the first policy scores."""
+
+    @property
+    def differences(self) -> list[Spread]:
+        """Of every policy to the first, where there is a measure: the family that is corrected for."""
+        return [policy.difference for policy in self.policies if policy.difference is not None]
+
+    @property
+    def certainty(self) -> dict[str, Any] | None:
+        """How many differences were looked at, and how large one must be for so many images to show it."""
+        differences = self.differences
+        if not differences:
+            return None
+        smallest = smallest_seen(max(difference.std for difference in differences), len(differences))
+        return {"comparisons": len(differences), "level": LEVEL, "power": POWER, "smallest_difference": smallest}
 
     @property
     def too_few(self) -> str:
@@ -98,6 +125,7 @@ class Comparison:
             "num_images": len(self.inputs),
             **self.inputs.numbers(),
             "policies": [asdict(policy) for policy in self.policies],
+            "certainty": self.certainty,
             "yardsticks": None if self.yardsticks is None else asdict(self.yardsticks),
         }
 
@@ -140,7 +168,7 @@ def compare(
         measured.yardsticks if measured else None,
         measure if measured else None,
         unmeasured,
-        measured.headlines[0].spread() if measured else None,
+        measured.headline(0) if measured else None,
     )
 
 
@@ -170,7 +198,8 @@ def _warm_up(sampler: Sampler, settings: Settings, inputs: Inputs) -> None:
 
 
 def _results(step_policies: Sequence[str], samples: Sequence[Samples], measured: Measured | None) -> list[PolicyResult]:
-    nothing = [None] * len(samples)
-    qualities, differences = (measured.qualities, measured.differences) if measured else (nothing, nothing)
-    found = zip(step_policies, samples, qualities, differences, strict=True)
-    return [PolicyResult.of(text, each, samples[0].seconds, *judged) for text, each, *judged in found]
+    judged: list[tuple[Any, ...]] = [() for _ in samples]
+    if measured:
+        judged = list(zip(measured.qualities, measured.differences, measured.corrected, strict=True))
+    found = zip(step_policies, samples, judged, strict=True)
+    return [PolicyResult.of(text, each, samples[0].seconds, *about) for text, each, about in found]

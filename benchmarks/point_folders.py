@@ -1,0 +1,99 @@
+"""The images of points of a study: a sample folder each, all points in turn, chunk by chunk."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from policies_plan import inputs_of
+from torch import Tensor
+
+from disa.draw.folder import TRACE, Layout, SampleFolder
+from disa.draw.inputs import Inputs
+from disa.draw.resizing import read_picture
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
+from disa.errors import DisaError
+from disa.files import write_json
+from disa.study.measures import Measured
+from disa.tiny.measures import MEASURES
+
+CHUNK = 100
+"""Images of a point before it is the next one's turn, so that a machine whose speed wanders is fair to all of them."""
+CPU = "cpu.json"
+
+
+class PointFolder:
+    """The images of a point. `missing` are the places of those that are not there yet."""
+
+    def __init__(self, sampler: Sampler, settings: Settings, path: Path, inputs: Inputs) -> None:
+        """Raises DisaError where the folder holds other images."""
+        self.sampler, self.settings, self.path, self.inputs = sampler, settings, path, inputs
+        about = sampler.start(inputs.part([0]), self.settings).about()
+        self.samples = SampleFolder(self.path, inputs, about, Layout.flat(inputs))
+        self.missing = self.samples.open("resume")
+
+    def draw(self, places: Sequence[int]) -> None:
+        """Draw some of the images. What was finished before an interruption is kept."""
+        cpu, started = self.cpu(), time.process_time()
+        for samples in self.sampler.start(self.inputs.part(places), self.settings).batches():
+            cpu = {"images": cpu["images"] + len(samples), "seconds": cpu["seconds"] + time.process_time() - started}
+            self.samples.write(samples, [places[place] for place in samples.places])
+            write_json(self.path / CPU, cpu)
+            started = time.process_time()
+
+    def cpu(self) -> dict[str, float]:
+        """CPU seconds of drawing, which a trace does not have, and the images that took them."""
+        path = self.path / CPU
+        return json.loads(path.read_text()) if path.exists() else {"images": 0, "seconds": 0.0}
+
+    def trace(self) -> dict[str, Any]:
+        """Settings, counts and times of what is there."""
+        return json.loads((self.path / TRACE).read_text())
+
+    def images(self, count: int) -> Tensor:
+        """The first ones, [count, channels, height, width] in [0, 1], with 8 bits."""
+        paths = [self.path / name for name in self.samples.layout.names[:count]]
+        return torch.cat([read_picture(path, self.sampler.image_shape) for path in paths])
+
+    def costs(self) -> dict[str, Any]:
+        """Evaluations and times of all that was drawn."""
+        trace, cpu = self.trace(), self.cpu()
+        return {
+            "evaluations_per_row": trace["evaluations_per_row"],
+            "seconds_per_image": trace["seconds"] / trace["images_counted"],
+            "cpu_seconds_per_image": cpu["seconds"] / cpu["images"],
+            "counts": [round(step["steps"], 2) for step in trace["trace"]],
+        }
+
+
+def draw_in_turn(folders: Mapping[str, PointFolder], num_images: int) -> None:
+    """The first images of every point, by its name; those that are there stay, also where there are more."""
+    turns = [
+        (name, places)
+        for start in range(0, num_images, CHUNK)
+        for name, folder in folders.items()
+        if (places := [i for i in folder.missing if start <= i < min(start + CHUNK, num_images)])
+    ]
+    for done, (name, places) in enumerate(turns):
+        started = time.perf_counter()
+        folders[name].draw(places)
+        seconds = time.perf_counter() - started
+        told = f"{len(places)} from {places[0]}"
+        print(f"{done + 1}/{len(turns)} {name}: {told}, {seconds:.1f} s", flush=True)
+    for each in folders.values():
+        if all(i < num_images for i in each.missing):
+            each.samples.finish()
+
+
+def measured(sampler: Sampler, folders: Sequence[PointFolder], count: int, first_seed: int = 0) -> Measured:
+    """The quality of the first images of every point. Raises DisaError where they cannot be measured."""
+    inputs, by = inputs_of(sampler, count, first_seed), MEASURES[sampler.defaults.quality]
+    images = [each.images(count) for each in folders]
+    if refusal := by.refusal(images[0], inputs):
+        raise DisaError(f"what is drawn of {sampler.preset.name} cannot be measured: {refusal}.")
+    return by.measure(images, inputs)
