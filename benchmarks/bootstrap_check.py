@@ -223,7 +223,7 @@ def families(comparisons: int, absent: int, count: int, random: np.random.Genera
 
 def check(kinds: Sequence[str], work: Path, result: Path) -> None:
     """Families of differences and studies of some kinds of outcomes -> a result file, whose other kinds stay."""
-    known = json.loads(result.read_text()) if result.exists() else {"studies": {}}
+    known: dict[str, Any] = json.loads(result.read_text()) if result.exists() else {"studies": {}}
     random = np.random.default_rng(0)
     known |= {"steps": STEPS, "first_seeds": [FIRST, FIRST + OTHER_NOISE]}
     known["families"] = [

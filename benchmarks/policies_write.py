@@ -54,8 +54,9 @@ the measurements. A budget is a share of the evaluations that the original setti
 that come closest to it, every other policy those that come closest to `linear`; a table may spend no more than that.
 
 Differences are paired by seed, with a 95 % bootstrap interval. If the interval contains 0, this sample size shows no
-difference. The best fixed schedule of a budget is chosen on these very seeds, among all policies that know only the AR
-step. Times are CPU seconds of one process with the stated threads, which other work on the machine disturbs less.
+difference. The intervals are those of single differences: [how sure a difference is](certainty.md) says what many of
+them are worth. The best fixed schedule of a budget is chosen on these very seeds, among all policies that know only the
+AR step. Times are CPU seconds of one process with the stated threads, which other work on the machine disturbs less.
 """
 
 

@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md: `python benchmarks/tables.py` (`--check` only compares).
+"""Write the tables of README.md and of pages in docs: `python benchmarks/tables.py` (`--check` only compares).
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. NAME is a result file under benchmarks/results, or
 `headline`: the paper's own numbers, which the presets hold, above those of the result files.
@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "certainty.md")
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
@@ -98,6 +98,21 @@ def architectures(result: dict[str, Any]) -> str:
     return table(headers, rows)
 
 
+def coverage(result: dict[str, Any]) -> str:
+    """The result of `benchmarks/bootstrap_check.py`."""
+    rows = [
+        [what, case["of"], str(case["images"]), str(case["studies"]), _held(case["before"]), _held(case["now"])]
+        for what, found in result["studies"].items()
+        for case in found["cases"]
+    ]
+    headers = ["outcomes", "of", "images", "studies", "held before, rms z", "held now, rms z"]
+    return table(headers, rows)
+
+
+def _held(found: dict[str, float]) -> str:
+    return f"{found['coverage']:.1%} ({found['coverage_error']:.1%}), {found['rms_z']:.2f} ({found['rms_z_error']:.2f})"
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "digits": quality,
     "demo": times,
@@ -107,6 +122,7 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "xar-digits-times": times,
     "harmon-shapes": scores,
     "mar-cpu": architectures,
+    "bootstrap-check": coverage,
 }
 
 
