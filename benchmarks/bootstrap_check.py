@@ -1,7 +1,7 @@
 """Whether intervals of paired differences hold what they say: the true difference in 95 of 100 studies.
 
-    python benchmarks/bootstrap_check.py draw harmon-shapes --images 2000   # an hour; interrupt and repeat it at will
-    python benchmarks/bootstrap_check.py draw flowar-digits --images 2500
+    python benchmarks/bootstrap_check.py draw harmon-shapes --images 1000   # minutes; interrupt and repeat it at will
+    python benchmarks/bootstrap_check.py draw flowar-digits --images 2000
     python benchmarks/bootstrap_check.py check                              # -> benchmarks/results/bootstrap-check.json
 
 `draw` keeps what every image is judged by, below --work: whether a picture shows its caption, or a digit's features;
