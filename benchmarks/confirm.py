@@ -164,10 +164,13 @@ def run(stage: Stage, points: Points, only: str | None, results: Path) -> None:
     samplers = {model: Sampler.load(model) for model in points.models}
     for sampler in samplers.values():
         check_seeds(stage.name, stage.seeds(sampler), chosen_on)
-    folders = {model: stage.folders(sampler, points.models[model]) for model, sampler in samplers.items()}
-    for model in [only] if only else samplers:
-        named = {f"{stage.name} {model} {name}": folder for name, folder in folders[model].items()}
-        draw_in_turn(named, stage.count(samplers[model]))
+    drawn = [only] if only else list(samplers)
+    folders = {model: stage.folders(samplers[model], points.models[model]) for model in drawn}
+    for model, own in folders.items():
+        draw_in_turn({f"{stage.name} {model} {name}": each for name, each in own.items()}, stage.count(samplers[model]))
+    if only:
+        print(f"{only} is drawn; without --model, what is missing of all models is drawn, and all is measured.")
+        return
     missing = {
         model: sum(_missing(folder, stage.count(samplers[model])) for folder in own.values())
         for model, own in folders.items()

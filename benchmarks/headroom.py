@@ -3,10 +3,10 @@
     python benchmarks/headroom.py measure flowar-digits --images 32     # -> results/headroom-flowar-digits.json
     python benchmarks/headroom.py write                                 # -> docs/headroom.md and its plot
 
-In every AR step of images that the model draws, each row is solved by the courses of the model's plan, with every number
-of denoising steps, and compared with the probability-flow ODE in many small steps from the same noise. What is left
+In every AR step of images that the model draws, each row is solved by the courses of the model's plan, with every
+number of denoising steps, and compared with the probability-flow ODE in many small steps from the same noise. What is left
 undone is weighted by how much an error of that AR step moves the picture (the plan's gains). Curves and bins are chosen
-on one half of the images, all errors are those of the other half; an oracle knows the true error of each of these rows.
+on one half of the images, and errors are those of the other half; an oracle knows the true error of each of their rows.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from disa.draw.sampler import Sampler
 from disa.files import make_folder, write_json, write_text, write_whole
 from disa.policies import adaptive
 from disa.policies.scores import log_change
-from disa.study.times import Candidates
+from disa.study.planning import candidates_for
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
 FIRST_SEED = 200_000
@@ -87,7 +87,7 @@ class Rows:
     """What was measured of all rows: errors [R, G, N] on the course of every stretch, and scores [R]."""
 
     def __init__(self, sampler: Sampler, plan: StepPlan, noise: SeededNoise) -> None:
-        self.of_plan, self.noise, self.candidates = plan, noise, Candidates.of(sampler.model.process)
+        self.of_plan, self.noise, self.candidates = plan, noise, candidates_for(sampler, sampler.settings())
         probe = adaptive.find_probe(None, sampler.preset, lambda: sampler.weights_hash)
         self.scores = {name: adaptive.scores(probe)[form] for name, form in PROBED.items()}
         self.rows_of_image = np.array(plan.content["rows"])
@@ -238,7 +238,13 @@ def _plot(results: Sequence[dict[str, Any]]) -> bytes:
     for axes, result in zip(np.atleast_1d(figure.subplots(1, len(results), sharey=True)), results, strict=True):
         base = np.array(result["errors"]["counts by AR step"])
         for way, errors in result["errors"].items():
-            style = ":" if "oracle" in way or way == "few steps" else "--" if way in ("constant", "times by AR step") else "-"
+            style = (
+                ":"
+                if "oracle" in way or way == "few steps"
+                else "--"
+                if way in ("constant", "times by AR step")
+                else "-"
+            )
             axes.plot(result["budgets"], np.array(errors) / base, style, marker=".", label=way)
         axes.set(title=result["model"], xlabel="evaluations per row", yscale="log")
         axes.grid(alpha=0.3)

@@ -55,10 +55,12 @@ NUM_IMAGES, FIRST_SEED = 32, 100_000
 GAINED = 8
 """Images that are disturbed."""
 FITTED = ("fitted, plain times", "fitted, own times")
-"""Updates that are fitted, on times that are best for steps of DPM-Solver++ 2M, or for fitted steps. The better ones of
-each number of denoising steps make up the kind `fitted`."""
-SOLVERS = {"dpm-solver++-2": 0.0, "dpm-solver++-2:eta=1": 1.0}
+"""Updates that are fitted, on times that are best for steps of DPM-Solver++ 2M, or for fitted steps."""
+EXACT, NOISY = "dpm-solver++-2", "dpm-solver++-2:eta=1"
+SOLVERS = {EXACT: 0.0, NOISY: 1.0}
 """Solvers on their own best times, and how much noise they add."""
+BEST = "fitted"
+"""For every stretch and number of denoising steps the best of all that add no noise."""
 OWN = "own"
 """The solver and the grid of the settings, with as many denoising steps."""
 
@@ -108,13 +110,20 @@ def make_plan(
     sampler.prepare()
     allowed, num_rows = read_budget(sampler, inputs, settings, asked)
     about = {"seeds": inputs.seeds, "inputs": inputs.numbers(), "most": most, **facts(settings, sampler)}
-    half, candidates = len(inputs) // 2, Candidates.of(sampler.model.process)
+    half, candidates = len(inputs) // 2, candidates_for(sampler, settings)
     parts = inputs.part(slice(half)), inputs.part(slice(half, len(inputs)))
     sums = Sums(keep, digest(about | {"steps": str(settings.steps)}))
     planning = Planning(sampler, settings, *parts, candidates, min(most, len(candidates)), sums, on_turn)
     ways = find_times(planning)
     courses = fit_updates(planning, ways)
     return finished(planning, courses, judge(planning, courses), allowed / num_rows, about)
+
+
+def candidates_for(sampler: Sampler, settings: Settings) -> Candidates:
+    """The path that a model's short courses are to follow, and its times."""
+    original = sampler.settings(steps=sampler.defaults.original)
+    longest = max(original.steps.counts(settings.num_ar_steps))
+    return Candidates.of(sampler.model.process, original.solver, longest)
 
 
 def work(settings: Settings, num_images: int, most: int = MOST) -> list[float]:
@@ -319,18 +328,15 @@ def finished(
     planning: Planning, courses: dict[str, list[list[Course]]], judged: Judged, budget: float, about: dict[str, Any]
 ) -> StepPlan:
     """The plan of the kind that leaves the least error at the budget."""
-    first, second = (judged.apart[kind] for kind in FITTED)
-    better = second < first
-    mixed = [
-        [two if better[g, n] else one for n, (one, two) in enumerate(zip(*pair, strict=True))]
-        for g, pair in enumerate(zip(*(courses[kind] for kind in FITTED), strict=True))
-    ]
-    kinds = {"fitted": mixed} | {kind: courses[kind] for kind in SOLVERS}
-    apart = judged.apart | {"fitted": np.where(better, second, first)}
-    energy, doubt = (
-        by_kind | {"fitted": np.where(better, *(by_kind[kind] for kind in FITTED[::-1]))}
-        for by_kind in (judged.energy, judged.doubt)
+    names = (*FITTED, EXACT)
+    better = np.argmin([judged.apart[kind] for kind in names], axis=0)
+    places = np.ogrid[: better.shape[0], : better.shape[1]]
+    apart, energy, doubt = (
+        by_kind | {BEST: np.stack([by_kind[kind] for kind in names])[better, *places]}
+        for by_kind in (judged.apart, judged.energy, judged.doubt)
     )
+    mixed = [[courses[names[which]][g][n] for n, which in enumerate(row)] for g, row in enumerate(better)]
+    kinds = {BEST: mixed} | {kind: courses[kind] for kind in SOLVERS}
     weights = measured_gains(planning)
     plans = {}
     for kind, stretches in kinds.items():
@@ -349,7 +355,7 @@ def finished(
             "costs": np.maximum.accumulate(judged.costs, axis=1).tolist(),
         }
         plans[kind] = StepPlan(content)
-    spent = plans["fitted"].affordable(budget)
+    spent = plans[BEST].affordable(budget)
     # Noise makes estimates doubtful: what adds some is chosen where it is better beyond doubt.
     left = {kind: _left(plan, energy[kind] + 2 * doubt[kind], spent) for kind, plan in plans.items()}
     best = min(left, key=lambda kind: left[kind])

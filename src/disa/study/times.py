@@ -1,10 +1,11 @@
 """Which times n denoising steps should visit: the error of one step from any time to any later one, measured along
 paths that the model itself draws, and the best way through these steps by dynamic programming.
 
-Paths are those of the probability-flow ODE, gone along in many small steps. Where a step is deterministic, its error is
-the distance of its end from the path's: both began with the same noise. Every such step ends at a sum of states and
-predicted data, so its error follows from their inner products alone: these are all that is kept. Where a step adds
-noise, its ends are compared with those of the paths as distributions, by their energy distance.
+Paths are those of the original sampler where it adds no noise, else of the probability-flow ODE in many small steps.
+Where a step is deterministic, its error is the distance of its end from the path's: both began with the same noise.
+Every such step ends at a sum of states and predicted data, so its error follows from their inner products alone: these
+are all that is kept. Where a step adds noise, its ends are compared with those of the paths as distributions, by their
+energy distance.
 
 Shapes: F candidate times and the end, so states [F + 1] and predicted data [F]; R rows, M draws of each.
 """
@@ -19,8 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.multistep import NOTHING_BEFORE, updates, updates_between
+from disa.core.multistep import NOTHING_BEFORE, Update, updates, updates_between
 from disa.core.problem import DenoisingProblem, Process, TimeGrid
+from disa.core.solver import Solver
+from disa.core.solvers import DDIM, Euler
 
 NUM_TIMES = 40
 CANDIDATES = {"noise": ("logsnr", "uniform"), "velocity": ("uniform", "shifted-0.33")}
@@ -32,16 +35,25 @@ NOISE_OF_A_STEP = 1.0
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """The times that are tried, and the ODE's path along all of them."""
+    """The times that are tried, and the path along all of them that short ones are to follow."""
 
     process: Process
     grid: TimeGrid
+    by: tuple[Update, ...]
+    """[F] the updates of that path."""
 
     @classmethod
-    def of(cls, process: Process) -> Candidates:
-        """About `NUM_TIMES`."""
+    def of(cls, process: Process, original: Solver, num_steps: int) -> Candidates:
+        """The path of a model's original sampler, of so many denoising steps, where that is one of order 1 without
+        noise: so that images are the original's. Else that of the probability-flow ODE, at about `NUM_TIMES` times."""
+        if isinstance(original, Euler | DDIM) and not original.stochastic:
+            grid = original.plan(process, num_steps)
+            at = np.array([process.scales(level) for level in grid.levels.tolist()])
+            by = updates_between(np.broadcast_to(NOTHING_BEFORE, at[1:].shape), at[:-1], at[1:])
+            return cls(process, grid, tuple(Update(*update) for update in by.tolist()))
         named = [process.grid(name, NUM_TIMES * 5 // 8).times for name in CANDIDATES[process.predicts]]
-        return cls(process, process.grid_at(np.unique(np.concatenate(named).round(4))[::-1]))
+        grid = process.grid_at(np.unique(np.concatenate(named).round(4))[::-1])
+        return cls(process, grid, updates(process, grid))
 
     def __len__(self) -> int:
         return self.grid.num_evaluations
@@ -59,7 +71,7 @@ class Candidates:
         """States [F + 1] and predicted data [F] from start [R, *shape], each of that shape."""
         bound, levels, x = problem.field.on(self.grid), self.grid.levels.tolist(), start
         states, data = [x], list[Tensor]()
-        for i, update in enumerate(updates(self.process, self.grid)):
+        for i, update in enumerate(self.by):
             data.append(self.process.data(x, bound(x, i).value, levels[i]))
             x = x * update.keep + data[i] * update.now
             x = x + data[i - 1] * update.before if update.before else x
