@@ -3,9 +3,9 @@
     python benchmarks/foretell.py measure     # every point of results/confirm-*.json -> results/foretold.json
     python benchmarks/foretell.py write       # -> docs/foretold.png and a table
 
-The teacher-forced error of a way of drawing: in every AR step of images that the model draws by its preset, its rows are
-drawn that way from the same state, two draws of each, and compared with those of the path that plans follow by their
-energy distance. The sum over AR steps is weighted by how much an error of each moves the picture (the plan's gains).
+The teacher-forced error of a way of drawing: in every AR step of images that the model draws by its preset, the rows
+are drawn that way from the same state, two draws of each, and compared by their energy distance with the path that plans
+follow. The sum over AR steps is weighted by how much an error of each moves the picture (the plan's gains).
 """
 
 from __future__ import annotations

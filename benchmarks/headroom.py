@@ -4,9 +4,9 @@
     python benchmarks/headroom.py write                                 # -> docs/headroom.md and its plot
 
 In every AR step of images that the model draws, each row is solved by the courses of the model's plan, with every
-number of denoising steps, and compared with the path that plans follow, from the same noise. What is left is weighted by
-how much an error of that AR step moves the picture (the plan's gains). Curves and bins are chosen on one half of the
-images, and errors are those of the other half; an oracle knows the true error of each of their rows.
+number of denoising steps, and compared with the path that plans follow, from the same noise. What is left is weighted
+by how much an error of that AR step moves the picture (the plan's gains). Curves and bins are chosen on one half of
+the images, and errors are those of the other half; an oracle knows the true error of each of their rows.
 """
 
 from __future__ import annotations
