@@ -4,8 +4,8 @@
     python benchmarks/foretell.py write       # -> docs/foretold.png and a table
 
 The teacher-forced error of a way of drawing: in every AR step of images that the model draws by its preset, the rows
-are drawn that way from the same state, two draws of each, and compared by their energy distance with the path that plans
-follow. The sum over AR steps is weighted by how much an error of each moves the picture (the plan's gains).
+are drawn that way from the same state, two draws of each, and compared by their energy distance with the path that
+plans follow. The sum over AR steps is weighted by how much an error of each moves the picture (the plan's gains).
 """
 
 from __future__ import annotations
