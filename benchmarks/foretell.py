@@ -43,12 +43,15 @@ def foretold(sampler: Sampler, options: Sequence[dict[str, Any]]) -> list[float]
     plan, _ = parse_plan("plan", in_package(f"{sampler.preset.name}-plan.json"))
     inputs, preset = inputs_of(sampler, NUM_IMAGES, FIRST_SEED), replace(sampler.settings(), batch_size=NUM_IMAGES)
     ways, noise = [sampler.settings(**each) for each in options], SeededNoise(inputs.seeds)
-    policies, candidates = [fresh(way.steps) for way in ways], candidates_for(sampler, preset)
+    policies = [fresh(way.steps) for way in ways]
+    candidates = candidates_for(sampler, sampler.settings(steps=sampler.defaults.original))
     noises, errors = [noise, *(noise.branch(i) for i in range(1, DRAWS))], np.zeros(len(ways))
     own = fresh(preset.steps)
 
     def visit(problem: DenoisingProblem) -> Any:
-        right = torch.stack([candidates.path(problem, each.initial(problem))[0][-1] for each in noises]).flatten(2)
+        spread = plan.spread(problem.ar_step, problem.num_ar_steps)
+        ends = [candidates.path(problem, each.initial(problem), spread)[0][-1] for each in noises]
+        right = torch.stack(ends).flatten(2)
         for i, (way, policy) in enumerate(zip(ways, policies, strict=True)):
             counts = policy(problem)
             ends = torch.stack([solve(problem, way.solver, counts, each).tokens for each in noises]).flatten(2)

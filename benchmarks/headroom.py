@@ -36,6 +36,7 @@ from disa.files import make_folder, write_json, write_text, write_whole
 from disa.policies import adaptive
 from disa.policies.scores import log_change
 from disa.study.planning import candidates_for
+from disa.study.times import Candidates
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
 FIRST_SEED = 200_000
@@ -87,7 +88,7 @@ class Rows:
     """What was measured of all rows: errors [R, G, N] on the course of every stretch, and scores [R]."""
 
     def __init__(self, sampler: Sampler, plan: StepPlan, noise: SeededNoise) -> None:
-        self.of_plan, self.noise, self.candidates = plan, noise, candidates_for(sampler, sampler.settings())
+        self.of_plan, self.noise, self.candidates = plan, noise, _candidates(sampler)
         probe = adaptive.find_probe(None, sampler.preset, lambda: sampler.weights_hash)
         self.scores = {name: adaptive.scores(probe)[form] for name, form in PROBED.items()}
         self.rows_of_image = np.array(plan.content["rows"])
@@ -97,7 +98,7 @@ class Rows:
         """Solve a problem in every way that counts."""
         plan, k, num_ar_steps = self.of_plan, problem.ar_step, problem.num_ar_steps
         start, gain = self.noise.initial(problem), self.of_plan.content["gains"][k]
-        right = self.candidates.path(problem, start)[0][-1].flatten(1)
+        right = self.candidates.path(problem, start, plan.spread(k, num_ar_steps))[0][-1].flatten(1)
         number = len(plan.solver.stretches)
         errors = np.empty((problem.num_rows, number, MOST))
         for g in range(number):
@@ -149,6 +150,10 @@ class Rows:
 
 
 PROBED = {"mlp": "mlp", "variance": "variance:probe"}
+
+
+def _candidates(sampler: Sampler) -> Candidates:
+    return candidates_for(sampler, sampler.settings(steps=sampler.defaults.original))
 
 
 class Fixed:

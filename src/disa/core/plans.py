@@ -71,6 +71,11 @@ class StepPlan:
         """[K, N] evaluations of an image."""
         return np.array(self.content["costs"], dtype=float)
 
+    def spread(self, ar_step: int, num_ar_steps: int) -> float:
+        """What the noise was scaled by with which the paths of an AR step began; 1 where the file does not say."""
+        spreads = self.content.get("spread", [1.0])
+        return spreads[stretch_of(ar_step, num_ar_steps, len(spreads))]
+
     def per_row(self, counts: Sequence[int]) -> float:
         """Evaluations per row that such counts make."""
         made = self.costs[range(len(counts)), np.array(counts) - 1]

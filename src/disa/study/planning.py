@@ -1,13 +1,15 @@
 """Make a plan: times, updates and counts for every AR step, measured on the states that the model itself draws.
 
-Four passes over the AR steps of some images, each a drawing by the settings given:
+Passes over the AR steps of some images, each a drawing by the settings given:
 
-1. *paths*: the probability-flow ODE in many small steps, from which the error of every single step follows (times.py);
+1. *spread*: where the original sampler adds noise, how much its draws of one row vary, beside the ends of paths that
+   add none: networks are not exact, and the two differ by up to a third. Paths begin with noise scaled to match.
+2. *paths*: the probability-flow ODE in many small steps, from which the error of every single step follows (times.py);
    the best times for every n by dynamic programming.
-2. *updates*: along these times, the weights of each update that come nearest to the path, by least squares, where the
+3. *updates*: along these times, the weights of each update that come nearest to the path, by least squares, where the
    state is what the updates before it made of it.
-3. *errors*: on the other half of the images, how far each course ends from the path.
-4. *gains*: how far an error in an AR step moves the picture (calibrate.py).
+4. *errors*: on the other half of the images, how far each course ends from the path.
+5. *gains*: how far an error in an AR step moves the picture (calibrate.py).
 
 What a pass has measured is a sum over rows, kept in a file after every batch: an interrupted work goes on there.
 
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,9 @@ MOST = 12
 """Denoising steps of the longest course."""
 DEFAULT_BUDGET = 0.1
 """Of the evaluations that the original policy makes."""
+VARIED = 4
+"""Draws of one row that say how much draws vary."""
+SPREADS = 0.5, 1.5
 MOST_STRETCHES, DRAWS = 8, 2
 NUM_IMAGES, FIRST_SEED = 32, 100_000
 """Images that are measured by default, on seeds that reports of quality leave alone: half to fit, half to judge."""
@@ -74,6 +80,8 @@ class Planning:
     fitting: Inputs
     judging: Inputs
     candidates: Candidates
+    original: Settings
+    """The settings with the original's number of denoising steps."""
     most: int
     sums: Sums
     on_turn: Callable[[], None]
@@ -81,6 +89,19 @@ class Planning:
     @property
     def num_stretches(self) -> int:
         return min(self.settings.num_ar_steps, MOST_STRETCHES)
+
+    def path(self, problem: DenoisingProblem, noise: SeededNoise) -> tuple[list[Tensor], list[Tensor]]:
+        """What short courses are to follow."""
+        spread = float(self.spreads[self.stretch(problem)])
+        return self.candidates.path(problem, noise.initial(problem), spread)
+
+    @cached_property
+    def spreads(self) -> np.ndarray:
+        """[G] what the noise that paths begin with is scaled by."""
+        if not self.original.solver.stochastic:
+            return np.ones(self.num_stretches)
+        original, path = np.array([self.sums[f"spread {g}"] for g in range(self.num_stretches)]).T
+        return np.sqrt(original / path).clip(*SPREADS).round(4)
 
     def stretch(self, problem: DenoisingProblem) -> int:
         return stretch_of(problem.ar_step, problem.num_ar_steps, self.num_stretches)
@@ -110,28 +131,30 @@ def make_plan(
     sampler.prepare()
     allowed, num_rows = read_budget(sampler, inputs, settings, asked)
     about = {"seeds": inputs.seeds, "inputs": inputs.numbers(), "most": most, **facts(settings, sampler)}
-    half, candidates = len(inputs) // 2, candidates_for(sampler, settings)
+    original = sampler.settings(settings, steps=sampler.defaults.original)
+    half, candidates = len(inputs) // 2, candidates_for(sampler, original)
     parts = inputs.part(slice(half)), inputs.part(slice(half, len(inputs)))
     sums = Sums(keep, digest(about | {"steps": str(settings.steps)}))
-    planning = Planning(sampler, settings, *parts, candidates, min(most, len(candidates)), sums, on_turn)
+    most = min(most, len(candidates))
+    planning = Planning(sampler, settings, *parts, candidates, original, most, sums, on_turn)
+    measure_spreads(planning)
     ways = find_times(planning)
     courses = fit_updates(planning, ways)
     return finished(planning, courses, judge(planning, courses), allowed / num_rows, about)
 
 
-def candidates_for(sampler: Sampler, settings: Settings) -> Candidates:
-    """The path that a model's short courses are to follow, and its times."""
-    original = sampler.settings(steps=sampler.defaults.original)
-    longest = max(original.steps.counts(settings.num_ar_steps))
+def candidates_for(sampler: Sampler, original: Settings) -> Candidates:
+    """The path that a model's short courses are to follow, and its times. original: settings by its original policy."""
+    longest = max(original.steps.counts(original.num_ar_steps))
     return Candidates.of(sampler.model.process, original.solver, longest)
 
 
 def work(settings: Settings, num_images: int, most: int = MOST) -> list[float]:
     """How often `make_plan` calls `on_turn`; of each about what it costs, in evaluations of a row."""
     half, size, num_ar_steps = num_images // 2, settings.batch_size, settings.num_ar_steps
-    turns = [-(-count // size) * num_ar_steps for count in (half, half, num_images - half)]
+    turns = [-(-count // size) * num_ar_steps for count in (half, half, half, num_images - half)]
     backbone, every, own = 8.0 + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 1
-    costs = [40.0 * DRAWS, (40 + len(FITTED) * every) * DRAWS, (40 + own * every) * DRAWS]
+    costs = [100.0 * VARIED, 40.0 * DRAWS, (40 + len(FITTED) * every) * DRAWS, (40 + own * every) * DRAWS]
     passes = [backbone + cost for cost, number in zip(costs, turns, strict=True) for _ in range(number)]
     return passes + [8.0 + GAIN_STEPS] * ((num_ar_steps + 1) * num_ar_steps)
 
@@ -169,15 +192,28 @@ def visiting(
                 planning.on_turn()
 
 
+def measure_spreads(planning: Planning) -> None:
+    """How much draws of a row vary: those of the original sampler, and the ends of paths."""
+    sums, original, candidates = planning.sums, planning.original, planning.candidates
+
+    def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
+        if not original.solver.stochastic:
+            return
+        counts, every = original.steps(problem), [noises[0].branch(DRAWS + i) for i in range(VARIED)]
+        drawn = torch.stack([solve(problem, original.solver, counts, noise).tokens for noise in every])
+        ends = torch.stack([candidates.path(problem, noise.initial(problem))[0][-1] for noise in every])
+        variances = [x.cpu().double().var(0).sum().item() for x in (drawn, ends)]
+        sums.add(f"spread {planning.stretch(problem)}", np.array(variances))
+
+    visiting(planning, "spread", planning.fitting, visit)
+
+
 def find_times(planning: Planning) -> dict[str, list[list[list[int]]]]:
     """By kind [G][N][n] the places, among the candidates, of the times that courses of n steps visit."""
     candidates, sums = planning.candidates, planning.sums
 
     def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
-        paths, stretch = (
-            [candidates.path(problem, noise.initial(problem)) for noise in noises],
-            planning.stretch(problem),
-        )
+        paths, stretch = [planning.path(problem, noise) for noise in noises], planning.stretch(problem)
         for states, data in paths:
             sums.add(f"moments {stretch}", candidates.moments(states, data))
         states, data = (torch.stack([torch.stack(path[i]).flatten(2) for path in paths], dim=1) for i in (0, 1))
@@ -203,7 +239,7 @@ def fit_updates(planning: Planning, ways: dict[str, list[list[list[int]]]]) -> d
         stretch = planning.stretch(problem)
         for noise in noises:
             start = noise.initial(problem)
-            states, _ = candidates.path(problem, start)
+            states, _ = planning.path(problem, noise)
             for kind in FITTED:
                 for way in ways[kind][stretch]:
                     products = fit_along(problem, start, candidates, way, states)
@@ -273,7 +309,7 @@ def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
 
     def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
         stretch, k = planning.stretch(problem), problem.ar_step
-        ends = [planning.candidates.path(problem, noise.initial(problem))[0][-1] for noise in noises]
+        ends = [planning.path(problem, noise)[0][-1] for noise in noises]
         right = torch.stack(ends).flatten(2)
         sums.add(f"count {stretch}", float(problem.num_rows))
         sums.add(f"rows {k}", float(problem.num_rows))
@@ -364,6 +400,7 @@ def finished(
             name: value for name, value in facts(planning.settings, planning.sampler).items() if name != "solver"
         },
         "budget": spent,
+        "spread": planning.spreads.tolist(),
         "model": planning.sampler.preset.name,
         "errors": {kind: {"apart": apart[kind].tolist(), "energy": energy[kind].tolist()} for kind in (*kinds, OWN)},
         "left": left,
