@@ -22,6 +22,7 @@ from disa.core.multistep import DPMSolverPlusPlus, Update, along, updates
 from disa.core.noise import SeededNoise
 from disa.core.problem import Bound, DenoisingProblem, Look, Prediction, TimeGrid
 from disa.core.solve import solve
+from disa.core.solver import finished
 from disa.core.solvers import DDIM, grid_for_parts, make_solver
 from disa.errors import DisaError
 from disa.models.guided import Guided
@@ -443,7 +444,7 @@ def test_the_loop_changes_nothing_but_the_state():
         said.append((value, value.clone()))
         return Prediction(value)
 
-    along(Said.on(grid, says), FLOW, grid.levels.tolist(), UNIT.clone(), noise, updates(FLOW, grid, 1.0))
+    finished(along(FLOW, grid.levels.tolist(), UNIT.clone(), noise, updates(FLOW, grid, 1.0)), Said.on(grid, says))
     assert torch.equal(noise, kept)
     assert all(torch.equal(value, before) for value, before in said)
 

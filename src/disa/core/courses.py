@@ -17,8 +17,8 @@ import numpy as np
 from torch import Tensor
 
 from disa.core.multistep import Update, along
-from disa.core.problem import Bound, DenoisingProblem, Process, TimeGrid
-from disa.core.solver import AtARStep
+from disa.core.problem import Process, TimeGrid
+from disa.core.solver import AtARStep, Walk, Walking
 from disa.errors import DisaError
 from disa.values import counted
 
@@ -48,7 +48,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class CalibratedSolver(AtARStep):
+class CalibratedSolver(Walking, AtARStep):
     """The solver that goes by the courses of a plan: in each AR step other times and updates.
 
     Asked without an AR step (`plan`, `stochastic`), it answers for all of them, or as in the first one.
@@ -91,9 +91,9 @@ class CalibratedSolver(AtARStep):
     def plan(self, process: Process, num_steps: int) -> TimeGrid:
         return process.grid_at(np.array(self.course(num_steps).times))
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         updates = self.course(grid.num_evaluations).updates
-        return along(bound, problem.process, grid.levels.tolist(), x, noise, updates)
+        return along(process, grid.levels.tolist(), x, noise, updates)
 
 
 def stretch_of(ar_step: int, num_ar_steps: int, num_stretches: int) -> int:

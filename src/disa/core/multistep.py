@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
-from disa.core.solver import GridSolver, read_option
+from disa.core.problem import Grid, Process, TimeGrid
+from disa.core.solver import GridSolver, Walk, Walking, read_option
 from disa.errors import DisaError
 
 
@@ -72,14 +72,13 @@ def updates_between(before: np.ndarray, now: np.ndarray, then: np.ndarray, eta: 
     return np.stack([keep, data + correction, 0 - correction, spread], axis=-1)
 
 
-def along(
-    bound: Bound, process: Process, levels: Sequence[float], x: Tensor, noise: Tensor, by: Sequence[Update]
-) -> Tensor:
+def along(process: Process, levels: Sequence[float], x: Tensor, noise: Tensor, by: Sequence[Update]) -> Walk:
     """From x, which it changes, by n updates; levels begin with those of the n evaluations, and noise [n, R, *shape] is
     read where an update has a spread."""
     previous = x
     for i, (level, update) in enumerate(zip(levels, by, strict=False)):
-        data = process.data(x, bound(x, i).value, level)
+        said = yield x, i
+        data = process.data(x, said.value, level)
         x = x.mul_(update.keep).add_(data, alpha=update.now)
         if update.before:
             x.add_(previous, alpha=update.before)
@@ -90,7 +89,7 @@ def along(
 
 
 @dataclass(frozen=True)
-class DPMSolverPlusPlus(GridSolver):
+class DPMSolverPlusPlus(Walking, GridSolver):
     """DPM-Solver++ 2M (Lu et al. 2022) of every process, and SDE-DPM-Solver++ 2M at eta = 1; see `updates`."""
 
     grid: Grid | None = None
@@ -110,6 +109,5 @@ class DPMSolverPlusPlus(GridSolver):
         updates(process, grid, self.eta)
         return grid
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
-        process = problem.process
-        return along(bound, process, grid.levels.tolist(), x, noise, updates(process, grid, self.eta))
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
+        return along(process, grid.levels.tolist(), x, noise, updates(process, grid, self.eta))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from disa.core.problem import Bound, DenoisingProblem, Field, Look, Noise, Plan, Prediction, TimeGrid
+from disa.core.ragged import Way, go_together
 from disa.core.solver import Solver, at_ar_step
 from disa.core.solvers import grid_for, grid_for_parts
 from disa.errors import DisaError
@@ -33,8 +34,8 @@ class Solution:
 def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | Tensor, noise: Noise) -> Solution:
     """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes.
 
-    Rows with equal counts are solved together, which changes no row. After a look each row goes on from where the look
-    ended, in its own number of steps. Raises DisaError.
+    Rows are evaluated together where they can be, which changes no row. After a look each row goes on from where the
+    look ended, in its own number of steps. Raises DisaError.
     """
     plan, solver = Plan.of(plan), at_ar_step(solver, problem)
     if plan.look is not None:
@@ -44,14 +45,9 @@ def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | T
         grid = grid_for(solver, problem.process, plan.counts)
         tokens, made = go_along(problem, solver, grid, noise.initial(problem).clone(), noise)
         return Solution(tokens, plan.counts, made)
-    tokens = torch.empty(problem.num_rows, *problem.shape, dtype=torch.float32, device=problem.device)
-    evaluations = 0
-    for count, rows in _groups(plan.counts, problem):
-        part = problem.select(rows)
-        grid = grid_for(solver, problem.process, count)
-        tokens[rows], made = go_along(part, solver, grid, noise.initial(part).clone(), noise)
-        evaluations += made
-    return Solution(tokens, plan.counts, evaluations)
+    ways = [Way(rows, grid_for(solver, problem.process, count)) for count, rows in _groups(plan.counts, problem)]
+    tokens, made = go_along_each(problem, solver, ways, noise.initial(problem).clone(), noise)
+    return Solution(tokens, plan.counts, made)
 
 
 def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, noise: Noise) -> Solution:
@@ -59,12 +55,9 @@ def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, nois
     num_evaluations, stop = grid.num_evaluations, look.stop(grid.num_evaluations)
     x, change, evaluations = look_along(problem, solver, grid.part(0, stop, look.num_looks), noise)
     counts = _after(look, change).clamp(max=num_evaluations - stop)
-    tokens = torch.empty_like(x)
-    for count, rows in _groups(counts, problem):
-        part, rest = problem.select(rows), grid.part(stop, num_evaluations, count)
-        tokens[rows], made = go_along(part, solver, rest, x[rows], noise, look.num_looks)
-        evaluations += made
-    return Solution(tokens, counts + look.num_looks, evaluations)
+    ways = [Way(rows, grid.part(stop, num_evaluations, count)) for count, rows in _groups(counts, problem)]
+    tokens, made = go_along_each(problem, solver, ways, x, noise, look.num_looks)
+    return Solution(tokens, counts + look.num_looks, evaluations + made)
 
 
 def _after(look: Look, change: Tensor) -> Tensor:
@@ -89,6 +82,30 @@ def go_along(
     """From x [R, *shape] along a grid, and how many evaluations that makes. first: denoising steps made before."""
     bound = problem.field.on(grid)
     return solver.run(bound, problem, grid, x, _added(problem, solver, grid, noise, first)), _made(bound, problem)
+
+
+def go_along_each(
+    problem: DenoisingProblem,
+    solver: Solver,
+    ways: Sequence[Way],
+    x: Tensor,
+    noise: Noise,
+    first: int = 0,
+) -> tuple[Tensor, int]:
+    """The same where some rows (indices [R']) go along one grid and others along another one; all rows are in one."""
+    if len(ways) == 1:
+        return go_along(problem, solver, ways[0][1], x, noise, first)
+
+    def added(way: Way) -> Tensor:
+        return _added(problem.places(way.rows), solver, way.grid, noise, first)
+
+    if (together := go_together(problem, solver, ways, x, added)) is not None:
+        return together
+    tokens, evaluations = torch.empty_like(x), 0
+    for rows, grid in ways:
+        tokens[rows], made = go_along(problem.select(rows), solver, grid, x[rows], noise, first)
+        evaluations += made
+    return tokens, evaluations
 
 
 def look_along(problem: DenoisingProblem, solver: Solver, first: TimeGrid, noise: Noise) -> tuple[Tensor, Tensor, int]:

@@ -5,12 +5,13 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Grid, Prediction, Process, TimeGrid
 from disa.core.steps import describe
 from disa.values import number, plain_number
 
@@ -40,6 +41,46 @@ class Solver(Protocol):
     def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         """x: [R, *shape] at the first level; noise: [n, R, *shape], or [0, ...] where the solver is deterministic."""
         ...
+
+
+Walk = Generator[tuple[Tensor, int], Prediction, Tensor]
+"""A way along a grid that asks for what the network says: it yields x and the denoising step, is sent the prediction,
+and returns the end."""
+
+
+class Walking:
+    """The base of solvers that ask once for each denoising step, in order: who drives them chooses what is evaluated
+    together."""
+
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
+        """x, which it may change, and noise: as in `Solver.run`."""
+        raise NotImplementedError
+
+    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+        """The whole way by itself."""
+        return finished(self.walk(problem.process, grid, x, noise), bound)
+
+
+def finished(walk: Walk, bound: Bound) -> Tensor:
+    """Where a walk ends."""
+    asked, end = advance(walk)
+    while asked is not None:
+        asked, end = advance(walk, bound(*asked))
+    assert end is not None
+    return end
+
+
+def advance(walk: Walk, said: Prediction | None = None) -> tuple[tuple[Tensor, int] | None, Tensor | None]:
+    """What a walk asks next, or where it ends; said: the answer to what it asked last."""
+    try:
+        return (next(walk) if said is None else walk.send(said)), None
+    except StopIteration as stopped:
+        return None, stopped.value
+
+
+def walks(solver: Solver) -> bool:
+    """Whether a solver goes as its walk does: one with a `run` of its own may not."""
+    return isinstance(solver, Walking) and type(solver).run is Walking.run
 
 
 class AtARStep:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from disa.core.multistep import DPMSolverPlusPlus
-from disa.core.problem import Bound, DenoisingProblem, Grid, Process, TimeGrid
-from disa.core.solver import GridSolver, NamedSolver, Solver, precise, read_option
+from disa.core.problem import Grid, Process, TimeGrid
+from disa.core.solver import GridSolver, NamedSolver, Solver, Walk, Walking, precise, read_option
 from disa.core.steps import describe
 from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown
@@ -26,7 +26,7 @@ from disa.values import did_you_mean, number, shown
 
 
 @dataclass(frozen=True)
-class DDPM(GridSolver):
+class DDPM(Walking, GridSolver):
     """Ancestral sampling with the learned variance (Ho et al. 2020; Nichol and Dhariwal 2021, eq. 15).
 
     temperature scales the noise that is added, not the initial noise. Nothing is added at the last step.
@@ -41,10 +41,10 @@ class DDPM(GridSolver):
     def __post_init__(self) -> None:
         read_option(self, "temperature")
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         last = grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
         for i, (keep, remove, log_middle, log_spread) in enumerate(_ddpm_coefficients(grid.levels.tobytes())):
-            value, variance = bound(x, i)
+            value, variance = yield x, i
             x = x.mul_(keep).add_(value, alpha=remove)
             if i < last and self.temperature:
                 deviation = _deviation(variance, log_middle, log_spread, x)
@@ -79,7 +79,7 @@ def _ddpm_coefficients(levels: bytes) -> list[tuple[float, float, float, float]]
 
 
 @dataclass(frozen=True)
-class DDIM(GridSolver):
+class DDIM(Walking, GridSolver):
     """Song et al. 2021, eq. 12; eta = 0 is deterministic and of order 1, eta = 1 adds as much noise as DDPM.
 
     DPM-Solver and DPM-Solver++ of order 1 are this update at eta = 0 (Lu et al. 2022): only their grid differs.
@@ -97,9 +97,9 @@ class DDIM(GridSolver):
     def stochastic(self) -> bool:
         return self.eta != 0
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         for i, (keep, remove, deviation) in enumerate(_ddim_coefficients(grid.levels.tobytes(), self.eta)):
-            value = bound(x, i).value
+            value = (yield x, i).value
             x = x.mul_(keep).add_(value, alpha=remove)
             if deviation:
                 x.add_(noise[i], alpha=deviation)
@@ -121,7 +121,7 @@ def _ddim_coefficients(levels: bytes, eta: float) -> list[tuple[float, float, fl
 
 
 @dataclass(frozen=True)
-class Euler(GridSolver):
+class Euler(Walking, GridSolver):
     """Straight steps along the velocity, of order 1: FlowAR's sampler, and what DDIM is for a flow."""
 
     grid: Grid = "uniform"
@@ -129,15 +129,16 @@ class Euler(GridSolver):
     takes = ("velocity",)
     stochastic = False
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         x = precise(x)
         for i, step in enumerate(np.diff(grid.levels).tolist()):
-            x.add_(bound(x.float(), i).value, alpha=step)
+            said = yield x.float(), i
+            x.add_(said.value, alpha=step)
         return x.float()
 
 
 @dataclass(frozen=True)
-class Heun(NamedSolver):
+class Heun(Walking, NamedSolver):
     """Karras et al. 2022, algorithm 1, without churn: order 2, with n evaluations for n denoising steps.
 
     It goes along ceil(n / 2) intervals of the grid and evaluates at both ends of each, at t = 0 too; an odd n leaves an
@@ -158,20 +159,21 @@ class Heun(NamedSolver):
         levels = np.append(base.levels[visited], base.levels[-1])
         return TimeGrid(network_times[visited], levels, times[visited])
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         x, count = precise(x), grid.num_evaluations
         for i in range(0, count, 2):
             step = float(grid.levels[i + 1] - grid.levels[i])
-            velocity = bound(x.float(), i).value.to(x.dtype)
+            velocity = (yield x.float(), i).value.to(x.dtype)
             if i + 1 < count:
                 ahead = x.add(velocity, alpha=step).float()
-                velocity = velocity.add(bound(ahead, i + 1).value).mul_(0.5)
+                said = yield ahead, i + 1
+                velocity = velocity.add(said.value).mul_(0.5)
             x.add_(velocity, alpha=step)
         return x.float()
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(GridSolver):
+class EulerMaruyama(Walking, GridSolver):
     """xAR's sampler: the reverse SDE with diffusion sqrt(2t), whose marginals are those of the flow (order 1/2).
 
     Its drift is v - t score = (2 - t) v + x, with score = ((t - 1) v - x) / t (Ma et al. 2024, eq. 4 and 9). The last
@@ -187,12 +189,12 @@ class EulerMaruyama(GridSolver):
     def __post_init__(self) -> None:
         read_option(self, "temperature")
 
-    def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         if grid.num_evaluations == 1 and grid.finishes and grid.levels[0] == 1:
-            return Euler().run(bound, problem, grid, x, noise)
+            return (yield from Euler().walk(process, grid, x, noise))
         x, last = precise(x), grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
         for i, (t, step) in enumerate(zip(grid.levels.tolist(), np.diff(grid.levels).tolist(), strict=False)):
-            velocity = bound(x.float(), i).value
+            velocity = (yield x.float(), i).value
             x.mul_(1 + step).add_(velocity, alpha=(2 - t) * step)
             if i < last:
                 x.add_(noise[i], alpha=self.temperature * math.sqrt(-2 * t * step))

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from disa.core.problem import Bound, Field, Prediction, TimeGrid
+from disa.core.problem import Bound, BoundEach, Prediction, RaggedField, TimeGrid
 
 LOOKAHEAD_VALUES = 1 << 21
 """How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
@@ -46,8 +46,42 @@ class Network(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Together:
+    """The rows that make a denoising step together, each in its own: of these the conditional half is evaluated, then
+    the unconditional half of those that are guided."""
+
+    count: int
+    """The first rows, so many."""
+    guided: Tensor
+    """[G] indices."""
+    grids: Tensor
+    """[count] the grid of each."""
+
+
+def rows_together(sizes: Sequence[int], costs: Sequence[Sequence[int]], device: torch.device) -> list[Together]:
+    """[n] those of each denoising step. sizes: rows of each grid; costs: [n] of each, of which none is longer than one
+    before it."""
+    grids = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
+    found = list[Together]()
+    for step in range(len(costs[0])):
+        now = [cost[step] for cost in costs if len(cost) > step]
+        count = sum(sizes[: len(now)])
+        guided = torch.tensor(now)[grids[:count]].sub(1).nonzero().flatten()
+        found.append(Together(count, guided.to(device), grids[:count].to(device)))
+    return found
+
+
+class RaggedNetwork(Network):
+    """The base of networks whose rows can go along grids of their own."""
+
+    def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], together: list[Together]) -> BoundNetwork:
+        """Bind rows (indices [R]) to grids, as `RaggedField.on_each` has them. What it says is [count + G, *shape]."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Guided(Field):
+class Guided(RaggedField):
     """unconditional + scale (conditional - unconditional), and the variance of the conditional half.
 
     Where the scale is exactly 1, outside of the interval of time (`Guidance.interval`), and where the network has no
@@ -62,9 +96,19 @@ class Guided(Field):
         return replace(self, network=self.network.select(rows))
 
     def on(self, grid: TimeGrid) -> Bound:
-        most = self.network.num_halves if self.scale != 1 else 1
-        costs = [most if acts else 1 for acts in grid.within(self.interval)]
+        costs = self._costs(grid)
         return _BoundGuided(self.network.on(grid, costs), costs, self.scale)
+
+    def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], sizes: Sequence[int]) -> BoundEach | None:
+        if not isinstance(self.network, RaggedNetwork):
+            return None
+        costs = [self._costs(grid) for grid in grids]
+        together = rows_together(sizes, costs, rows.device)
+        return _BoundGuidedEach(self.network.on_each(rows, grids, together), together, costs, self.scale)
+
+    def _costs(self, grid: TimeGrid) -> list[int]:
+        most = self.network.num_halves if self.scale != 1 else 1
+        return [most if acts else 1 for acts in grid.within(self.interval)]
 
 
 class _BoundGuided:
@@ -79,6 +123,23 @@ class _BoundGuided:
         else:
             mixed = value[0]
         return Prediction(mixed[: len(x)], None if variance is None else variance[0, : len(x)])
+
+
+class _BoundGuidedEach:
+    def __init__(
+        self, network: BoundNetwork, together: list[Together], costs: Sequence[Sequence[int]], scale: float
+    ) -> None:
+        self.network, self.together, self.costs, self.scale = network, together, costs, scale
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        value, variance = self.network(x, denoise_step)
+        guided, count = self.together[denoise_step].guided, len(x)
+        mixed = value[:count]
+        if len(guided) == count:
+            mixed = torch.lerp(value[count:], mixed, self.scale)
+        elif len(guided):
+            mixed = mixed.index_copy(0, guided, torch.lerp(value[count:], mixed[guided], self.scale))
+        return Prediction(mixed, None if variance is None else variance[:count])
 
 
 class Lookahead:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.core.problem import Prediction, TimeGrid
-from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
+from disa.models.guided import LOOKAHEAD_VALUES, BoundNetwork, Lookahead, RaggedNetwork, Together, network_times
 from disa.models.layers import TIME_FEATURES, embed_times
 from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
@@ -78,7 +78,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class HeadNetwork(Network):
+class HeadNetwork(RaggedNetwork):
     """A head with its conditions [P, R, W], already projected."""
 
     head: DiffusionHead
@@ -98,6 +98,9 @@ class HeadNetwork(Network):
 
     def on(self, grid: TimeGrid, num_halves: Sequence[int]) -> BoundNetwork:
         return _BoundHead(self, grid, num_halves)
+
+    def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], together: list[Together]) -> BoundNetwork:
+        return _BoundHeadEach(self.select(rows), grids, together)
 
 
 class _BoundHead:
@@ -124,3 +127,44 @@ class _BoundHead:
         """[stretch, num_halves R', ...] modulations of all blocks."""
         mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
         return self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
+
+
+class _BoundHeadEach:
+    """A `HeadNetwork` whose rows go along grids of their own."""
+
+    def __init__(self, network: HeadNetwork, grids: Sequence[TimeGrid], together: list[Together]) -> None:
+        self.head, self.together, self.condition = network.head, together, network.condition
+        device = self.condition.device
+        self.times = self.head.time_table(torch.cat([network_times(grid, device) for grid in grids]))
+        self.first = torch.tensor([0, *(grid.num_evaluations for grid in grids)], device=device).cumsum(0)
+        self.ahead: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        h = self.head.input(x.to(self.condition.dtype))
+        h, modulation = torch.cat([h, h[self.together[denoise_step].guided]]), self._modulation(denoise_step)
+        count = len(h)
+        if lack := padding(count, (1,), h.device):
+            h, modulation = F.pad(h, (0, 0, 0, lack)), F.pad(modulation, (0, 0, 0, lack))
+        value, variance = self.head.denoise(h, modulation)
+        assert variance is not None
+        return Prediction(value[:count], variance[:count])
+
+    def _modulation(self, denoise_step: int) -> Tensor:
+        """[count + G, ...] of one denoising step; those of some more are computed with them."""
+        if denoise_step not in self.ahead:
+            self.ahead, mixed, room = {}, list[Tensor](), LOOKAHEAD_VALUES // self.head.modulation.out_features
+            while denoise_step + len(mixed) < len(self.together):
+                mixed.append(self._mixed(denoise_step + len(mixed)))
+                room -= len(mixed[-1])
+                if room < len(mixed[-1]):
+                    break
+            computed = self.head.modulation(swish(torch.cat(mixed))).split([len(each) for each in mixed])
+            self.ahead = dict(enumerate(computed, denoise_step))
+        return self.ahead.pop(denoise_step)
+
+    def _mixed(self, denoise_step: int) -> Tensor:
+        """[count + G, W] time and condition of each row."""
+        now = self.together[denoise_step]
+        times = self.times[self.first[now.grids] + denoise_step]
+        mixed = times + self.condition[0, : now.count]
+        return torch.cat([mixed, times[now.guided] + self.condition[1, now.guided]]) if len(now.guided) else mixed
