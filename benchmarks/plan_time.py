@@ -5,7 +5,7 @@
 
 Weights are random, and so is the plan: its courses have even times and the updates of DPM-Solver++ 2M, and its counts
 fall from AR step to AR step. Every AR step that is measured is posed once and solved under each policy in turn, round
-after round, the first of which warms up; so all policies meet the same rows and the same disturbances. An AR step has the
+after round, the first of which warms up; so all policies meet the same rows and disturbances. An AR step has the
 median of its rounds. Only some of the official AR steps are measured, evenly chosen and with the last; between them
 nothing is drawn, which changes no time. Seconds are CPU time of this process on one thread. "all" adds the
 backbone, measured once in each of these AR steps. Prints Markdown tables; the last line is one JSON object.

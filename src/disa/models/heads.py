@@ -104,29 +104,33 @@ class HeadNetwork(RaggedNetwork):
 
 
 class _BoundHead:
-    """A `HeadNetwork` on one grid. Rows are padded once, here, so that no layer of a block has to do it."""
+    """A `HeadNetwork` on one grid."""
 
     def __init__(self, network: HeadNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
-        self.head, self.num_halves, condition = network.head, num_halves, network.condition
-        self.padding = padding(condition.shape[1], set(num_halves), condition.device)
-        self.condition = F.pad(condition, (0, 0, 0, self.padding))
-        self.times = self.head.time_table(network_times(grid, condition.device))
+        self.head, self.num_halves, self.condition = network.head, num_halves, network.condition
+        self.times = self.head.time_table(network_times(grid, self.condition.device))
         values = self.condition.shape[:2].numel() * self.head.modulation.out_features
         self.modulation = Lookahead(num_halves, values)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         num_halves, modulation = self.num_halves[denoise_step], self.modulation.at(denoise_step, self._modulations)
-        if self.padding:
-            x = F.pad(x, (0, 0, 0, self.padding))
-        h = self.head.input(x.to(self.condition.dtype))
-        value, variance = self.head.denoise(h.repeat(num_halves, 1), modulation)
-        assert variance is not None
+        h = self.head.input(x.to(self.condition.dtype)).repeat(num_halves, 1)
+        value, variance = _in_a_tile(self.head, h, modulation)
         return Prediction(value.unflatten(0, (num_halves, -1)), variance.unflatten(0, (num_halves, -1)))
 
     def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
-        """[stretch, num_halves R', ...] modulations of all blocks."""
+        """[stretch, rows of a tile, ...] modulations of all blocks. What fills a tile is what comes after it."""
         mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
-        return self.head.modulation(mixed.view(-1, self.head.width)).view(*mixed.shape[:2], -1)
+        count, lack = mixed.shape[1], padding(mixed.shape[1], (1,), mixed.device)
+        computed = self.head.modulation(F.pad(mixed.flatten(0, 1), (0, 0, 0, lack)))
+        return computed.unfold(0, count + lack, count).transpose(1, 2)
+
+
+def _in_a_tile(head: DiffusionHead, h: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    """What a head makes of h [R, W], padded once to the rows of modulation [R', ...], so that no layer has to do it."""
+    value, variance = head.denoise(F.pad(h, (0, 0, 0, len(modulation) - len(h))), modulation)
+    assert variance is not None
+    return value[: len(h)], variance[: len(h)]
 
 
 class _BoundHeadEach:
@@ -141,26 +145,25 @@ class _BoundHeadEach:
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         h = self.head.input(x.to(self.condition.dtype))
-        h, modulation = torch.cat([h, h[self.together[denoise_step].guided]]), self._modulation(denoise_step)
-        count = len(h)
-        if lack := padding(count, (1,), h.device):
-            h, modulation = F.pad(h, (0, 0, 0, lack)), F.pad(modulation, (0, 0, 0, lack))
-        value, variance = self.head.denoise(h, modulation)
-        assert variance is not None
-        return Prediction(value[:count], variance[:count])
-
-    def _modulation(self, denoise_step: int) -> Tensor:
-        """[count + G, ...] of one denoising step; those of some more are computed with them."""
+        h = torch.cat([h, h[self.together[denoise_step].guided]])
         if denoise_step not in self.ahead:
-            self.ahead, mixed, room = {}, list[Tensor](), LOOKAHEAD_VALUES // self.head.modulation.out_features
-            while denoise_step + len(mixed) < len(self.together):
-                mixed.append(self._mixed(denoise_step + len(mixed)))
-                room -= len(mixed[-1])
-                if room < len(mixed[-1]):
-                    break
-            computed = self.head.modulation(swish(torch.cat(mixed))).split([len(each) for each in mixed])
-            self.ahead = dict(enumerate(computed, denoise_step))
-        return self.ahead.pop(denoise_step)
+            self.ahead = {}  # the old ones make room for the new
+            self.ahead = self._modulations(denoise_step)
+        return Prediction(*_in_a_tile(self.head, h, self.ahead[denoise_step]))
+
+    def _modulations(self, denoise_step: int) -> dict[int, Tensor]:
+        """[rows of a tile, ...] of a denoising step and of some more. What fills a tile is what comes after it."""
+        mixed, room = [self._mixed(denoise_step)], LOOKAHEAD_VALUES // self.head.modulation.out_features
+        for step in range(denoise_step + 1, len(self.together)):
+            if sum(map(len, mixed)) + len(mixed[-1]) > room:
+                break
+            mixed.append(self._mixed(step))
+        sizes = [len(each) + padding(len(each), (1,), each.device) for each in mixed]
+        ends = [sum(map(len, mixed[:place])) + size for place, size in enumerate(sizes)]
+        rows = torch.cat(mixed)
+        computed = self.head.modulation(swish(F.pad(rows, (0, 0, 0, max(0, max(ends) - len(rows))))))
+        parts = (computed[end - size : end] for end, size in zip(ends, sizes, strict=True))
+        return dict(enumerate(parts, denoise_step))
 
     def _mixed(self, denoise_step: int) -> Tensor:
         """[count + G, W] time and condition of each row."""
