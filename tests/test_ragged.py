@@ -1,0 +1,115 @@
+"""Rows that go along grids of their own, evaluated together: the same bits as apart, in fewer calls."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from disa.core.courses import CalibratedSolver, Course
+from disa.core.multistep import updates
+from disa.core.noise import SeededNoise
+from disa.core.problem import DenoisingProblem, Field, Look
+from disa.core.solve import solve
+from disa.core.solver import Solver, walks
+from disa.core.solvers import SOLVERS, parse_solver
+from disa.models.guided import Guided
+from disa.models.heads import DiffusionHead, HeadNetwork
+from disa.models.layers import initialise
+from gaussian import PROCESS, GaussianField, problem_of
+
+COUNTS = torch.tensor([3, 1, 6, 3, 2, 6, 1, 4])
+CHANNELS, WIDTH = 4, 32
+
+
+@pytest.fixture(scope="module")
+def head() -> DiffusionHead:
+    head = DiffusionHead(CHANNELS, 8, WIDTH, 2)
+    initialise(head, 0)
+    random = torch.Generator().manual_seed(1)
+    for parameter in head.parameters():
+        parameter.data += 0.2 * torch.randn(parameter.shape, generator=random)
+    return head.eval().requires_grad_(False)
+
+
+def problem(head: DiffusionHead, scale: float = 2.5, interval: tuple[float, float] = (0.0, 1.0)) -> DenoisingProblem:
+    random, rows = torch.Generator().manual_seed(2), torch.arange(len(COUNTS))
+    halves = torch.randn(2, len(COUNTS), 8, generator=random)
+    field = Guided(HeadNetwork.of(head, *halves), scale, interval)
+    return DenoisingProblem(field, PROCESS, (CHANNELS,), rows % 2, rows, 1, 4)
+
+
+def planned() -> CalibratedSolver:
+    courses = []
+    for count in range(1, 7):
+        grid = PROCESS.grid("uniform", count)
+        courses.append(Course(tuple(grid.times.tolist()), updates(PROCESS, grid)))
+    return CalibratedSolver((tuple(courses),))
+
+
+def alone(problem: DenoisingProblem, solver: Solver, noise: SeededNoise) -> tuple[Tensor, int]:
+    """Every row by itself."""
+    found = [
+        solve(problem.select(torch.tensor([row])), solver, count, noise) for row, count in enumerate(COUNTS.tolist())
+    ]
+    return torch.cat([each.tokens for each in found]), sum(each.evaluations for each in found)
+
+
+@pytest.mark.parametrize(
+    ("scale", "interval"), [(2.5, (0.0, 1.0)), (2.5, (0.2, 0.7)), (0.5, (0.5, 1.0)), (1.0, (0.0, 1.0))]
+)
+@pytest.mark.parametrize("text", ["ddpm@uniform", "ddim@uniform:eta=0.5", "dpm-solver++-2:eta=1", "plan"])
+@torch.no_grad()
+def test_rows_together_are_the_rows_alone(head: DiffusionHead, text: str, scale: float, interval: tuple[float, float]):
+    solver, posed, noise = (
+        planned() if text == "plan" else parse_solver(text),
+        problem(head, scale, interval),
+        SeededNoise([5, 6]),
+    )
+    tokens, evaluations = alone(posed, solver, noise)
+    found = solve(posed, solver, COUNTS, noise)
+    assert torch.equal(found.tokens, tokens)
+    assert found.evaluations == evaluations
+
+
+@torch.no_grad()
+def test_the_network_is_called_once_for_each_step_of_the_longest(head: DiffusionHead, monkeypatch: pytest.MonkeyPatch):
+    calls, denoise = list[int](), head.denoise
+
+    def counting(h: Tensor, modulation: Tensor) -> object:
+        calls.append(len(h))
+        return denoise(h, modulation)
+
+    monkeypatch.setattr(head, "denoise", counting)
+    solve(problem(head), planned(), COUNTS, SeededNoise([5, 6]))
+    assert len(calls) == 6
+
+
+@torch.no_grad()
+def test_after_a_look_rows_go_on_together(head: DiffusionHead):
+    posed, noise = problem(head), SeededNoise([5, 6])
+    solver, look = parse_solver("ddim@uniform"), Look(12, 3, 0.5, lambda change: COUNTS)
+    found = solve(posed, solver, look, noise)
+    for row, count in enumerate(COUNTS.tolist()):
+        own = replace(look, go_on=lambda change, count=count: count)
+        assert torch.equal(solve(posed.select(torch.tensor([row])), solver, own, noise).tokens[0], found.tokens[row])
+
+
+def test_fields_and_solvers_that_cannot_are_asked_apart(head: DiffusionHead):
+    class Own(type(SOLVERS["ddim"])):
+        def run(self, *arguments: object) -> Tensor:
+            return super().run(*arguments) + 1
+
+    assert walks(SOLVERS["ddim"])
+    assert not walks(Own("uniform"))
+    noise, posed = SeededNoise([5, 6]), problem(head)
+    with torch.no_grad():
+        usual, other = (
+            solve(posed, solver, COUNTS, noise) for solver in (parse_solver("ddim@uniform"), Own("uniform"))
+        )
+    assert torch.equal(usual.tokens + 1, other.tokens)
+    assert usual.evaluations == other.evaluations
+    field: Field = GaussianField()
+    assert solve(problem_of(field, 3), parse_solver("ddim@uniform"), torch.tensor([1, 2, 5]), noise).evaluations == 8
