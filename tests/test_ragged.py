@@ -11,10 +11,10 @@ from torch import Tensor
 from disa.core.courses import CalibratedSolver, Course
 from disa.core.multistep import updates
 from disa.core.noise import SeededNoise
-from disa.core.problem import DenoisingProblem, Field, Look
+from disa.core.problem import Bound, DenoisingProblem, Field, Look, TimeGrid
 from disa.core.solve import solve
 from disa.core.solver import Solver, walks
-from disa.core.solvers import SOLVERS, parse_solver
+from disa.core.solvers import DDIM, parse_solver
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import initialise
@@ -98,11 +98,11 @@ def test_after_a_look_rows_go_on_together(head: DiffusionHead):
 
 
 def test_fields_and_solvers_that_cannot_are_asked_apart(head: DiffusionHead):
-    class Own(type(SOLVERS["ddim"])):
-        def run(self, *arguments: object) -> Tensor:
-            return super().run(*arguments) + 1
+    class Own(DDIM):
+        def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
+            return super().run(bound, problem, grid, x, noise) + 1
 
-    assert walks(SOLVERS["ddim"])
+    assert walks(DDIM())
     assert not walks(Own("uniform"))
     noise, posed = SeededNoise([5, 6]), problem(head)
     with torch.no_grad():
