@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from dataclasses import fields
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeGuard
 
 from torch import Tensor
 
@@ -78,7 +78,7 @@ def advance(walk: Walk, said: Prediction | None = None) -> tuple[tuple[Tensor, i
         return None, stopped.value
 
 
-def walks(solver: Solver) -> bool:
+def walks(solver: Solver) -> TypeGuard[Walking]:
     """Whether a solver goes as its walk does: one with a `run` of its own may not."""
     return isinstance(solver, Walking) and type(solver).run is Walking.run
 
