@@ -22,6 +22,7 @@ import test_families
 import test_solvers
 from command import Command, complaint, only_whole
 from disa.cli.options import AskedInTurn
+from disa.core.allocate import allocate, between, pooled
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
@@ -35,7 +36,6 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.registry import PRESETS, find_preset
-from disa.core.allocate import allocate, between, pooled
 from disa.study.calibrate import (
     FIRST_SEED,
     NUM_IMAGES,
