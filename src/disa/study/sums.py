@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -12,6 +14,9 @@ import numpy as np
 
 from disa.errors import DisaError, warn
 from disa.files import write_whole
+
+UNREADABLE = OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error
+"""What NumPy and JSON raise for a file that is cut off, damaged, or of something else."""
 
 
 class Sums:
@@ -28,12 +33,13 @@ class Sums:
             with np.load(path, allow_pickle=False) as stored:
                 about = json.loads(str(stored["about"]))
                 arrays = {name: stored[name] for name in stored.files if name != "about"}
-        except (OSError, ValueError, KeyError) as error:
+            digest, done = about["digest"], about["done"]
+        except UNREADABLE as error:
             raise DisaError(f"{path} is no unfinished measurement: remove it to begin anew.") from error
-        if about["digest"] != self.digest:
+        if digest != self.digest:
             warn(f"{path} is of another measurement: this one begins anew")
             return
-        self.arrays, self.done = arrays, about["done"]
+        self.arrays, self.done = arrays, done
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.arrays[name]
