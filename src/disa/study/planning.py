@@ -134,7 +134,8 @@ def make_plan(
     original = sampler.settings(settings, steps=sampler.defaults.original)
     half, candidates = len(inputs) // 2, candidates_for(sampler, original)
     parts = inputs.part(slice(half)), inputs.part(slice(half, len(inputs)))
-    sums = Sums(keep, digest(about | {"steps": str(settings.steps)}))
+    # What is kept is kept by batches, so that their size counts here.
+    sums = Sums(keep, digest(about | {"steps": str(settings.steps), "batch": settings.batch_size}))
     most = min(most, len(candidates))
     planning = Planning(sampler, settings, *parts, candidates, original, most, sums, on_turn)
     measure_spreads(planning)
