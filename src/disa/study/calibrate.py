@@ -25,7 +25,7 @@ from disa.core.counts import denoising_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import Bound, DenoisingProblem, Grid, Noise, Process, TimeGrid
 from disa.core.solve import solve
-from disa.core.solver import Solver
+from disa.core.solver import AtARStep, Solver
 from disa.core.solvers import grid_for
 from disa.core.steps import Constant, Schedule, StepPolicy, Table, fresh
 from disa.draw.inputs import Inputs
@@ -341,14 +341,24 @@ def gains(sampler: Sampler, inputs: Inputs, settings: Settings, on_turn: Callabl
 
 
 @dataclass
-class Nudged:
+class Nudged(AtARStep):
     """A solver whose tokens are disturbed in one AR step."""
 
     solver: Solver
     ar_step: int
     noise: Noise
-    squares: Tensor = field(init=False)
-    """[B] sum of the squared disturbances of each image."""
+    disturbed: list[Tensor] = field(default_factory=list)
+    """Of every batch [B] sums of the squared disturbances of each image."""
+
+    def at(self, ar_step: int, num_ar_steps: int) -> Nudged:
+        if not isinstance(self.solver, AtARStep):
+            return self
+        return replace(self, solver=self.solver.at(ar_step, num_ar_steps))
+
+    @property
+    def squares(self) -> Tensor:
+        """Those of the last batch."""
+        return self.disturbed[-1]
 
     @property
     def grid(self) -> Grid | None:
@@ -370,7 +380,7 @@ class Nudged:
         if problem.ar_step != self.ar_step:
             return tokens
         nudge = NUDGE * self.noise.initial(problem)
-        self.squares = torch.bincount(problem.image.cpu(), nudge.cpu().double().square().flatten(1).sum(1))
+        self.disturbed.append(torch.bincount(problem.image.cpu(), nudge.cpu().double().square().flatten(1).sum(1)))
         return tokens + nudge
 
 
