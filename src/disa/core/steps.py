@@ -79,7 +79,9 @@ def _checked(policy: Any) -> Any:
 
 def is_plan(steps: Any) -> bool:
     """Whether steps are those of a plan, as an object or by its text: they come with a solver."""
-    return re.split("[:@]", steps)[0].strip() == "plan" if isinstance(steps, str) else hasattr(steps, "plan")
+    if isinstance(steps, str):
+        return re.split("[:@]", steps)[0].strip() == "plan"
+    return isinstance(steps, Table) and hasattr(steps, "plan")
 
 
 def fresh(policy: StepPolicy) -> StepPolicy:
