@@ -12,7 +12,7 @@ from disa.core import texts
 from disa.core.courses import CalibratedSolver
 from disa.core.plans import Planned, parse_plan
 from disa.core.request import Guidance
-from disa.core.solver import NamedSolver, Solver
+from disa.core.solver import AtARStep, NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
 from disa.core.steps import Schedule, StepPolicy, describe, is_plan
 from disa.draw.loaded import Loaded
@@ -135,9 +135,13 @@ def _shipped_plan(loaded: Loaded) -> Path | None:
 def _fitted(settings: Settings, loaded: Loaded) -> StepPolicy:
     """The step policy, whose counts must all fit the grid."""
     policy, process, num_ar_steps = settings.steps, loaded.model.process, settings.num_ar_steps
-    counts = policy.counts(num_ar_steps) if isinstance(policy, Schedule) else [1]
-    for count in set(counts):
-        grid_for(settings.solver, process, count)
+    counts = policy.counts(num_ar_steps) if isinstance(policy, Schedule) else [1] * num_ar_steps
+    if isinstance(settings.solver, AtARStep):
+        for k, count in enumerate(counts):
+            grid_for(settings.solver.at(k, num_ar_steps), process, count)
+    else:
+        for count in set(counts):
+            grid_for(settings.solver, process, count)
     return policy.fitted_to(settings.solver, process) if isinstance(policy, adaptive.Adaptive) else policy
 
 
