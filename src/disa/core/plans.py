@@ -24,11 +24,11 @@ from disa.core.multistep import Update
 from disa.core.steps import Table
 from disa.errors import DisaError
 from disa.reading import read_json
-from disa.values import number, path, shown
+from disa.values import number, path, plain_number, shown
 
 FORMAT = 1
 MOST_STEPS_OF_A_COURSE = 1000
-_TEXT = re.compile(r"plan(?:\s*:\s*(?P<file>.+?))?(?:@(?P<budget>[0-9]+(?:\.[0-9]+)?))?", re.DOTALL)
+_TEXT = re.compile(r"plan(?:\s*:\s*(?P<file>.+?))?(?:@(?P<budget>[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?))?", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ class StepPlan:
     def steps(self, budget: float | None = None) -> Planned:
         """The policy that spends so many evaluations per row, or those that the plan was made for."""
         spent = float(self.content["budget"]) if budget is None else budget
-        text = self.source if budget is None else f"{self.source}@{budget:g}"
+        text = self.source if budget is None else f"{self.source}@{plain_number(budget)}"
         return Planned(tuple(self.counts(spent)), text, self.measured_for, self)
 
 
@@ -177,7 +177,7 @@ def _check(content: Any) -> None:
         raise DisaError(f"measured_for must be an object, found {shown(content['measured_for'])}")
     rows = _numbers(content["rows"], "rows", MOST_AR_STEPS)
     _numbers(content["gains"], "gains", len(rows), len(rows))
-    number(content["budget"], "the budget", 0)
+    _number(content["budget"], "the budget", 0)
     stretches = _list(content["stretches"], "stretches", len(rows))
     lengths = {len(_list(stretch, "a stretch", MOST_STEPS_OF_A_COURSE)) for stretch in stretches}
     if len(lengths) != 1:
@@ -192,7 +192,7 @@ def _check(content: Any) -> None:
                 raise DisaError(f"a course must be an object, found {shown(course)}")
             _list(course["times"], "times", place, place)
             _list(course["updates"], "updates", place, place)
-            number(course["error"], "an error", 0)
+            _number(course["error"], "an error", 0)
 
 
 def _list(value: Any, what: str, most: int, least: int = 1) -> list[Any]:
@@ -203,14 +203,21 @@ def _list(value: Any, what: str, most: int, least: int = 1) -> list[Any]:
     return value
 
 
+def _number(value: Any, what: str, least: float | None = None) -> float:
+    """No text of one: what is read from the content later is calculated with as it is."""
+    if isinstance(value, str):
+        raise DisaError(f"{what} must be a number, found {shown(value)}")
+    return number(value, what, least)
+
+
 def _numbers(value: Any, what: str, most: int, least: int = 1) -> list[float]:
-    found = [number(each, what, 0) for each in _list(value, what, most, least)]
+    found = [_number(each, what, 0) for each in _list(value, what, most, least)]
     if not all(found):
         raise DisaError(f"{what} must be above 0")
     return found
 
 
 def _course(told: Mapping[str, Any]) -> Course:
-    updates = [[number(each, "an update") for each in _list(update, "an update", 4, 4)] for update in told["updates"]]
+    updates = [[_number(each, "an update") for each in _list(update, "an update", 4, 4)] for update in told["updates"]]
     denoising_steps(len(updates))
-    return Course(tuple(number(t, "a time") for t in told["times"]), tuple(Update(*update) for update in updates))
+    return Course(tuple(_number(t, "a time") for t in told["times"]), tuple(Update(*update) for update in updates))
