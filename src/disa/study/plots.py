@@ -83,8 +83,9 @@ def plan_plot(plan: StepPlan, title: str) -> bytes:
     from matplotlib import colormaps  # heavy
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = Figure(figsize=(13, 4.8), layout="constrained")
     where, many, error = figure.subplots(1, 3)
+    below: Any = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14), "fontsize": 8}
     own, num_ar_steps = plan.content["budget"], len(plan.content["rows"])
     chosen = plan.counts(own)
     places = [(k + 1, t) for k, count in enumerate(chosen) for t in plan.solver.at(k, num_ar_steps).course(count).times]
@@ -94,21 +95,28 @@ def plan_plot(plan: StepPlan, title: str) -> bytes:
     least, most = plan.bounds
     budgets = sorted({own, *np.geomspace(max(least, 1.25), most, 4).round(2).tolist()})
     colours = colormaps["viridis"](np.linspace(0, 0.92, len(budgets)))
-    for budget, colour in zip(budgets, colours, strict=True):
-        counts = plan.counts(min(budget, most))
-        many.step(range(1, num_ar_steps + 1), counts, where="mid", color=colour, label=f"{budget:.3g}")
+    widths = np.linspace(4, 1.2, len(budgets))  # so that lines that fall together are all seen
+    for budget, colour, width in zip(budgets, colours, widths, strict=True):
+        counts = plan.counts(plan.affordable(budget))
+        many.step(
+            range(1, num_ar_steps + 1), counts, where="mid", color=colour, linewidth=width, label=f"{budget:.3g}"
+        )
     many.set(xlabel="AR step", ylabel="denoising steps", ylim=(0, None))
     many.set_title("how often, for several evaluations per row", fontsize=10)
-    many.legend(fontsize=8)
+    many.yaxis.get_major_locator().set_params(integer=True)
+    many.legend(**below, ncols=len(budgets))
     for kind, found in plan.content["errors"].items():
         energy = np.maximum(np.mean(found["energy"], axis=0), 1e-12)
         label = plan.content["measured_for"].get("steps", "the model's own solver") if kind == "own" else kind
         error.loglog(
             range(1, len(energy) + 1), energy, marker=".", label=label, linestyle="--" if kind == "own" else "-"
         )
-    error.set(xlabel="denoising steps", ylabel="energy distance of a row from the long path's")
+    ticks = [count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if count <= len(energy)]
+    error.set_xticks(ticks, map(str, ticks))
+    error.set_xticks([], minor=True)
+    error.set(xlabel="denoising steps", ylabel="energy distance of a row from the path's")
     error.set_title("what is left, over all AR steps", fontsize=10)
-    error.legend(fontsize=8)
+    error.legend(**below, ncols=2)
     for axes in (where, many, error):
         axes.grid(alpha=0.3)
         axes.set_axisbelow(True)
