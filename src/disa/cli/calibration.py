@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +11,10 @@ import typer
 
 from disa.cli.options import AsJSON, AskedInTurn, Out, Source
 from disa.cli.output import line, print_json, table
-from disa.cli.terminal import say
 from disa.core.counts import MOST_STEPS
 from disa.draw.settings import Settings
 from disa.progress import progress
-from disa.values import command, counted, plain_number
+from disa.values import command, counted
 
 if TYPE_CHECKING:
     from disa.core.plans import StepPlan
@@ -100,10 +100,10 @@ def _plan(
     sampler, inputs = asked.load(source, NUM_IMAGES, FIRST_SEED)
     chosen = sampler.settings(settings)
     turns = work(chosen, len(inputs), most)
-    say(f"measuring takes about as long as drawing {_as_many(sampler, chosen, turns)}")
     keep = make_folder(out) / MEASURED
     with progress("measuring", turns) as advance:
-        plan = make_plan(sampler, inputs, chosen, budget, most, keep, advance)
+        on_turn = partial(advance, note=f"as long as {_as_many(sampler, chosen, turns)}")
+        plan = make_plan(sampler, inputs, chosen, budget, most, keep, on_turn)
     return plan, f"{sampler.preset.name}, {counted(len(inputs), 'image')}"
 
 
@@ -143,8 +143,10 @@ def _print_plan(plan: StepPlan, out: Path) -> None:
         ["evaluations/row", "denoising steps from first to last AR step", "error, of that of 1 step"],
         rows,
     )
-    steps = command("--steps", f"plan:{out / 'plan.json'}@{plain_number(round(own, 2))}")
-    line(f"draw with {steps}, or with any other number of evaluations per row from {least:.1f} to {most:.1f}")
+    steps = command("--steps", f"plan:{out / 'plan.json'}")
+    # A rounded bound could be one that is refused.
+    bounds = f"@{math.ceil(least * 100) / 100:g} to @{math.floor(most * 100) / 100:g}"
+    line(f"draw with {steps} for {own:.3g} evaluations per row, or with {bounds} behind it for others")
     line(f"plan.json and plan.png are in {out}")
 
 
