@@ -30,6 +30,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -95,6 +96,9 @@ def check_whole(folder: Path) -> None:
             json.loads(path.read_text())
         elif path.suffix == ".safetensors":
             load_file(path)
+        elif path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as stored:
+                assert all(stored[name].size for name in stored.files)
         elif path.suffix == ".pt":
             torch.load(path, weights_only=True)
 
@@ -123,6 +127,14 @@ def check_model(folder: Path, old: Content, new: Content) -> None:
 def check_training(folder: Path, old: Content, new: Content) -> None:
     if (folder / "config.json").exists() or (folder / ".unfinished.disa").exists():
         check_model(folder, old, new)
+
+
+def check_plan(folder: Path, old: Content, new: Content) -> None:
+    """The old plan with its plot or the new one; beside them what an interrupted measurement goes on from."""
+    found = _visible(folder)
+    found.pop("measured.npz", None)
+    assert found.items() <= old.items() or found.items() <= new.items(), "a plan and the plot of another"
+    assert not old or "plan.json" in found, "no plan"
 
 
 def check_table(folder: Path, old: Content, new: Content) -> None:
@@ -164,6 +176,11 @@ def small_codec(seed: int) -> Any:
 
 def _calibrate(model: Path, out: Path, budget: str) -> list[object]:
     asked = ("--seeds", "0-1", "--reference", "8", "--num-ar-steps", "4", "--device", "cpu", "--json")
+    return ["calibrate", "--counts-only", "--model", model, "--budget", budget, *asked, "--out", out]
+
+
+def _plan(model: Path, out: Path, budget: str) -> list[object]:
+    asked = ("--seeds", "0-3", "--most", "2", "--num-ar-steps", "2", "--batch-size", "1", "--device", "cpu", "--json")
     return ["calibrate", "--model", model, "--budget", budget, *asked, "--out", out]
 
 
@@ -204,6 +221,12 @@ SCENARIOS = {
         before=lambda work, out: run(_calibrate(work / "model", out, "0.6")),
         command=lambda work, out: _calibrate(work / "model", out, "0.4"),
         check=check_table,
+    ),
+    "plan": Scenario(
+        prepare=lambda work: small.folder(work / "model"),
+        before=lambda work, out: run(_plan(work / "model", out, "1.5")),
+        command=lambda work, out: _plan(work / "model", out, "2"),
+        check=check_plan,
     ),
 }
 

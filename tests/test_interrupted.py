@@ -67,6 +67,7 @@ SLOW = pytest.mark.slow
         pytest.param("convert-in-place", 2, marks=SLOW),
         pytest.param("replace", 8, marks=SLOW),
         pytest.param("calibrate", 4, marks=SLOW),
+        pytest.param("plan", 9, marks=SLOW),
     ],
 )
 def test_a_command_that_is_killed_before_a_write(
@@ -88,10 +89,12 @@ def test_a_command_that_is_killed_before_a_write(
     capsys.readouterr()
 
 
+COUNTS, PLAN = "calibrate --counts-only", "calibrate"
 FULL: dict[str, tuple[object, ...]] = {
     "sample": ("--labels", "0-3", "--replace", "--steps", "constant:1", "--num-ar-steps", 2),
     "compare": ("--steps", "constant:2", "--steps", "constant:1", "--seeds", "0-19", "--num-ar-steps", 2),
-    "calibrate": ("--budget", "0.5", "--seeds", "0-1", "--reference", 8, "--num-ar-steps", 2),
+    COUNTS: ("--budget", "0.5", "--seeds", "0-1", "--reference", 8, "--num-ar-steps", 2),
+    PLAN: ("--budget", 2, "--seeds", "0-3", "--most", 2, "--num-ar-steps", 1),
     "evidence": ("--seeds", "0-3", "--draws", 2, "--draw-steps", 2, "--varied", 1, "--path-steps", 2,
                  "--fit-images", 8, "--num-ar-steps", 4),
     "fit-probe": ("--seeds", "0-7", "--num-ar-steps", 4),
@@ -106,7 +109,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(
 ) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     target = out / "probe.safetensors" if command == "fit-probe" else out
-    arguments = (command, "--model", model, *FULL[command], "--device", "cpu", "--out", target)
+    arguments = (*command.split(), "--model", model, *FULL[command], "--device", "cpu", "--out", target)
     assert disa(*arguments).code == 0
     before = kills.contents(out)
 

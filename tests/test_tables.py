@@ -631,9 +631,9 @@ def test_mistakes_on_the_command_line(disa: Command, tmp_path: Path, arguments: 
 )  # fmt: skip
 def test_budgets_that_never_end_are_refused_at_once(disa: Command, tmp_path: Path, budget: str, words: str):
     model, started = small.folder(tmp_path / "model"), time.perf_counter()
-    arguments = ("--budget", budget, "--seeds", "0", "--num-ar-steps", 3, "--out", tmp_path / "out")
-    done = disa("calibrate", "--model", model, *arguments)
-    assert words in complaint(done)
+    arguments = ("--budget", budget, "--num-ar-steps", 3, "--out", tmp_path / "out")
+    for what in (("--seeds", "0-3"), ("--seeds", "0", "--counts-only")):
+        assert words in complaint(disa("calibrate", "--model", model, *arguments, *what))
     assert time.perf_counter() - started < 5
 
 

@@ -23,7 +23,7 @@ from disa.cli.texts import parse_labels, parse_numbers
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.progress import progress, spoken
-from disa.study import calibrate, fit
+from disa.study import calibrate, fit, planning
 from disa.study.compare import Comparison, PolicyResult
 from disa.study.metrics import Spread
 
@@ -225,7 +225,8 @@ def test_options_of_guidance_that_is_off_are_warned_of_once(
             "--varied must be at most the 4 images drawn, found 9",
         ),
         (["evidence", "--draws", "1000000000"], "'--draws'"),
-        (["calibrate", "--budget", "0.5", "--reference", "1000000000"], "'--reference'"),
+        (["calibrate", "--counts-only", "--budget", "0.5", "--reference", "1000000000"], "'--reference'"),
+        (["calibrate", "--most", "65"], "'--most'"),
         (["bench", "--batch-size", "1000000000"], "'--batch-size'"),
         (["demo", "--images", "1000000000"], "'--images'"),
         (["fit-probe", "--out", ""], "--out must be a path"),
@@ -441,6 +442,9 @@ def test_every_turn_of_a_measurement_is_foreseen() -> None:
     inputs, settings = Inputs.in_turn(range(8), [3]), sampler.settings(batch_size=3, num_ar_steps=2)
     calibrate.calibrate(sampler, inputs, settings, ["2"], 8, lambda: turns.append(0))
     assert len(turns) == len(calibrate.work(inputs, settings, 1.0))
+    turns.clear()
+    planning.make_plan(sampler, inputs.part(slice(5)), settings, 2, 2, on_turn=lambda: turns.append(0))
+    assert len(turns) == len(planning.work(settings, 5, 2))
     turns.clear()
     fit.fit_probe(sampler, inputs, settings, on_turn=lambda: turns.append(0))
     assert len(turns) == len(calibrate.work(inputs, settings, 1.0))

@@ -336,7 +336,7 @@ def gains(sampler: Sampler, inputs: Inputs, settings: Settings, on_turn: Callabl
     for ar_step in range(settings.num_ar_steps):
         nudged = Nudged(settings.solver, ar_step, others)
         change = (pictures(nudged) - undisturbed).square().flatten(1).sum(1)
-        found.append((change / nudged.squares).clamp(min=SMALLEST_GAIN).log().mean().exp().item())
+        found.append((change / nudged.squares[-1]).clamp(min=SMALLEST_GAIN).log().mean().exp().item())
     return found
 
 
@@ -347,18 +347,12 @@ class Nudged(AtARStep):
     solver: Solver
     ar_step: int
     noise: Noise
-    disturbed: list[Tensor] = field(default_factory=list)
+    squares: list[Tensor] = field(default_factory=list)
     """Of every batch [B] sums of the squared disturbances of each image."""
 
     def at(self, ar_step: int, num_ar_steps: int) -> Nudged:
-        if not isinstance(self.solver, AtARStep):
-            return self
-        return replace(self, solver=self.solver.at(ar_step, num_ar_steps))
-
-    @property
-    def squares(self) -> Tensor:
-        """Those of the last batch."""
-        return self.disturbed[-1]
+        own = self.solver
+        return replace(self, solver=own.at(ar_step, num_ar_steps)) if isinstance(own, AtARStep) else self
 
     @property
     def grid(self) -> Grid | None:
@@ -380,7 +374,7 @@ class Nudged(AtARStep):
         if problem.ar_step != self.ar_step:
             return tokens
         nudge = NUDGE * self.noise.initial(problem)
-        self.disturbed.append(torch.bincount(problem.image.cpu(), nudge.cpu().double().square().flatten(1).sum(1)))
+        self.squares.append(torch.bincount(problem.image.cpu(), nudge.cpu().double().square().flatten(1).sum(1)))
         return tokens + nudge
 
 

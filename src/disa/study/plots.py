@@ -98,9 +98,7 @@ def plan_plot(plan: StepPlan, title: str) -> bytes:
     widths = np.linspace(4, 1.2, len(budgets))  # so that lines that fall together are all seen
     for budget, colour, width in zip(budgets, colours, widths, strict=True):
         counts = plan.counts(plan.affordable(budget))
-        many.step(
-            range(1, num_ar_steps + 1), counts, where="mid", color=colour, linewidth=width, label=f"{budget:.3g}"
-        )
+        many.step(range(1, num_ar_steps + 1), counts, where="mid", color=colour, linewidth=width, label=f"{budget:.3g}")
     many.set(xlabel="AR step", ylabel="denoising steps", ylim=(0, None))
     many.set_title("how often, for several evaluations per row", fontsize=10)
     many.yaxis.get_major_locator().set_params(integer=True)
