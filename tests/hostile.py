@@ -38,11 +38,12 @@ from PIL import Image
 from safetensors.torch import save, save_file
 
 import disa
+import planned
 from disa.cli import app
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.study import bench, calibrate, compare, evidence, fit  # noqa: F401  all that a command imports is loaded
+from disa.study import bench, calibrate, compare, evidence, fit, planning  # noqa: F401  all that a command imports is loaded
 
 USE, REFUSE, OPEN = "used", "refused", "open"
 MOST_SECONDS, MOST_BYTES = 5.0, 1 << 30
@@ -100,11 +101,14 @@ NO_POLICIES = (
     "linear:1000000000-1", "constant:99999999999999999999", "constant:1001", "mlp:5", "mlp:5-50", "mlp:0-0@1",
     "mlp:50-5@", "mlp:50-5@nan", "mlp:50-5@-1", "mlp:50-5@1e9", "mlp:50-5@1", "mlp:absent.safetensors", "variance:none",
     "straight:2-1", "mlp:1000000000-1@5", "__import__('os')", "linear:50-5;rm", "\udcff", "linear:５０-５", "x" * 100_000,
+    "plan:", "plan@", "plan:@", "plan@nan", "plan@-1", "plan@1e9", "plan@" + "9" * 5000, "plan:absent.json@8", "plan:.@3",
+    "plan:/dev/zero@3", "plan:fifo", "plan:t-list.json@3", "plan:good.png", "Plan@8", "plan:pl-good.json@1e9", "plan:pl-good.json@0",
 )  # fmt: skip
 NO_SOLVERS = (
     "", "DDPM", "ddmp", "euler", "heun", "ddpm@", "ddpm@none", "ddpm:eta=1", "ddim:eta=nan", "ddim:eta=-1", "ddim:eta",
     "ddim:eta=", "ddim:=1", "ddim:eta=1,eta=2", "ddim@uniform:", "ddim::", "dpm-solver++-9", "dpm-solver-3", "ddpm@shifted-3", "@uniform",
     "ddpm@uniform@uniform", "ddpm:temperature=-1", "ddpm:temperature=inf", "x" * 100_000,
+    "plan:", "plan:absent.json", "plan:fifo", "plan:t-list.json", "plan:pl-good.json@3", "plan@3", "plan:pl-good.json:eta=1",
 )  # fmt: skip
 NO_LISTS = (
     "",
@@ -260,6 +264,18 @@ def names() -> Iterator[Case]:
         yield command("convert", name, "--out", "converted")
     for name in sorted(TABLES):
         yield sample("--steps", f"table:{name}", meant=TABLES[name][1])
+    for name, (_, meant) in sorted(PLANS.items()):
+        yield sample("--steps", f"plan:{name}@2.5", meant=meant)
+        yield sample("--steps", "constant:1", "--solver", f"plan:{name}", meant=meant)
+    for given in (
+        ("--solver", "ddim"),
+        ("--grid", "uniform"),
+        ("--eta", "1"),
+        ("--temperature", "1"),
+        ("--solver", "plan:x"),
+    ):
+        yield sample("--steps", "plan:pl-good.json@3", *given)
+    yield sample("--steps", "plan@2", meant=OPEN)  # a model may ship one
     for name in sorted(PROBES):
         yield sample("--steps", f"mlp:{name}")
     for name in sorted(CONFIGS):
@@ -293,9 +309,14 @@ def pictures() -> Iterator[Case]:
 def studies() -> Iterator[Case]:
     """Budgets and sizes of what measures."""
     for text in ("", "0", "-1", "nan", "inf", "1e9", "1e400", "abc", "0.0001", "linear:50", "50%", "1,5", "mlq"):
-        yield command("calibrate", "--budget", text, "--num-ar-steps", "1", "--seeds", "0", "--out", "calibrated")
+        for more in (("--seeds", "0-3"), ("--seeds", "0", "--counts-only")):
+            yield command("calibrate", "--budget", text, "--num-ar-steps", "1", *more, "--out", "calibrated")
+    counts = ("calibrate", "--counts-only", "--budget", "0.3", "--num-ar-steps", "1", "--seeds", "0")
     for text in ("0", "-1", "1", "1000000000", "x"):
-        yield command("calibrate", "--budget", "0.3", "--reference", text, "--num-ar-steps", "1", "--seeds", "0")
+        yield command(*counts, "--reference", text)
+    for given in (("--most", "1"), ("--most", "65"), ("--most", "x"), ("--seeds", "0-2"), ("--out", "file"),
+                  ("--steps", "plan:absent.json"), ("--out", "measured")):  # fmt: skip
+        yield command("calibrate", "--num-ar-steps", "1", "--seeds", "0-3", *given)
     for given in (("--draws", "-1"), ("--draw-steps", "0"), ("--path-steps", "0"), ("--path-steps", "1000000000"),
                   ("--varied", "-1"), ("--fit-images", "-1")):  # fmt: skip
         yield command("evidence", *given, "--seeds", "0", "--out", "evidence")
@@ -464,6 +485,19 @@ TABLES = {
     "t-measured.json": ('{"counts": [1], "measured_for": 3}', REFUSE), "t-digits.json": ("[" + "9" * 5000 + "]", REFUSE),
     "t-long.json": ("[" + "1," * 5_000_000 + "1]", REFUSE), "t-words.json": ("one two", REFUSE),
 }  # fmt: skip
+PLAN = planned.content(num_stretches=1, most=2)
+PLANS = {
+    "pl-good.json": (json.dumps(PLAN), USE), "pl-more.json": (json.dumps(PLAN | {"later": [1]}), USE),
+    "pl-bom.json": ("\ufeff" + json.dumps(PLAN), USE), "pl-empty.json": ("", REFUSE), "pl-list.json": ("[1]", REFUSE),
+    "pl-none.json": ("{}", REFUSE), "pl-deep.json": ("[" * 100_000, REFUSE), "pl-cut.json": (json.dumps(PLAN)[:300], REFUSE),
+    "pl-format.json": (json.dumps(PLAN | {"format": 99}), REFUSE), "pl-nan.json": (json.dumps(PLAN | {"budget": float("nan")}), REFUSE),
+    "pl-text.json": (json.dumps(PLAN | {"gains": ["1"] * 4}), REFUSE), "pl-rows.json": (json.dumps(PLAN | {"rows": [1.0]}), REFUSE),
+    "pl-zero.json": (json.dumps(PLAN | {"costs": [[0, 1]] * 4}), REFUSE), "pl-none-at-all.json": ("null", REFUSE),
+    "pl-courses.json": (json.dumps(PLAN | {"stretches": [[]]}), REFUSE), "pl-flat.json": (json.dumps(PLAN | {"stretches": PLAN["stretches"][0]}), REFUSE),
+    "pl-many.json": (json.dumps(PLAN | {"stretches": PLAN["stretches"] * 5}), REFUSE), "pl-measured.json": (json.dumps(PLAN | {"measured_for": 3}), REFUSE),
+    "pl-noise.json": (json.dumps(PLAN | {"stretches": [[{**each, "times": [1.0, 0.5][: len(each["times"])]} for each in PLAN["stretches"][0]]]}), REFUSE),
+    "pl-huge.json": (json.dumps(PLAN | {"rows": [10**40] * 4, "gains": [10**40] * 4}), OPEN), "pl-long.json": ("[" + "1," * 5_000_000 + "1]", REFUSE),
+}  # fmt: skip
 PROBES = {
     "p-empty.safetensors": b"",
     "p-noise.safetensors": b"x" * 1000,
@@ -495,7 +529,9 @@ def write_files() -> None:
     for name in ("folder", "models"):
         Path(name).mkdir()
     os.mkfifo("fifo")
-    texts = {name: text for name, (text, _) in TABLES.items()} | {
+    Path("measured").mkdir()
+    Path("measured/measured.npz").write_bytes(b"PK\x03\x04 cut off")
+    texts = {name: text for name, (text, _) in (TABLES | PLANS).items()} | {
         "file": "x", "empty": "", "blank.txt": "\n \n", "prompts.txt": "a red circle\n\na green star\n",
         "prompts-bom.txt": "\ufeffa red circle\n", "prompts-crlf.jsonl": '{"prompt": "a red circle"}\r\n\r\n',
         "prompts-u2028.jsonl": '{"prompt": "a red circle\u2028above a blue square"}\n', "prompts.json": '["a red circle"]',

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+import planned
 import small
 import test_families
 import test_solvers
@@ -26,6 +27,7 @@ from disa.core.allocate import allocate, between, pooled
 from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
+from disa.core.plans import StepPlan
 from disa.core.solve import solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, make_solver
@@ -312,6 +314,16 @@ def test_only_one_ar_step_is_disturbed() -> None:
     assert torch.equal(solve(before, nudged, 2, noise).tokens, solve(before, solver, 2, noise).tokens)
     change = solve(at, nudged, 2, noise).tokens - solve(at, solver, 2, noise).tokens
     assert nudged.squares[-1].tolist() == pytest.approx([change.double().square().sum().item()], rel=1e-4)
+
+
+def test_a_solver_that_differs_by_ar_step_is_disturbed_alone() -> None:
+    solver, noise = StepPlan(planned.content()).solver, SeededNoise([0])
+    nudged = Nudged(solver, 3, noise.branch(0))
+    for ar_step in range(4):
+        problem = replace(test_solvers.problem_of(test_solvers.GaussianField(), 3), ar_step=ar_step, num_ar_steps=4)
+        change = solve(problem, nudged, 2, noise).tokens - solve(problem, solver, 2, noise).tokens
+        square = change.double().square().sum().item()
+        assert square == (0 if ar_step < 3 else pytest.approx(nudged.squares[-1].item(), rel=1e-4))
 
 
 # -- the whole -----------------------------------------------------------------------------------------------------

@@ -14,16 +14,19 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch as safetensors
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import planned
 import small
 import test_families as families
 from disa import cli
 from disa.core.flow import FlowMatching
+from disa.core.plans import read_plan
 from disa.core.problem import DenoisingProblem
 from disa.core.spending import Spending
 from disa.core.texts import parse, table
@@ -46,10 +49,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 STEPS = texts_near(
     "linear:50-5", "constant:50", "two-stage:50-5", "table:counts.json", "mlp:50-5@20", "variance:draws:9-2@5",
     "straight:16-4",
-    "mlp@18:probe.safetensors",
+    "mlp@18:probe.safetensors", "plan:plan.json@3", "plan@8.5",
 )  # fmt: skip
 SOLVERS = texts_near(
-    "ddim@uniform:eta=0.5", "ddpm", "euler-maruyama@xar-em:temperature=0.9", "heun", "dpm-solver++-2@logsnr"
+    "ddim@uniform:eta=0.5",
+    "ddpm",
+    "euler-maruyama@xar-em:temperature=0.9",
+    "heun",
+    "dpm-solver++-2@logsnr",
+    "plan:plan.json",
 )
 GRIDS = texts_near("uniform", "clipped-950", "shifted-3", "flowar-split", "ddim-980")
 SPANS = texts_near("0-0.9", "0.2-1") | st.lists(NUMBERS, max_size=3)
@@ -82,6 +90,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file that every example writes anew, in the folder that relative paths begin in."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "counts.json").write_text("[4, 3, 2, 1]")
+    planned.written(tmp_path / "plan.json")
     return tmp_path / "file"
 
 
@@ -155,9 +164,11 @@ def command_lines() -> st.SearchStrategy[list[str]]:
         "dtype": texts_near("fp32"),
         "budget": texts_near("0.3", "20", "linear:50-5", "mlp:50-5@20"),
         "reference": texts_near("40"),
+        "most": texts_near("3"),
         "seed": texts_near("1"),
     }
-    option = st.one_of([st.tuples(st.just(f"--{name}"), value) for name, value in words.items()])
+    flag = st.just(("--counts-only",))
+    option = st.one_of([st.tuples(st.just(f"--{name}"), value) for name, value in words.items()]) | flag
     several = st.lists(option, max_size=4).map(lambda pairs: [part for pair in pairs for part in pair])
     base = st.sampled_from(["sample", "sample", "compare", "calibrate", "fit-probe", "bench", "evidence"])
     return st.builds(lambda command, given, more: [command, *given, *more], base, several, st.lists(TEXTS, max_size=1))
@@ -211,6 +222,27 @@ def test_tables(file: Path, content: bytes):
     if found is not None:
         assert all(type(count) is int and count > 0 for count in found.counts(len(found.values)))
         used_or_refused(lambda: sampler("mar").settings(steps=found))
+
+
+PLAN = planned.content(most=2, num_stretches=2)
+
+
+@given(as_file(json_near(PLAN) | json_near(PLAN, 1), PLAN), st.floats(0, 20))
+def test_plans(file: Path, content: bytes, budget: float):
+    file.write_bytes(content)
+    plan = used_or_refused(lambda: read_plan(file, f"plan:{file.name}"))
+    if plan is None:
+        return
+    assert plan.hash
+    num_ar_steps = len(plan.content["rows"])
+    with np.errstate(all="ignore"):
+        for asked in (None, budget):
+            steps = used_or_refused(lambda asked=asked: plan.steps(asked))
+            assert steps is None or len(steps.counts(num_ar_steps)) == num_ar_steps
+            if steps is not None and num_ar_steps <= 4:
+                options = {"steps": steps, "num_ar_steps": num_ar_steps}
+                used_or_refused(lambda options=options: sampler("mar").settings(**options))
+    used_or_refused(lambda: sampler("mar").settings(steps=1, solver=f"plan:{file.name}"))
 
 
 PROBE = in_package("flowar-digits-probe.safetensors")

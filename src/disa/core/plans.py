@@ -63,8 +63,8 @@ class StepPlan:
         of_stretches = [[course["error"] for course in stretch] for stretch in self.content["stretches"]]
         num_ar_steps = len(self.content["rows"])
         of_rows = [of_stretches[stretch_of(k, num_ar_steps, len(of_stretches))] for k in range(num_ar_steps)]
-        weights = np.array(self.content["gains"]) * np.array(self.content["rows"])
-        return np.array(of_rows) * weights[:, None]
+        weights = np.array(self.content["gains"], dtype=float) * np.array(self.content["rows"], dtype=float)
+        return np.array(of_rows, dtype=float) * weights[:, None]
 
     @cached_property
     def costs(self) -> np.ndarray:
