@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from disa.core.multistep import along, updates
+from disa.core.solver import Solver
+from disa.core.solvers import DDIM, Euler, make_solver
 from disa.study import times
 from disa.study.times import Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
 from gaussian import FLOW, PROCESS, GaussianField, normal, problem_of
@@ -20,7 +22,8 @@ VISITED = {PROCESS: (0.95, 0.8, 0.62, 0.4, 0.2, 0.05), FLOW: (1.0, 0.8, 0.62, 0.
 
 
 def candidates_of(process: Any) -> Candidates:
-    return Candidates(process, process.grid_at(np.array(VISITED[process])))
+    grid = process.grid_at(np.array(VISITED[process]))
+    return Candidates(process, grid, updates(process, grid))
 
 
 def walked(candidates: Candidates, rows: int = 8) -> tuple[Any, list[Tensor], list[Tensor]]:
@@ -34,7 +37,7 @@ def walked(candidates: Candidates, rows: int = 8) -> tuple[Any, list[Tensor], li
 
 @BOTH
 def test_the_tried_times_fall_and_are_about_as_many_as_asked_for(process: Any) -> None:
-    candidates = Candidates.of(process)
+    candidates = Candidates.of(process, make_solver("dpm-solver++-2"), 7)
     assert times.NUM_TIMES * 0.6 < len(candidates) < times.NUM_TIMES * 1.4
     assert (np.diff(candidates.grid.times) < 0).all()
     assert candidates.part([0, 3]).times.tolist() == candidates.grid.times[[0, 3]].tolist()
@@ -49,6 +52,31 @@ def test_the_path_is_that_of_the_solver(process: Any) -> None:
     end = along(problem.field.on(grid), process, grid.levels.tolist(), states[0].clone(), torch.empty(0),
                 updates(process, grid))  # fmt: skip
     torch.testing.assert_close(states[-1], end)
+
+
+@pytest.mark.parametrize(("process", "solver"), [(PROCESS, DDIM("uniform")), (FLOW, Euler("uniform"))])
+def test_the_path_of_an_original_without_noise_is_the_originals(process: Any, solver: Solver) -> None:
+    candidates = Candidates.of(process, solver, 9)
+    assert len(candidates) == 9
+    problem, states, _ = walked(candidates)
+    grid = solver.plan(process, 9)
+    end = solver.run(problem.field.on(grid), problem, grid, states[0].clone(), torch.empty(0))
+    torch.testing.assert_close(states[-1].double(), end.double(), rtol=1e-4, atol=1e-4)
+
+
+def test_an_original_with_noise_has_no_path_of_its_own() -> None:
+    assert len(Candidates.of(PROCESS, DDIM("uniform", eta=1.0), 9)) > 9
+
+
+@BOTH
+def test_a_path_may_begin_with_less_noise(process: Any) -> None:
+    """Short courses set out from the start as it is, and are to end where the scaled path does."""
+    candidates = candidates_of(process)
+    problem, plain, said = walked(candidates)
+    states, data = candidates.path(problem, plain[0], 0.8)
+    scaled, expected = candidates.path(problem, plain[0] * 0.8)
+    for found, right in zip([*states, *data], [plain[0], *scaled[1:], said[0], *expected[1:]], strict=True):
+        torch.testing.assert_close(found, right)
 
 
 @BOTH
