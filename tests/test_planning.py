@@ -159,6 +159,19 @@ def test_counts_cost_what_drawing_makes(sampler: Sampler, plan: StepPlan, tmp_pa
         assert samples.evaluations_per_row <= budget * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("interval", [(0.5, 0.9), (0.0, 0.6)])
+def test_guidance_that_acts_at_times_keeps_the_budget(
+    sampler: Sampler, tmp_path: Path, interval: tuple[float, float]
+) -> None:
+    """Which times a course visits says what it costs."""
+    plan = made(sampler, interval=interval)
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(plan.content))
+    for budget in np.linspace(*plan.bounds, 4).tolist():
+        settings = settings_of(sampler, steps=f"plan:{path}@{budget}", interval=interval)
+        assert sampler.sample(3, 0, settings=settings).evaluations_per_row <= budget * (1 + 1e-6)
+
+
 def test_it_is_measured_for_its_settings(sampler: Sampler, plan: StepPlan, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     path.write_text(json.dumps(plan.content))

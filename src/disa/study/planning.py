@@ -295,8 +295,8 @@ class Judged:
     """By kind [G, N] the energy distance of a row."""
     doubt: dict[str, np.ndarray]
     """By kind [G, N] the standard error of that."""
-    costs: np.ndarray
-    """[K, N] evaluations of an image."""
+    costs: dict[str, np.ndarray]
+    """By kind [K, N] evaluations of an image: guidance may act at the times of one kind and not at another's."""
     rows: np.ndarray
     """[K] of an image."""
 
@@ -341,7 +341,7 @@ def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
         {kind: means("apart", kind) for kind in solvers},
         energy,
         {kind: np.sqrt(squares / counts) for kind, squares in spread.items()},
-        np.stack([sums[f"costs {FITTED[0]} {k}"] for k in every]) / number,
+        {kind: np.stack([sums[f"costs {kind} {k}"] for k in every]) / number for kind in solvers},
         np.array([float(sums[f"rows {k}"]) for k in every]) / number,
     )
 
@@ -372,6 +372,9 @@ def finished(
         by_kind | {BEST: np.stack([by_kind[kind] for kind in names])[better, *places]}
         for by_kind in (judged.apart, judged.energy, judged.doubt)
     )
+    of_ar_steps = better[[stretch_of(k, len(judged.rows), len(better)) for k in range(len(judged.rows))]]
+    places = np.ogrid[: of_ar_steps.shape[0], : of_ar_steps.shape[1]]
+    costs = judged.costs | {BEST: np.stack([judged.costs[kind] for kind in names])[of_ar_steps, *places]}
     mixed = [[courses[names[which]][g][n] for n, which in enumerate(row)] for g, row in enumerate(better)]
     kinds = {BEST: mixed} | {kind: courses[kind] for kind in SOLVERS}
     weights = measured_gains(planning)
@@ -389,18 +392,18 @@ def finished(
             ],
             "gains": weights.tolist(),
             "rows": judged.rows.tolist(),
-            "costs": np.maximum.accumulate(judged.costs, axis=1).tolist(),
+            "costs": np.maximum.accumulate(costs[kind], axis=1).tolist(),
         }
         plans[kind] = StepPlan(content)
-    spent = plans[BEST].affordable(budget)
+    spent = {kind: plan.affordable(budget) for kind, plan in plans.items()}
     # Noise makes estimates doubtful: what adds some is chosen where it is better beyond doubt.
-    left = {kind: _left(plan, energy[kind] + 2 * doubt[kind], spent) for kind, plan in plans.items()}
+    left = {kind: _left(plan, energy[kind] + 2 * doubt[kind], spent[kind]) for kind, plan in plans.items()}
     best = min(left, key=lambda kind: left[kind])
     measured = {
         "measured_for": {
             name: value for name, value in facts(planning.settings, planning.sampler).items() if name != "solver"
         },
-        "budget": spent,
+        "budget": spent[best],
         "spread": planning.spreads.tolist(),
         "model": planning.sampler.preset.name,
         "errors": {kind: {"apart": apart[kind].tolist(), "energy": energy[kind].tolist()} for kind in (*kinds, OWN)},
