@@ -32,7 +32,7 @@ from disa.core.allocate import pooled
 from disa.core.courses import CalibratedSolver, Course, stretch_of
 from disa.core.multistep import Update, updates
 from disa.core.noise import SeededNoise
-from disa.core.plans import FORMAT, StepPlan
+from disa.core.plans import StepPlan
 from disa.core.problem import DenoisingProblem
 from disa.core.solve import solve
 from disa.core.solver import Solver
@@ -45,6 +45,7 @@ from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
 from disa.study.calibrate import GAIN_STEPS, check_budget, gains, read_budget
+from disa.study.choosing import FITTED, OWN, SOLVERS, Judged, chosen
 from disa.study.sums import Sums
 from disa.study.times import Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
 
@@ -60,15 +61,6 @@ NUM_IMAGES, FIRST_SEED = 32, 100_000
 """Images that are measured by default, on seeds that reports of quality leave alone: half to fit, half to judge."""
 GAINED = 8
 """Images that are disturbed."""
-FITTED = ("fitted, plain times", "fitted, own times")
-"""Updates that are fitted, on times that are best for steps of DPM-Solver++ 2M, or for fitted steps."""
-EXACT, NOISY = "dpm-solver++-2", "dpm-solver++-2:eta=1"
-SOLVERS = {EXACT: 0.0, NOISY: 1.0}
-"""Solvers on their own best times, and how much noise they add."""
-BEST = "fitted"
-"""For every stretch and number of denoising steps the best of all that add no noise."""
-OWN = "own"
-"""The solver and the grid of the settings, with as many denoising steps."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +133,9 @@ def make_plan(
     measure_spreads(planning)
     ways = find_times(planning)
     courses = fit_updates(planning, ways)
-    return finished(planning, courses, judge(planning, courses), allowed / num_rows, about)
+    judged = judge(planning, courses)
+    content = chosen(courses, judged, measured_gains(planning), allowed / num_rows)
+    return StepPlan(content | told(planning, about))
 
 
 def candidates_for(sampler: Sampler, original: Settings) -> Candidates:
@@ -285,22 +279,6 @@ def fitted_updates(products: np.ndarray, prior: Sequence[Update], first: bool = 
     return [Update(keep, now, before, 0.0) for keep, now, before in weights.round(7).tolist()]
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """How far courses end from the path."""
-
-    apart: dict[str, np.ndarray]
-    """By kind [G, N] the squared distance of a row; where the kind adds noise it says little."""
-    energy: dict[str, np.ndarray]
-    """By kind [G, N] the energy distance of a row."""
-    doubt: dict[str, np.ndarray]
-    """By kind [G, N] the standard error of that."""
-    costs: dict[str, np.ndarray]
-    """By kind [K, N] evaluations of an image: guidance may act at the times of one kind and not at another's."""
-    rows: np.ndarray
-    """[K] of an image."""
-
-
 def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
     """The errors of all courses, and of the settings' own solver, on images that nothing was fitted to."""
     sums, own = planning.sums, planning.settings.solver
@@ -358,72 +336,14 @@ def measured_gains(planning: Planning) -> np.ndarray:
     return np.exp(pooled(np.log(planning.sums["gains"])))
 
 
-# -- the plan ------------------------------------------------------------------------------------------------------
-
-
-def finished(
-    planning: Planning, courses: dict[str, list[list[Course]]], judged: Judged, budget: float, about: dict[str, Any]
-) -> StepPlan:
-    """The plan of the kind that leaves the least error at the budget."""
-    names = (*FITTED, EXACT)
-    better = np.argmin([judged.apart[kind] for kind in names], axis=0)
-    places = np.ogrid[: better.shape[0], : better.shape[1]]
-    apart, energy, doubt = (
-        by_kind | {BEST: np.stack([by_kind[kind] for kind in names])[better, *places]}
-        for by_kind in (judged.apart, judged.energy, judged.doubt)
-    )
-    of_ar_steps = better[[stretch_of(k, len(judged.rows), len(better)) for k in range(len(judged.rows))]]
-    places = np.ogrid[: of_ar_steps.shape[0], : of_ar_steps.shape[1]]
-    costs = judged.costs | {BEST: np.stack([judged.costs[kind] for kind in names])[of_ar_steps, *places]}
-    mixed = [[courses[names[which]][g][n] for n, which in enumerate(row)] for g, row in enumerate(better)]
-    kinds = {BEST: mixed} | {kind: courses[kind] for kind in SOLVERS}
-    weights = measured_gains(planning)
-    plans = {}
-    for kind, stretches in kinds.items():
-        errors = energy[kind] if SOLVERS.get(kind) else apart[kind]
-        content = {
-            "format": FORMAT,
-            "solver": kind,
-            "budget": 0.0,
-            "num_ar_steps": planning.settings.num_ar_steps,
-            "stretches": [
-                [_told(course, float(errors[g, n])) for n, course in enumerate(found)]
-                for g, found in enumerate(stretches)
-            ],
-            "gains": weights.tolist(),
-            "rows": judged.rows.tolist(),
-            "costs": np.maximum.accumulate(costs[kind], axis=1).tolist(),
-        }
-        plans[kind] = StepPlan(content)
-    spent = {kind: plan.affordable(budget) for kind, plan in plans.items()}
-    # Noise makes estimates doubtful: what adds some is chosen where it is better beyond doubt.
-    left = {kind: _left(plan, energy[kind] + 2 * doubt[kind], spent[kind]) for kind, plan in plans.items()}
-    best = min(left, key=lambda kind: left[kind])
-    measured = {
-        "measured_for": {
-            name: value for name, value in facts(planning.settings, planning.sampler).items() if name != "solver"
-        },
-        "budget": spent[best],
-        "spread": planning.spreads.tolist(),
-        "model": planning.sampler.preset.name,
-        "errors": {kind: {"apart": apart[kind].tolist(), "energy": energy[kind].tolist()} for kind in (*kinds, OWN)},
-        "left": left,
-        "measured_with": about,
+def told(planning: Planning, about: dict[str, Any]) -> dict[str, Any]:
+    """What a plan says of how it was made."""
+    measured_for = {
+        name: value for name, value in facts(planning.settings, planning.sampler).items() if name != "solver"
     }
-    return StepPlan(dict(plans[best].content) | measured)
-
-
-def _left(plan: StepPlan, energy: np.ndarray, budget: float) -> float:
-    """The energy distance of an image, as it reaches the picture, that a plan leaves at a budget."""
-    counts, num_ar_steps = plan.counts(budget), len(plan.content["rows"])
-    weights = np.array(plan.content["gains"]) * np.array(plan.content["rows"])
-    stretches = [stretch_of(k, num_ar_steps, len(energy)) for k in range(num_ar_steps)]
-    return float(sum(weights[k] * energy[stretches[k], counts[k] - 1] for k in range(num_ar_steps)))
-
-
-def _told(course: Course, error: float) -> dict[str, Any]:
     return {
-        "times": list(course.times),
-        "updates": [list(update) for update in course.updates],
-        "error": max(error, 0.0),
+        "measured_for": measured_for,
+        "model": planning.sampler.preset.name,
+        "spread": planning.spreads.tolist(),
+        "measured_with": about,
     }

@@ -105,11 +105,9 @@ def plan_plot(plan: StepPlan, title: str) -> bytes:
     many.legend(**below, ncols=len(budgets))
     for kind, found in plan.content["errors"].items():
         energy = np.maximum(np.mean(found["energy"], axis=0), 1e-12)
-        label = plan.content["measured_for"].get("steps", "the model's own solver") if kind == "own" else kind
-        error.loglog(
-            range(1, len(energy) + 1), energy, marker=".", label=label, linestyle="--" if kind == "own" else "-"
-        )
-    ticks = [count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if count <= len(energy)]
+        label, line = ("the model's own solver", "--") if kind == "own" else (kind, "-")
+        error.loglog(range(1, len(energy) + 1), energy, line, marker=".", label=label)
+    ticks = [count for count in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64) if count <= plan.errors.shape[1]]
     error.set_xticks(ticks, map(str, ticks))
     error.set_xticks([], minor=True)
     error.set(xlabel="denoising steps", ylabel="energy distance of a row from the path's")
