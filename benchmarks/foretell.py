@@ -49,8 +49,7 @@ def foretold(sampler: Sampler, options: Sequence[dict[str, Any]]) -> list[float]
     own = fresh(preset.steps)
 
     def visit(problem: DenoisingProblem) -> Any:
-        spread = plan.spread(problem.ar_step, problem.num_ar_steps)
-        ends = [candidates.path(problem, each.initial(problem), spread)[0][-1] for each in noises]
+        ends = [candidates.path(problem, each.initial(problem) * plan.spread)[0][-1] for each in noises]
         right = torch.stack(ends).flatten(2)
         for i, (way, policy) in enumerate(zip(ways, policies, strict=True)):
             counts = policy(problem)

@@ -98,7 +98,7 @@ class Rows:
         """Solve a problem in every way that counts."""
         plan, k, num_ar_steps = self.of_plan, problem.ar_step, problem.num_ar_steps
         start, gain = self.noise.initial(problem), self.of_plan.content["gains"][k]
-        right = self.candidates.path(problem, start, plan.spread(k, num_ar_steps))[0][-1].flatten(1)
+        right = self.candidates.path(problem, start * plan.spread)[0][-1].flatten(1)
         number = len(plan.solver.stretches)
         errors = np.empty((problem.num_rows, number, MOST))
         for g in range(number):

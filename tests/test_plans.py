@@ -517,3 +517,29 @@ def test_a_plan_for_the_other_kind_of_model_is_one_line(tmp_path: Path) -> None:
             course["times"][0] = 1.0
     path = planned.written(tmp_path / "plan.json", stretches=courses)
     assert "expected falling times" in refused(lambda: small.sampler().settings(steps=f"plan:{path}@4"))
+
+
+# -- the noise that rows begin with --------------------------------------------------------------------------------
+
+
+@BOTH
+def test_rows_begin_with_scaled_noise(process: Any) -> None:
+    half, whole = (StepPlan(planned.content(process, spread=spread)).solver for spread in (0.5, 1.0))
+    problem, noise = problem_of(GaussianField(process), 5, process=process), SeededNoise([3])
+
+    class Halved(SeededNoise):
+        def initial(self, problem: DenoisingProblem) -> Tensor:
+            return super().initial(problem) / 2
+
+    for n in (1, 2, 3):
+        expected = solve(problem, whole, n, Halved([3])).tokens
+        assert torch.equal(solve(problem, half, n, noise).tokens, expected)
+        assert not torch.equal(solve(problem, whole, n, noise).tokens, expected)
+
+
+def test_the_spread_decides_images(tmp_path: Path) -> None:
+    plans = [read_plan(planned.written(tmp_path / f"{s}.json", spread=s), "plan") for s in (1.0, 0.9)]
+    assert plans[0].hash == StepPlan(planned.content()).hash != plans[1].hash
+    for wrong in (0, -1, 11, "1", None, [1.0]):
+        path = planned.written(tmp_path / "wrong.json", spread=wrong)
+        assert "spread" in refused(lambda path=path: read_plan(path, "plan"))

@@ -102,19 +102,20 @@ def _plan(
     turns = work(chosen, len(inputs), most)
     keep = make_folder(out) / MEASURED
     with progress("measuring", turns) as advance:
-        on_turn = partial(advance, note=f"as long as {_as_many(sampler, chosen, turns)}")
+        on_turn = partial(advance, note=f"as long as {_as_many(sampler, chosen, turns, len(inputs))}")
         plan = make_plan(sampler, inputs, chosen, budget, most, keep, on_turn)
     return plan, f"{sampler.preset.name}, {counted(len(inputs), 'image')}"
 
 
-def _as_many(sampler: Sampler, settings: Settings, turns: list[float]) -> str:
+def _as_many(sampler: Sampler, settings: Settings, turns: list[float], num_images: int) -> str:
     """How many images of the original policy cost as much: `530 images with constant:100`."""
     from disa.core import texts
 
     original = sampler.defaults.original
     steps = texts.parse(original).counts(settings.num_ar_steps)
     cost = sum(steps) + 8.0 * settings.num_ar_steps
-    return f"{round(sum(turns) * settings.batch_size / cost)} images with {original}"
+    together = min(settings.batch_size, max(1, num_images // 2))
+    return f"{round(sum(turns) * together / cost)} images with {original}"
 
 
 def _print_counts(result: Calibration, out: Path) -> None:

@@ -60,6 +60,8 @@ class CalibratedSolver(Walking, AtARStep):
     """Its text, `plan` or `plan:FILE`."""
     plan_hash: str = ""
     measured_for: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    spread: float = 1.0
+    """What the noise is scaled by that a row begins with: below 1 draws vary less."""
     here: int | None = None
     """The stretch of the AR step that it is for, see `at`."""
     grid = None
@@ -93,6 +95,7 @@ class CalibratedSolver(Walking, AtARStep):
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         updates = self.course(grid.num_evaluations).updates
+        x = x if self.spread == 1 else x.mul_(self.spread)
         return along(process, grid.levels.tolist(), x, noise, updates)
 
 

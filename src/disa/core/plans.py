@@ -44,7 +44,7 @@ class StepPlan:
     def solver(self) -> CalibratedSolver:
         """The solver that goes by its courses."""
         stretches = tuple(tuple(map(_course, stretch)) for stretch in self.content["stretches"])
-        return CalibratedSolver(stretches, self.source, self.hash, dict(self.measured_for))
+        return CalibratedSolver(stretches, self.source, self.hash, dict(self.measured_for), spread=self.spread)
 
     @property
     def measured_for(self) -> Mapping[str, Any]:
@@ -53,7 +53,7 @@ class StepPlan:
     @cached_property
     def hash(self) -> str:
         """SHA-256 of all that decides an image."""
-        told = {name: self.content[name] for name in ("stretches", "costs", "gains", "rows")}
+        told = {name: self.content[name] for name in ("stretches", "costs", "gains", "rows")} | {"spread": self.spread}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -71,10 +71,10 @@ class StepPlan:
         """[K, N] evaluations of an image."""
         return np.array(self.content["costs"], dtype=float)
 
-    def spread(self, ar_step: int, num_ar_steps: int) -> float:
-        """What the noise was scaled by with which the paths of an AR step began; 1 where the file does not say."""
-        spreads = self.content.get("spread", [1.0])
-        return spreads[stretch_of(ar_step, num_ar_steps, len(spreads))]
+    @property
+    def spread(self) -> float:
+        """What the noise is scaled by that a row begins with; 1 where the file does not say."""
+        return float(self.content.get("spread", 1.0))
 
     def per_row(self, counts: Sequence[int]) -> float:
         """Evaluations per row that such counts make."""
@@ -154,6 +154,7 @@ def read_plan(file: Path, source: str) -> StepPlan:
     | `gains`, `rows` | [K] numbers above 0 | other lengths |
     | `costs` | [K][N] numbers above 0, which do not fall | other lengths |
     | `budget` | a number above 0 | all else |
+    | `spread` | a number from 0.01 to 10, or absent for 1 | all else |
     | `measured_for` | an object or absent | all else |
     """
     content = read_json(file, "the plan")
@@ -175,6 +176,8 @@ def _check(content: Any) -> None:
         raise DisaError(f"expected format {FORMAT}, found {shown(content['format'])}: a newer disa may read it")
     if not isinstance(content.get("measured_for", {}), dict):
         raise DisaError(f"measured_for must be an object, found {shown(content['measured_for'])}")
+    if not 0.01 <= _number(content.get("spread", 1.0), "the spread", 0) <= 10:
+        raise DisaError(f"the spread must be from 0.01 to 10, found {shown(content['spread'])}")
     rows = _numbers(content["rows"], "rows", MOST_AR_STEPS)
     _numbers(content["gains"], "gains", len(rows), len(rows))
     _number(content["budget"], "the budget", 0)

@@ -3,7 +3,7 @@
 Passes over the AR steps of some images, each a drawing by the settings given:
 
 1. *spread*: where the original sampler adds noise, how much its draws of one row vary, beside the ends of paths that
-   add none: networks are not exact, and the two differ by up to a third. Paths begin with noise scaled to match.
+   add none: networks are not exact, and the two differ by up to a third. Rows begin with noise scaled to match.
 2. *paths*: the probability-flow ODE in many small steps, from which the error of every single step follows (times.py);
    the best times for every n by dynamic programming.
 3. *updates*: along these times, the weights of each update that come nearest to the path, by least squares, where the
@@ -55,7 +55,8 @@ DEFAULT_BUDGET = 0.1
 """Of the evaluations that the original policy makes."""
 VARIED = 4
 """Draws of one row that say how much draws vary."""
-SPREADS = 0.5, 1.5
+SCALES = 1.1, 1.0, 0.85, 0.7, 0.55
+"""Of the noise that paths begin with, which are tried."""
 MOST_STRETCHES, DRAWS = 8, 2
 NUM_IMAGES, FIRST_SEED = 32, 100_000
 """Images that are measured by default, on seeds that reports of quality leave alone: half to fit, half to judge."""
@@ -82,18 +83,24 @@ class Planning:
     def num_stretches(self) -> int:
         return min(self.settings.num_ar_steps, MOST_STRETCHES)
 
+    def start(self, problem: DenoisingProblem, noise: SeededNoise) -> Tensor:
+        """[R, *shape] what rows begin with."""
+        return noise.initial(problem) * self.spread
+
     def path(self, problem: DenoisingProblem, noise: SeededNoise) -> tuple[list[Tensor], list[Tensor]]:
         """What short courses are to follow."""
-        spread = float(self.spreads[self.stretch(problem)])
-        return self.candidates.path(problem, noise.initial(problem), spread)
+        return self.candidates.path(problem, self.start(problem, noise))
 
     @cached_property
-    def spreads(self) -> np.ndarray:
-        """[G] what the noise that paths begin with is scaled by."""
+    def spread(self) -> float:
+        """What noise is scaled by so that the ends of paths vary as much as draws of the original sampler: one number
+        for all AR steps, since single ones have few rows."""
         if not self.original.solver.stochastic:
-            return np.ones(self.num_stretches)
-        original, path = np.array([self.sums[f"spread {g}"] for g in range(self.num_stretches)]).T
-        return np.sqrt(original / path).clip(*SPREADS).round(4)
+            return 1.0
+        original, *paths = np.array([self.sums[f"spread {g}"] for g in range(self.num_stretches)]).T
+        ratios = [np.log(path / original).mean() for path in paths]
+        # They fall from the largest scale to the smallest; beyond these none is taken.
+        return round(float(np.interp(0.0, ratios[::-1], SCALES[::-1])), 4)
 
     def stretch(self, problem: DenoisingProblem) -> int:
         return stretch_of(problem.ar_step, problem.num_ar_steps, self.num_stretches)
@@ -130,7 +137,7 @@ def make_plan(
     sums = Sums(keep, digest(about | {"steps": str(settings.steps), "batch": settings.batch_size}))
     most = min(most, len(candidates))
     planning = Planning(sampler, settings, *parts, candidates, original, most, sums, on_turn)
-    measure_spreads(planning)
+    measure_spread(planning)
     ways = find_times(planning)
     courses = fit_updates(planning, ways)
     judged = judge(planning, courses)
@@ -149,7 +156,12 @@ def work(settings: Settings, num_images: int, most: int = MOST) -> list[float]:
     half, size, num_ar_steps = num_images // 2, settings.batch_size, settings.num_ar_steps
     turns = [-(-count // size) * num_ar_steps for count in (half, half, half, num_images - half)]
     backbone, every, own = 8.0 + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 1
-    costs = [100.0 * VARIED, 40.0 * DRAWS, (40 + len(FITTED) * every) * DRAWS, (40 + own * every) * DRAWS]
+    costs = [
+        (100.0 + 40 * len(SCALES)) * VARIED,
+        40.0 * DRAWS,
+        (40 + len(FITTED) * every) * DRAWS,
+        (40 + own * every) * DRAWS,
+    ]
     passes = [backbone + cost for cost, number in zip(costs, turns, strict=True) for _ in range(number)]
     return passes + [8.0 + GAIN_STEPS] * ((num_ar_steps + 1) * num_ar_steps)
 
@@ -187,17 +199,18 @@ def visiting(
                 planning.on_turn()
 
 
-def measure_spreads(planning: Planning) -> None:
-    """How much draws of a row vary: those of the original sampler, and the ends of paths."""
+def measure_spread(planning: Planning) -> None:
+    """How much draws of a row vary: those of the original sampler, and ends of paths from noise of several scales."""
     sums, original, candidates = planning.sums, planning.original, planning.candidates
 
     def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
         if not original.solver.stochastic:
             return
         counts, every = original.steps(problem), [noises[0].branch(DRAWS + i) for i in range(VARIED)]
-        drawn = torch.stack([solve(problem, original.solver, counts, noise).tokens for noise in every])
-        ends = torch.stack([candidates.path(problem, noise.initial(problem))[0][-1] for noise in every])
-        variances = [x.cpu().double().var(0).sum().item() for x in (drawn, ends)]
+        drawn = [torch.stack([solve(problem, original.solver, counts, noise).tokens for noise in every])]
+        starts = [noise.initial(problem) for noise in every]
+        drawn += [torch.stack([candidates.path(problem, start * s)[0][-1] for start in starts]) for s in SCALES]
+        variances = [x.cpu().double().var(0).sum().item() for x in drawn]
         sums.add(f"spread {planning.stretch(problem)}", np.array(variances))
 
     visiting(planning, "spread", planning.fitting, visit)
@@ -233,8 +246,8 @@ def fit_updates(planning: Planning, ways: dict[str, list[list[list[int]]]]) -> d
     def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
         stretch = planning.stretch(problem)
         for noise in noises:
-            start = noise.initial(problem)
-            states, _ = planning.path(problem, noise)
+            start = planning.start(problem, noise)
+            states, _ = candidates.path(problem, start)
             for kind in FITTED:
                 for way in ways[kind][stretch]:
                     products = fit_along(problem, start, candidates, way, states)
@@ -284,7 +297,7 @@ def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
     sums, own = planning.sums, planning.settings.solver
     solvers: dict[str, Solver] = {OWN: own}
     for kind, stretches in courses.items():
-        solvers[kind] = CalibratedSolver(tuple(map(tuple, stretches)))
+        solvers[kind] = CalibratedSolver(tuple(map(tuple, stretches)), spread=planning.spread)
 
     def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
         stretch, k = planning.stretch(problem), problem.ar_step
@@ -344,6 +357,6 @@ def told(planning: Planning, about: dict[str, Any]) -> dict[str, Any]:
     return {
         "measured_for": measured_for,
         "model": planning.sampler.preset.name,
-        "spread": planning.spreads.tolist(),
+        "spread": planning.spread,
         "measured_with": about,
     }

@@ -67,21 +67,14 @@ class Candidates:
         """[F + 1, 2] alpha and sigma."""
         return np.array([self.process.scales(level) for level in self.grid.levels.tolist()])
 
-    def path(self, problem: DenoisingProblem, start: Tensor, spread: float = 1.0) -> tuple[list[Tensor], list[Tensor]]:
-        """States [F + 1] and predicted data [F] from start [R, *shape], each of that shape.
-
-        spread: what the start is scaled by before the path goes on from it, for paths whose ends vary less or more.
-        """
-        bound, levels = problem.field.on(self.grid), self.grid.levels.tolist()
-        states, x, before, data = [start], start * spread, start, list[Tensor]()
+    def path(self, problem: DenoisingProblem, start: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """States [F + 1] and predicted data [F] from start [R, *shape], each of that shape."""
+        bound, levels, x = problem.field.on(self.grid), self.grid.levels.tolist(), start
+        states, data = [x], list[Tensor]()
         for i, update in enumerate(self.by):
-            expected = self.process.data(x, bound(x, i).value, levels[i])
-            x = x * update.keep + expected * update.now
-            x = x + before * update.before if update.before else x
-            before = expected
-            # Short courses set out from the start itself.
-            unscaled = i == 0 and spread != 1
-            data.append(self.process.data(start, bound(start, i).value, levels[i]) if unscaled else expected)
+            data.append(self.process.data(x, bound(x, i).value, levels[i]))
+            x = x * update.keep + data[i] * update.now
+            x = x + data[i - 1] * update.before if update.before else x
             states.append(x)
         return states, data
 
