@@ -14,7 +14,8 @@ Both draw what is missing, 100 images of each point in turn, and then measure; i
 A point may have any option of drawing (docs/options.md), as text. It is compared with its model's original, and with
 its `base` if it names one. All of these differences, of all models of the file, are one family: their intervals are
 corrected for it by Holm's method. "chosen_on" lists ranges of seeds that the points were chosen on elsewhere; those
-that `choose` used are known. `confirm` refuses them all. Fewer than 2000 digits or 3000 captions are a trial, no claim.
+that `choose` used are known. `confirm` refuses them all. Fewer than 2000 digits or 3000 captions are a trial, no claim;
+"images": {"harmon-shapes": 1000} makes it one of so many.
 """
 
 from __future__ import annotations
@@ -66,6 +67,8 @@ class Points:
 
     models: dict[str, list[Asked]]
     chosen_on: list[Range]
+    images: dict[str, int]
+    """Of some models, where that is not as many as a claim needs."""
 
     @classmethod
     def read(cls, path: Path) -> Points:
@@ -73,7 +76,8 @@ class Points:
         content = json_in(path)
         try:
             models = {model: _asked(model, points) for model, points in content["models"].items()}
-            return cls(models, [(int(first), int(last)) for first, last in content.get("chosen_on", [])])
+            chosen_on = [(int(first), int(last)) for first, last in content.get("chosen_on", [])]
+            return cls(models, chosen_on, {model: int(count) for model, count in content.get("images", {}).items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DisaError(
                 f"{path}: expected an object with models, each a list of points with a name and options, and ranges "
@@ -125,11 +129,14 @@ class Stage:
 
     name: str
     first: int
-    images: int | None
+    images: int | dict[str, int]
+    """Of every model, or of some."""
     work: Path
 
     def count(self, sampler: Sampler) -> int:
-        return self.images or ENOUGH[sampler.defaults.quality]
+        if isinstance(self.images, int):
+            return self.images
+        return self.images.get(sampler.preset.name, ENOUGH[sampler.defaults.quality])
 
     def seeds(self, sampler: Sampler) -> Range:
         return self.first, self.first + self.count(sampler) - 1
@@ -237,7 +244,8 @@ def main() -> int:
     results = (given.results or (RESULTS if given.stage == "confirm" else work)).absolute()
     os.chdir(ROOT)  # tables are named from there
     try:
-        run(Stage(given.stage, first, given.images, work), Points.read(points), given.model, results)
+        asked = Points.read(points)
+        run(Stage(given.stage, first, given.images or asked.images, work), asked, given.model, results)
     except DisaError as error:
         print(error, file=sys.stderr)
         return 1
