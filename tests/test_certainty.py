@@ -230,7 +230,7 @@ def test_what_is_chosen_is_confirmed_on_other_seeds(confirm: Any, tmp_path: Path
     work, results = tmp_path / "work", tmp_path / "results"
 
     def run(stage: str, first: int, images: int | None = 20) -> None:
-        confirm.run(confirm.Stage(stage, first, images, work), points, None, results)
+        confirm.run(confirm.Stage(stage, first, images or {}, work), points, None, results)
 
     with pytest.raises(DisaError, match="chosen on is not known"):
         run("confirm", 500_000)

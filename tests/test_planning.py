@@ -286,7 +286,7 @@ def test_the_command_writes_a_plan_that_the_others_take(disa: Command, tmp_path:
         (("--budget", 0.5), "one denoising step takes 1"), (("--budget", "linear:5"), "unknown step policy"),
         (("--budget", "x"), "unknown step policy"), (("--budget", 3), "is more than 2 denoising steps"),
         (("--seeds", "1-3"), "a plan is measured on 4 images or more, found 3"), (("--most", 1), "'--most'"),
-        (("--labels", "77"), "labels must be 0 to 9"), (("--steps", "plan@4"), "needs a model"),
+        (("--labels", "77"), "labels must be 0 to 9"), (("--steps", "plan@4"), "leave grid out"),
         (("--prompt", "a cat"), "draws from labels"),
     ],
 )  # fmt: skip

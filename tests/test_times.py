@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from disa.core.multistep import along, updates
-from disa.core.solver import Solver
+from disa.core.solver import Solver, finished
 from disa.core.solvers import DDIM, Euler, make_solver
 from disa.study import times
 from disa.study.times import Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
@@ -49,8 +49,8 @@ def test_the_path_is_that_of_the_solver(process: Any) -> None:
     problem, states, data = walked(candidates)
     assert (len(states), len(data)) == (len(candidates) + 1, len(candidates))
     grid = candidates.grid
-    end = along(problem.field.on(grid), process, grid.levels.tolist(), states[0].clone(), torch.empty(0),
-                updates(process, grid))  # fmt: skip
+    walk = along(process, grid.levels.tolist(), states[0].clone(), torch.empty(0), updates(process, grid))
+    end = finished(walk, problem.field.on(grid))
     torch.testing.assert_close(states[-1], end)
 
 
@@ -66,17 +66,6 @@ def test_the_path_of_an_original_without_noise_is_the_originals(process: Any, so
 
 def test_an_original_with_noise_has_no_path_of_its_own() -> None:
     assert len(Candidates.of(PROCESS, DDIM("uniform", eta=1.0), 9)) > 9
-
-
-@BOTH
-def test_a_path_may_begin_with_less_noise(process: Any) -> None:
-    """Short courses set out from the start as it is, and are to end where the scaled path does."""
-    candidates = candidates_of(process)
-    problem, plain, said = walked(candidates)
-    states, data = candidates.path(problem, plain[0], 0.8)
-    scaled, expected = candidates.path(problem, plain[0] * 0.8)
-    for found, right in zip([*states, *data], [plain[0], *scaled[1:], said[0], *expected[1:]], strict=True):
-        torch.testing.assert_close(found, right)
 
 
 @BOTH
