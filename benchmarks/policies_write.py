@@ -18,6 +18,11 @@ INTRODUCTION = """# Step policies, measured
 
 What every step policy costs and keeps, on the models that ship with the package.
 
+**In short.** Times and updates matter far more than counts: calibrated plans, which choose all three together, need a
+fraction of the evaluations of anything on this page ([plans.md](plans.md) has them on fresh seeds). On official solvers
+and grids, few steps late are as good as many everywhere, the reverse is worse, and with a tenth of the evaluations or
+less every schedule loses something. Looking at rows gains little ([headroom.md](headroom.md)).
+
 ## What holds on fresh seeds
 
 The tables below compare many policies on the same few images, so their winners can win by chance. Three results were
