@@ -36,7 +36,8 @@ def sampler() -> Sampler:
 
 
 def settings_of(sampler: Sampler, **options: Any) -> Settings:
-    return sampler.settings(**({"num_ar_steps": AR_STEPS, "batch_size": 1} | options))
+    every: dict[str, Any] = {"num_ar_steps": AR_STEPS, "batch_size": 1} | options
+    return sampler.settings(**every)
 
 
 def made(
@@ -227,7 +228,8 @@ def test_what_is_finished_is_not_measured_again(
     assert keep.read_bytes() == before
     other = make_plan(sampler, INPUTS, settings_of(sampler), 2, MOST, keep)
     assert other.content["budget"] == 2, "another budget is no other measurement"
-    for options in ({"guidance": 3.0}, {"batch_size": 2}, {"steps": "constant:3"}, {"solver": "ddim"}):
+    changed: list[dict[str, Any]] = [{"guidance": 3.0}, {"batch_size": 2}, {"steps": "constant:3"}, {"solver": "ddim"}]
+    for options in changed:
         with pytest.warns(UserWarning, match="is of another measurement"), pytest.raises(AssertionError):
             made(sampler, keep, **options)
     with pytest.warns(UserWarning, match="is of another measurement"), pytest.raises(AssertionError):

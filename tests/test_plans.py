@@ -302,7 +302,7 @@ def test_a_plan_as_the_solver_of_other_policies(sampler: Sampler, file: Path) ->
     said = refused(lambda: sampler.settings(steps="linear:4-2", solver=solver))
     assert said == f"{solver} goes up to 3 denoising steps of a row, found 4: ask for fewer."
     for option in ("grid", "temperature", "eta"):
-        value = "uniform" if option == "grid" else 1
+        value: Any = "uniform" if option == "grid" else 1
         assert f"leave {option} out" in refused(
             lambda option=option, value=value: sampler.settings(steps=2, solver=solver, **{option: value})
         )
@@ -327,7 +327,8 @@ def test_every_stretch_is_checked_before_drawing(sampler: Sampler, tmp_path: Pat
     for course in stretches[1]:
         course["times"][0] = 1.0
     path = planned.written(tmp_path / "plan.json", stretches=stretches)
-    for asked in ({"steps": f"plan:{path}@4"}, {"steps": 2, "solver": f"plan:{path}"}):
+    ways: list[dict[str, Any]] = [{"steps": f"plan:{path}@4"}, {"steps": 2, "solver": f"plan:{path}"}]
+    for asked in ways:
         assert "expected falling times" in refused(lambda asked=asked: sampler.settings(**asked))
 
 
@@ -355,7 +356,8 @@ def test_the_file_may_change_and_the_digest_tells(sampler: Sampler, file: Path) 
 def test_it_warns_where_it_was_not_measured(sampler: Sampler, tmp_path: Path) -> None:
     facts = {"weights": sampler.weights_hash, "guidance": 2.0, "ramp": "linear"}
     file = planned.written(tmp_path / "plan.json", measured_for=facts)
-    as_steps, as_solver = {"steps": f"plan:{file}@4"}, {"steps": 2, "solver": f"plan:{file}"}
+    as_steps: dict[str, Any] = {"steps": f"plan:{file}@4"}
+    as_solver: dict[str, Any] = {"steps": 2, "solver": f"plan:{file}"}
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for asked in (as_steps, as_solver):

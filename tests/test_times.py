@@ -28,7 +28,8 @@ def candidates_of(process: Any) -> Candidates:
 
 def walked(candidates: Candidates, rows: int = 8) -> tuple[Any, list[Tensor], list[Tensor]]:
     """A problem, and the path of its rows."""
-    problem = problem_of(GaussianField(candidates.process), rows, process=candidates.process)
+    process: Any = candidates.process
+    problem = problem_of(GaussianField(process), rows, process=process)
     return problem, *candidates.path(problem, normal(rows, 4, dtype=torch.float32))
 
 
@@ -123,9 +124,9 @@ def test_steps_with_noise_are_compared_as_distributions() -> None:
     candidates, draws, rows = candidates_of(FLOW), 64, 6
     problem = problem_of(GaussianField(FLOW), draws * rows, process=FLOW)
     states, data = candidates.path(problem, normal(draws * rows, 4, dtype=torch.float32))
-    shaped = [torch.stack(each).reshape(-1, draws, rows, 4) for each in (states, data)]
+    shaped = tuple(torch.stack(each).reshape(-1, draws, rows, 4) for each in (states, data))
     noise = normal(draws, rows, 4, seed=1, dtype=torch.float32)
-    found = candidates.errors_with_noise(*shaped, noise)
+    found = candidates.errors_with_noise(shaped[0], shaped[1], noise)
     later = np.arange(len(candidates))[:, None] < np.arange(len(candidates) + 1)
     assert (np.isfinite(found) == later).all()
     assert found[0, 1] < 0.2 * found[0, -1]

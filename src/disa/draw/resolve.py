@@ -136,12 +136,13 @@ def _fitted(settings: Settings, loaded: Loaded) -> StepPolicy:
     """The step policy, whose counts must all fit the grid."""
     policy, process, num_ar_steps = settings.steps, loaded.model.process, settings.num_ar_steps
     counts = policy.counts(num_ar_steps) if isinstance(policy, Schedule) else [1] * num_ar_steps
-    if isinstance(settings.solver, AtARStep):
+    solver: Any = settings.solver
+    if isinstance(solver, AtARStep):
         for k, count in enumerate(counts):
-            grid_for(settings.solver.at(k, num_ar_steps), process, count)
+            grid_for(solver.at(k, num_ar_steps), process, count)
     else:
         for count in set(counts):
-            grid_for(settings.solver, process, count)
+            grid_for(solver, process, count)
     return policy.fitted_to(settings.solver, process) if isinstance(policy, adaptive.Adaptive) else policy
 
 
