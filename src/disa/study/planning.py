@@ -97,8 +97,11 @@ class Planning:
         for all AR steps, since single ones have few rows."""
         if not self.original.solver.stochastic:
             return 1.0
-        original, *paths = np.array([self.sums[f"spread {g}"] for g in range(self.num_stretches)]).T
+        variances = np.array([self.sums[f"spread {g}"] for g in range(self.num_stretches)]).T
+        original, *paths = np.maximum(variances, np.finfo(float).tiny)
         ratios = [np.log(path / original).mean() for path in paths]
+        if not ratios[0] > ratios[-1]:  # nothing varies
+            return 1.0
         # They fall from the largest scale to the smallest; beyond these none is taken.
         return round(float(np.interp(0.0, ratios[::-1], SCALES[::-1])), 4)
 
@@ -119,9 +122,8 @@ def make_plan(
     """A plan measured on the images of the inputs, drawn with these settings.
 
     budget: what `--steps plan` spends when it names none, as `calibrate` takes it; more than the plan can spend is all
-    that it can. most: denoising steps of the longest
-    course. keep: a file for what has been measured so far, from which an interrupted work goes on. on_turn is called
-    once per entry of `work`. Raises DisaError.
+    that it can. most: denoising steps of the longest course. keep: a file for what has been measured so far, from which
+    an interrupted work goes on. on_turn is called once per entry of `work`. Raises DisaError.
     """
     if len(inputs) < 4:
         raise DisaError(f"a plan is measured on 4 images or more, found {len(inputs)}.")
