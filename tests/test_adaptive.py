@@ -445,7 +445,7 @@ def test_what_cannot_go_together_is_refused_before_any_work(probes: Callable[[st
 
 def test_a_look_needs_a_solver_that_can_change_its_steps():
     problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
-    with pytest.raises(DisaError, match="choose euler, euler-maruyama"):
+    with pytest.raises(DisaError, match=r"choose dpm-solver\+\+-2, euler, euler-maruyama"):
         solve(problem, Heun(), Look(20, 3, 0.5, lambda change: torch.ones(2, dtype=torch.int64)), SeededNoise([1, 2]))
 
 
