@@ -21,14 +21,13 @@ that `choose` used are known. `confirm` refuses them all. Fewer than 2000 digits
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from confirm_write import Claim, write
-from point_folders import PointFolder, draw_in_turn, measured
+from point_folders import PointFolder, at_root, draw_in_turn, measured
 from policies_plan import inputs_of
 from tables import RESULTS, ROOT
 
@@ -37,7 +36,7 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import digest
 from disa.errors import DisaError
 from disa.files import make_folder, write_json
-from disa.reading import json_in
+from disa.reading import json_in, read_json
 from disa.study.certainty import corrected
 
 FIRST_SEEDS = {"choose": 300_000, "confirm": 500_000}
@@ -73,7 +72,7 @@ class Points:
     @classmethod
     def read(cls, path: Path) -> Points:
         """Raises DisaError where it is not as the head of this module says."""
-        content = json_in(path)
+        content = read_json(path, "the file of points")
         try:
             models = {model: _asked(model, points) for model, points in content["models"].items()}
             chosen_on = [(int(first), int(last)) for first, last in content.get("chosen_on", [])]
@@ -164,7 +163,7 @@ def seeds_of_choice(work: Path) -> list[Range]:
 
 
 def run(stage: Stage, points: Points, only: str | None, results: Path) -> None:
-    """Draw what is missing of a model or of all, and measure if all is there."""
+    """Draw what is missing, of one model only or of all; then measure all."""
     chosen_on = sorted({*points.chosen_on, *seeds_of_choice(stage.work)})
     if only is not None and only not in points.models:
         raise DisaError(f"the file has the models {', '.join(points.models)}, found {only}.")
@@ -178,19 +177,7 @@ def run(stage: Stage, points: Points, only: str | None, results: Path) -> None:
     if only:
         print(f"{only} is drawn; without --model, what is missing of all models is drawn, and all is measured.")
         return
-    missing = {
-        model: sum(_missing(folder, stage.count(samplers[model])) for folder in own.values())
-        for model, own in folders.items()
-    }
-    if left := [f"{count} of {model}" for model, count in missing.items() if count]:
-        print(f"images that are missing: {', '.join(left)}. Draw them, and all is measured.")
-        return
     _measure(stage, points, samplers, folders, chosen_on, results)
-
-
-def _missing(folder: PointFolder, count: int) -> int:
-    """Images that are not there, of the first ones; what was just drawn is."""
-    return sum(not (folder.path / name).exists() for name in folder.samples.layout.names[:count])
 
 
 def _measure(
@@ -242,17 +229,12 @@ def main() -> int:
     first = FIRST_SEEDS[given.stage] if given.first is None else given.first
     work, points = given.work.absolute(), given.points.absolute()
     results = (given.results or (RESULTS if given.stage == "confirm" else work)).absolute()
-    os.chdir(ROOT)  # tables are named from there
-    try:
+
+    def work_on() -> None:
         asked = Points.read(points)
         run(Stage(given.stage, first, given.images or asked.images, work), asked, given.model, results)
-    except DisaError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return at_root(work_on)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from policies_plan import inputs_of
+from tables import ROOT
 from torch import Tensor
 
 from disa.draw.folder import TRACE, Layout, SampleFolder
@@ -97,3 +100,18 @@ def measured(sampler: Sampler, folders: Sequence[PointFolder], count: int, first
     if refusal := by.refusal(images[0], inputs):
         raise DisaError(f"what is drawn of {sampler.preset.name} cannot be measured: {refusal}.")
     return by.measure(images, inputs)
+
+
+def at_root(work: Callable[[], None]) -> int:
+    """Do the work of a command from the project's root, from where tables are named; its exit code. A mistake of the
+    user and Ctrl-C are one line."""
+    os.chdir(ROOT)
+    try:
+        work()
+    except DisaError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0

@@ -14,16 +14,14 @@ with 8 bits, as a viewer sees them.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
+from point_folders import at_root
 from policies_draw import draw
 from policies_measure import measure
 from policies_write import MODELS, write
 from tables import ROOT
-
-from disa.errors import DisaError
 
 
 def arguments() -> argparse.Namespace:
@@ -44,21 +42,16 @@ def arguments() -> argparse.Namespace:
 def main() -> int:
     given = arguments()
     work, result = given.work.absolute(), given.result and given.result.absolute()
-    os.chdir(ROOT)  # tables are named from there
-    try:
+
+    def work_on() -> None:
         if given.what == "draw":
             draw(given.model, given.images, work, given.budget, not given.without_solvers)
         elif given.what == "measure":
             measure(given.model, work, result)
         else:
             write()
-    except DisaError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("stopped: the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+
+    return at_root(work_on)
 
 
 if __name__ == "__main__":
