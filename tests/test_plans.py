@@ -22,7 +22,7 @@ import planned
 import small
 import test_generate as stubs
 from command import Command, complaint
-from disa.core.courses import CalibratedSolver, Course, ar_steps_of, stretch_of
+from disa.core.courses import CalibratedSolver, Course, stretch_of
 from disa.core.generate import generate_steps
 from disa.core.multistep import DPMSolverPlusPlus, Update
 from disa.core.noise import SeededNoise
@@ -238,6 +238,10 @@ def test_an_own_budget_that_cannot_be_spent_is_one_line(tmp_path: Path) -> None:
     path = planned.written(tmp_path / "plan.json", budget=50.0)
     assert "spends 2 to 6 evaluations per row, found 50" in refused(lambda: disa.parse(f"plan:{path}"))
     assert disa.parse(f"plan:{path}@3").counts(4)
+
+
+def ar_steps_of(stretch: int, num_ar_steps: int, num_stretches: int) -> list[int]:
+    return [k for k in range(num_ar_steps) if stretch_of(k, num_ar_steps, num_stretches) == stretch]
 
 
 def test_stretches_cover_the_ar_steps() -> None:

@@ -110,10 +110,11 @@ def _plan(
 def _as_many(sampler: Sampler, settings: Settings, turns: list[float], num_images: int) -> str:
     """How many images of the original policy cost as much: `530 images with constant:100`."""
     from disa.core import texts
+    from disa.study.calibrate import BACKBONE
 
     original = sampler.defaults.original
     steps = texts.parse(original).counts(settings.num_ar_steps)
-    cost = sum(steps) + 8.0 * settings.num_ar_steps
+    cost = sum(steps) + BACKBONE * settings.num_ar_steps
     together = min(settings.batch_size, max(1, num_images // 2))
     return f"{round(sum(turns) * together / cost)} images with {original}"
 

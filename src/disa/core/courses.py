@@ -8,9 +8,9 @@ Shapes: R rows, n denoising steps, G stretches of the AR steps, N the most denoi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ class Course:
     """[n] the first has nothing before it."""
 
     def __post_init__(self) -> None:
-        falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
+        falling = all(a > b for a, b in pairwise(self.times))
         if not self.times or len(self.times) != len(self.updates) or not falling:
             raise DisaError(f"a course has falling times and an update for each, found {self.times}.")
         if not 0 <= self.times[-1] <= self.times[0] <= 1:
@@ -102,8 +102,3 @@ class CalibratedSolver(Walking, AtARStep):
 def stretch_of(ar_step: int, num_ar_steps: int, num_stretches: int) -> int:
     """Which of the stretches, of about equally many AR steps, holds AR step k of K."""
     return min(ar_step * num_stretches // num_ar_steps, num_stretches - 1)
-
-
-def ar_steps_of(stretch: int, num_ar_steps: int, num_stretches: int) -> Sequence[int]:
-    """The AR steps of a stretch."""
-    return [k for k in range(num_ar_steps) if stretch_of(k, num_ar_steps, num_stretches) == stretch]

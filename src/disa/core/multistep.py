@@ -73,10 +73,10 @@ def updates_between(before: np.ndarray, now: np.ndarray, then: np.ndarray, eta: 
 
 
 def along(process: Process, levels: Sequence[float], x: Tensor, noise: Tensor, by: Sequence[Update]) -> Walk:
-    """From x, which it changes, by n updates; levels begin with those of the n evaluations, and noise [n, R, *shape] is
-    read where an update has a spread."""
+    """From x, which it changes, by n updates; levels: [n + 1] of a grid, and noise [n, R, *shape] is read where an
+    update has a spread."""
     previous = x
-    for i, (level, update) in enumerate(zip(levels, by, strict=False)):
+    for i, (level, update) in enumerate(zip(levels[:-1], by, strict=True)):
         said = yield x, i
         data = process.data(x, said.value, level)
         x = x.mul_(update.keep).add_(data, alpha=update.now)

@@ -44,10 +44,10 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
-from disa.study.calibrate import GAIN_STEPS, check_budget, gains, read_budget
+from disa.study.calibrate import BACKBONE, GAIN_STEPS, check_budget, gains, read_budget
 from disa.study.choosing import FITTED, OWN, SOLVERS, Judged, chosen
 from disa.study.sums import Sums
-from disa.study.times import Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
+from disa.study.times import NUM_TIMES, Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
 
 MOST = 12
 """Denoising steps of the longest course."""
@@ -55,6 +55,8 @@ DEFAULT_BUDGET = 0.1
 """Of the evaluations that the original policy makes."""
 VARIED = 4
 """Draws of one row that say how much draws vary."""
+ORIGINAL = 100.0
+"""Evaluations of a row that an original makes, about: for telling how long it all takes."""
 SCALES = 1.1, 1.0, 0.85, 0.7, 0.55
 """Of the noise that paths begin with, which are tried."""
 MOST_STRETCHES, DRAWS = 8, 2
@@ -157,15 +159,15 @@ def work(settings: Settings, num_images: int, most: int = MOST) -> list[float]:
     """How often `make_plan` calls `on_turn`; of each about what it costs, in evaluations of a row."""
     half, size, num_ar_steps = num_images // 2, settings.batch_size, settings.num_ar_steps
     turns = [-(-count // size) * num_ar_steps for count in (half, half, half, num_images - half)]
-    backbone, every, own = 8.0 + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 1
+    backbone, every, own = BACKBONE + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 1
     costs = [
-        (100.0 + 40 * len(SCALES)) * VARIED,
-        40.0 * DRAWS,
-        (40 + len(FITTED) * every) * DRAWS,
-        (40 + own * every) * DRAWS,
+        (ORIGINAL + NUM_TIMES * len(SCALES)) * VARIED,
+        NUM_TIMES * DRAWS,
+        (NUM_TIMES + len(FITTED) * every) * DRAWS,
+        (NUM_TIMES + own * every) * DRAWS,
     ]
     passes = [backbone + cost for cost, number in zip(costs, turns, strict=True) for _ in range(number)]
-    return passes + [8.0 + GAIN_STEPS] * ((num_ar_steps + 1) * num_ar_steps)
+    return passes + [BACKBONE + GAIN_STEPS] * ((num_ar_steps + 1) * num_ar_steps)
 
 
 # -- passes --------------------------------------------------------------------------------------------------------
