@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from policies_plan import inputs_of
 from tables import RESULTS, ROOT
 
@@ -28,13 +27,14 @@ from disa.core.courses import stretch_of
 from disa.core.noise import SeededNoise
 from disa.core.plans import StepPlan
 from disa.core.problem import DenoisingProblem
-from disa.core.solve import looking, solve
+from disa.core.solve import look_along, solve
+from disa.core.solver import NUM_LOOKS
 from disa.core.steps import fresh
+from disa.core.straight import log_change
 from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.files import make_folder, write_json, write_text, write_whole
 from disa.policies import adaptive
-from disa.policies.scores import log_change
 from disa.study.planning import candidates_for
 from disa.study.times import Candidates
 
@@ -49,10 +49,11 @@ SHARES = (0.25, 0.4, 0.6, 0.8)
 WAYS = {
     "constant": "as many steps everywhere, one course for all AR steps",
     "times by AR step": "as many steps everywhere, each AR step on its own course",
-    "counts by AR step": "the plan: its courses, and counts by AR step",
+    "counts by AR step": "its courses, and counts by AR step",
+    "plan": "the plan as it ships, whose counts by AR step were chosen on other images",
+    "straight": "`straight` as it ships: counts by row, from what the second evaluation changes",
     "mlp": "counts by row, from the error that a probe predicts of its condition (`mlp`)",
     "variance": "counts by row, from the spread that a probe predicts (`variance:probe`)",
-    "embedded": "counts by row, from what order 2 changes against order 1 in the second step",
     "few steps": "counts by row, from its true error with 2 steps: a score as good as one can be that knows one number",
     "oracle, counts": "counts by row, from its true errors with every number of steps",
     "oracle, times": "counts by AR step, and each row on that of the courses that is best for it",
@@ -64,7 +65,7 @@ def measure(model: str, num_images: int, plan: str) -> dict[str, Any]:
     sampler = Sampler.load(model)
     settings = replace(sampler.settings(steps=plan), batch_size=num_images)
     inputs, solver = inputs_of(sampler, num_images, FIRST_SEED), settings.solver
-    seen = Rows(sampler, settings.steps.plan, SeededNoise(inputs.seeds))
+    seen = Rows(sampler, _shorter(settings.steps.plan), SeededNoise(inputs.seeds))
     policy = fresh(settings.steps)
 
     def visit(problem: DenoisingProblem) -> Any:
@@ -107,11 +108,12 @@ class Rows:
                 # Bound to no AR step, a solver would take the stretch of this one.
                 tokens = solve(problem, Fixed(solver), n, self.noise).tokens.flatten(1)
                 errors[:, g, n - 1] = (tokens - right).square().sum(1).cpu().double() * gain
-        own = plan.solver.at(k, num_ar_steps)
-        grid = own.plan(problem.process, 3)
-        bound, looked = looking(problem, grid, (0, 1))
-        own.run(bound, problem, grid, start.clone(), torch.empty(0))
-        change = (looked[1] - looked[0]).square().flatten(1).mean(1)
+        looked = plan.solver.at(k, num_ar_steps).looked
+        of_looked = np.full((problem.num_rows, MOST), np.inf)
+        for n in range(NUM_LOOKS, MOST + 1):
+            tokens = solve(problem, Fixed(looked), n, self.noise).tokens.flatten(1)
+            of_looked[:, n - 1] = (tokens - right).square().sum(1).cpu().double() * gain
+        change = look_along(problem, looked, self.noise)[1]
         found = {name: score(problem).cpu().double().numpy() for name, score in self.scores.items() if score}
         rows = problem.num_rows
         self.parts.append(
@@ -121,7 +123,8 @@ class Rows:
                 "stretch": np.full(rows, stretch_of(k, num_ar_steps, number)),
                 "k": np.full(rows, k),
                 "costs": np.tile(plan.costs[k, :MOST] / self.rows_of_image[k], (rows, 1)),
-                "embedded": log_change(change).numpy(),
+                "looked": of_looked,
+                "change": log_change(change).numpy(),
                 **found,
             }
         )
@@ -137,6 +140,8 @@ class Rows:
             return _by_groups(one_course, costs, np.zeros(len(own), dtype=int), chosen_on, budget, alike=True)
         if way == "times by AR step":
             return _by_groups(own, costs, np.zeros(len(own), dtype=int), chosen_on, budget, alike=True)
+        if way in ("plan", "straight"):
+            return self._shipped(way, every, budget)
         if way == "counts by AR step":
             return _by_groups(own, costs, every["k"], chosen_on, budget)
         if way == "oracle, times":
@@ -148,12 +153,39 @@ class Rows:
         score = np.log(own[:, 1] + 1e-30) if way == "few steps" else every[way]
         return _by_groups(own, costs, _bins(score, here, chosen_on) + 1000 * here, chosen_on, budget)
 
+    def _shipped(self, way: str, every: dict[str, np.ndarray], budget: float) -> float:
+        """The error of a policy of the plan, which never saw these images. It may spend a little less."""
+        rows, total = np.flatnonzero(every["image"] % 2 == 1), 0.0
+        policy = self.of_plan.straight(budget) if way == "straight" else None
+        choices: Any = policy.choices if policy else self.of_plan.counts(budget)
+        for k, choice in enumerate(choices):
+            here = rows[every["k"][rows] == k]
+            stretch = every["stretch"][here]
+            if isinstance(choice, int):
+                total += every["errors"][here, stretch, choice - 1].sum()
+                continue
+            edges = self.of_plan.looks[int(stretch[0])]["edges"]
+            counts = np.array(choice)[np.searchsorted(edges, every["change"][here])]
+            total += every["looked"][here, counts - 1].sum()
+        return float(total)
+
 
 PROBED = {"mlp": "mlp", "variance": "variance:probe"}
 
 
 def _candidates(sampler: Sampler) -> Candidates:
     return candidates_for(sampler, sampler.settings(steps=sampler.defaults.original))
+
+
+def _shorter(plan: StepPlan) -> StepPlan:
+    """The plan without its courses of more than `MOST` denoising steps."""
+    content, looks = dict(plan.content), []
+    content["stretches"] = [courses[:MOST] for courses in content["stretches"]]
+    content["costs"] = [costs[:MOST] for costs in content["costs"]]
+    for look in plan.looks:
+        errors = [errors[: MOST - 1] for errors in look["errors"]]
+        looks.append(dict(look) | {"courses": look["courses"][: MOST - 1], "errors": errors})
+    return StepPlan(content | {"looks": looks}, plan.source)
 
 
 class Fixed:

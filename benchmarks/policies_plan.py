@@ -145,7 +145,7 @@ def _hash(*read: Any) -> str:
 
 def _adaptive(sampler: Sampler, wanted: float) -> Iterator[tuple[str, str]]:
     """The adaptive policies that can keep to so many evaluations per row."""
-    for name in ("mlp", "variance:draws", "variance:head", "variance:probe", "straight"):
+    for name in ("mlp", "variance:draws", "variance:head", "variance:probe"):
         with contextlib.suppress(DisaError):
             yield name, _corrected(sampler, name, wanted)
 
@@ -154,7 +154,7 @@ def _corrected(sampler: Sampler, name: str, wanted: float) -> str:
     """An adaptive policy whose budget makes so many evaluations per row, on other seeds. Raises DisaError."""
 
     def text_of(budget: float) -> str:
-        early, late = round(2.5 * budget), max(4 if name == "straight" else 1, round(budget / 4))
+        early, late = round(2.5 * budget), max(1, round(budget / 4))
         return f"{name}:{early}-{late}@{budget:.4g}"
 
     budget, trial = wanted, inputs_of(sampler, NUM_IMAGES, FIRST_SEED)

@@ -38,7 +38,7 @@ measured again on seeds that chose nothing. Two did not hold:
   row. 500 fresh digits do: `linear:6-1` is at a distance of 0.78, `linear:50-5` at 0.34, difference 0.44 [0.16, 0.73].
 - **flowar-digits, confirmed.** With a fifth of the evaluations (7.8 per row), 2 000 fresh digits put `linear:7-4` at
   1.37, the calibrated table and `mlp` 0.08 nearer (-0.08 [-0.11, -0.06] and -0.08 [-0.10, -0.06]) and `straight` 0.09
-  nearer (-0.09 [-0.12, -0.06]). All of them remain far from the original at 0.69.
+  nearer (-0.09 [-0.12, -0.06]; the one of that time). All of them remain far from the original at 0.69.
 
 The fresh seeds are 400000-400999 on harmon-shapes and 710000-710499 on mar-digits
 (`benchmarks/results/fresh-mar-digits.json`). To repeat them:
@@ -62,6 +62,7 @@ Differences are paired by seed, with a 95 % bootstrap interval. If the interval 
 difference. The intervals are those of single differences: [how sure a difference is](certainty.md) says what many of
 them are worth. The best fixed schedule of a budget is chosen on these very seeds, among all policies that know only the
 AR step. Times are CPU seconds of one process with the stated threads, which other work on the machine disturbs less.
+`straight` is that of an earlier version, on official grids; that of plans is in [adaptive.md](adaptive.md).
 """
 
 

@@ -16,13 +16,10 @@ from torch import Tensor
 import small
 import test_families as families
 from command import Command, complaint
-from disa.core.diffusion import CosineDiffusion
 from disa.core.flow import FlowMatching
 from disa.core.noise import SeededNoise
-from disa.core.problem import Bound, DenoisingProblem, Field, Look, Prediction, Process, TimeGrid
-from disa.core.solve import solve
-from disa.core.solver import Solver
-from disa.core.solvers import DDIM, DDPM, Euler, EulerMaruyama, Heun
+from disa.core.problem import Bound, DenoisingProblem, Field, Prediction, Process, TimeGrid
+from disa.core.solvers import DDIM
 from disa.core.spending import Spending
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
@@ -38,9 +35,8 @@ from fields import Said
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = ("mar", "harmon", "flowar", "xar")
-POLICIES = ("mlp:9-2@5", "mlp:9-2", "variance:draws:9-2@8", "variance:head:9-2@6", "variance:probe:9-2@5",
-            "straight:16-4@8", "straight:16-4")  # fmt: skip
-COSTLY = ("mlp:9-2@5", "variance:draws:9-2@8", "straight:16-4@8")
+POLICIES = ("mlp:9-2@5", "mlp:9-2", "variance:draws:9-2@8", "variance:head:9-2@6", "variance:probe:9-2@5")
+COSTLY = ("mlp:9-2@5", "variance:draws:9-2@8")
 POWER = 1.7
 
 
@@ -159,9 +155,6 @@ def test_an_image_that_has_spent_more_gets_less():
     assert 24 < poor <= 30
 
 
-# -- looking at the path ---------------------------------------------------------------------------------------------
-
-
 class Straight(Field):
     """Predicts the noise or the velocity that points from x to known data: its data prediction never changes, or,
     with a `bend`, by that much per unit of time."""
@@ -188,73 +181,6 @@ def problem_of(process: Process, bend: Tensor) -> tuple[DenoisingProblem, list[i
     made: list[int] = []
     rows = torch.arange(len(bend))
     return DenoisingProblem(Straight(process, bend, made), process, (3,), rows, rows, 0, 4), made
-
-
-SOLVERS = [
-    pytest.param(DDPM("uniform"), CosineDiffusion(), id="ddpm"),
-    pytest.param(DDPM("clipped-950", 0.7), CosineDiffusion(), id="ddpm-official"),
-    pytest.param(DDPM("dpm-950"), CosineDiffusion(), id="ddpm-dpm"),
-    pytest.param(DDIM("uniform"), CosineDiffusion(), id="ddim"),
-    pytest.param(DDIM("uniform", 1.0), CosineDiffusion(), id="ddim-1"),
-    pytest.param(Euler(), FlowMatching(), id="euler"),
-    pytest.param(EulerMaruyama(), FlowMatching(), id="euler-maruyama"),
-]
-
-
-@pytest.mark.parametrize(("solver", "process"), SOLVERS)
-@pytest.mark.parametrize("share", [0.05, 0.5, 0.95])
-def test_a_path_that_is_cut_goes_on_as_if_it_were_not(solver: Solver, process: Process, share: float):
-    problem, _ = problem_of(process, torch.linspace(-1, 1, 5)[:, None])
-    noise, grid = SeededNoise([3, 4, 5, 6, 7]), solver.plan(process, 20)
-    count = grid.num_evaluations
-    start, draws = noise.initial(problem), noise.added(problem, count)
-    cut = max(1, round(count * share))
-
-    def run(part: TimeGrid, x: Tensor, added: Tensor) -> Tensor:
-        return solver.run(problem.field.on(part), problem, part, x.clone(), added)
-
-    whole = run(grid, start, draws)
-    first = run(grid.part(0, cut, cut), start, draws[:cut])
-    again = run(grid.part(cut, count, count - cut), first, draws[cut:])
-    if process.predicts == "noise":
-        assert torch.equal(whole, again)
-    else:
-        torch.testing.assert_close(whole, again, rtol=1e-5, atol=1e-6)
-    assert not torch.equal(whole, first)
-
-
-@pytest.mark.parametrize(("solver", "process"), SOLVERS)
-def test_a_look_sees_how_far_the_prediction_moves(solver: Solver, process: Process):
-    bend = torch.tensor([0.0, 0.5, 2.0])
-    problem, made = problem_of(process, bend[:, None])
-    seen: list[Tensor] = []
-
-    def go_on(change: Tensor) -> Tensor:
-        seen.append(change)
-        return torch.tensor([1, 2, 100])
-
-    solution = solve(problem, solver, Look(20, 3, 0.5, go_on), SeededNoise([1, 2, 3]))
-    tokens, counts = solution.tokens, solution.steps
-    assert isinstance(counts, Tensor)
-    grid = solver.plan(process, 20)
-    stop = int(grid.num_evaluations * 0.5)
-    times = grid.part(0, stop, 3).times
-    torch.testing.assert_close(seen[0], (bend * (times[1] - times[2])).square(), rtol=1e-3, atol=1e-6)
-    assert counts.tolist() == [4, 5, 3 + grid.num_evaluations - stop]
-    assert solution.evaluations == sum(made) == counts.sum()
-    assert torch.isfinite(tokens).all()
-
-
-def test_a_row_that_is_looked_at_and_has_the_whole_rest_is_the_plain_run():
-    """Where neither the look nor the rest leaves anything out, looking changes nothing."""
-    problem, _ = problem_of(CosineDiffusion(), torch.tensor([[0.3], [0.9]]))
-    solver, noise = DDPM("uniform"), SeededNoise([1, 2])
-    solution = solve(problem, solver, Look(12, 6, 0.5, lambda change: torch.tensor([6, 6])), noise)
-    grid = solver.plan(problem.process, 12)
-    plain = solver.run(problem.field.on(grid), problem, grid, noise.initial(problem).clone(), noise.added(problem, 12))
-    assert isinstance(solution.steps, Tensor)
-    assert solution.steps.tolist() == [12, 12]
-    assert torch.equal(solution.tokens, plain)
 
 
 # -- every model -----------------------------------------------------------------------------------------------------
@@ -286,7 +212,7 @@ def test_budgets_and_bounds_hold_for_every_image_and_evaluations_are_counted(
         settings = sampler.settings(steps=f"{text}:{probes(family)}", guidance=1.0, batch_size=4)
         policy = settings.steps
         assert isinstance(policy, Adaptive)
-        cost = policy.cost if policy.score is not None else 0
+        cost = policy.cost
         spent, rows = torch.zeros(4), 0
         for turn in sampler.start(Inputs.paired(**asked(sampler, [5, 6, 7, 8])), settings):
             step = turn.step
@@ -295,10 +221,7 @@ def test_budgets_and_bounds_hold_for_every_image_and_evaluations_are_counted(
             spent += (step.steps + cost).view(4, -1).sum(1)
             rows += step.problem.num_rows // 4
             made = [settings.solver.plan(step.problem.process, int(count)).num_evaluations for count in step.steps]
-            if policy.score is not None:
-                assert step.evaluations == sum(made) + cost * step.problem.num_rows
-            else:
-                assert step.evaluations == step.steps.sum()
+            assert step.evaluations == sum(made) + cost * step.problem.num_rows
         if policy.spending.budget is not None:
             assert (spent <= policy.spending.budget * rows).all()
             assert (spent > (policy.spending.budget - 1.5) * rows).all()
@@ -349,7 +272,7 @@ def test_a_probe_is_a_function_of_its_seeds_and_comes_back_from_its_file(tmp_pat
     assert path.read_bytes() == save(tmp_path / "again.safetensors", second.probe).read_bytes()
     read = FittedProbe.read(path)
     assert read.about == first.probe.about
-    assert list(read.error_models) == ["mlp", "variance:probe", "variance:draws", "variance:head", "straight"]
+    assert list(read.error_models) == ["mlp", "variance:probe", "variance:draws", "variance:head"]
     for name, known in first.probe.error_models.items():
         again = read.error_models[name]
         assert (again.slope, again.intercept, again.power, again.threshold) == (
@@ -393,7 +316,7 @@ def test_a_budget_alone_goes_with_the_bounds_of_the_preset():
 
 
 @pytest.mark.parametrize("name", ["mar-digits", "flowar-digits", "xar-digits"])
-@pytest.mark.parametrize("form", ["mlp", "variance", "straight"])
+@pytest.mark.parametrize("form", ["mlp", "variance"])
 def test_plain_forms_take_the_defaults_of_the_embedded_models(name: str, form: str):
     sampler = Sampler.load(name, device="cpu")
     policy = sampler.settings(steps=form).steps
@@ -408,14 +331,12 @@ def test_plain_forms_take_the_defaults_of_the_embedded_models(name: str, form: s
 @pytest.mark.parametrize(
     ("text", "hint"),
     [
-        ("mlp:draws:9-2", "expected mlp, variance"),
-        ("mlp:9-2@x", "expected mlp, variance"),
+        ("mlp:draws:9-2", "expected mlp or variance"),
+        ("mlp:9-2@x", "expected mlp or variance"),
         ("mlp:2-9:{}", "early >= late"),
         ("mlp:9-0:{}", "early >= late"),
         ("mlp:9-2@1.5:{}", "budget of mlp:9-2@1.5.* is too small: expected 2"),
         ("variance:draws:9-2@5:{}", "too small: expected 6"),
-        ("straight:9-3:{}", "late must be 4 or more, found 3"),
-        ("straight:5-4:{}", "ask for more early steps"),
         ("mlp:9-2:nowhere.safetensors", "no probe at nowhere.safetensors"),
         ("mlp:2000-2:{}", "at most"),
     ],
@@ -434,26 +355,9 @@ def test_what_cannot_go_together_is_refused_before_any_work(probes: Callable[[st
         small.sampler().settings(steps="mlp")
     with pytest.raises(DisaError, match="knows nothing of variance:head"):
         make("flowar").settings(steps=f"variance:head:9-2:{probes('flowar')}")
-    with pytest.raises(
-        DisaError, match=r"cannot change the size of its steps on the way: choose dpm-solver\+\+-2, euler, "
-    ):
-        make("flowar").settings(steps=f"straight:16-4:{probes('flowar')}", solver="heun")
     other = small.folder(tmp_path / "model") / "model.safetensors"
     with pytest.raises(DisaError, match="is not a probe"):
         small.sampler().settings(steps=f"mlp:9-2:{other}")
-
-
-def test_a_look_needs_a_solver_that_can_change_its_steps():
-    problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
-    with pytest.raises(DisaError, match=r"choose dpm-solver\+\+-2, euler, euler-maruyama"):
-        solve(problem, Heun(), Look(20, 3, 0.5, lambda change: torch.ones(2, dtype=torch.int64)), SeededNoise([1, 2]))
-
-
-@pytest.mark.parametrize(("counts", "said"), [([0, 1], "at least 1 denoising step, found 0"), ([1], "1 count for 2")])
-def test_a_row_that_was_looked_at_goes_on(counts: list[int], said: str):
-    problem, _ = problem_of(FlowMatching(), torch.zeros(2, 1))
-    with pytest.raises(DisaError, match=said):
-        solve(problem, Euler(), Look(20, 3, 0.5, lambda change: torch.tensor(counts)), SeededNoise([1, 2]))
 
 
 def test_a_budget_needs_to_know_the_rows_to_come():

@@ -48,7 +48,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 STEPS = texts_near(
     "linear:50-5", "constant:50", "two-stage:50-5", "table:counts.json", "mlp:50-5@20", "variance:draws:9-2@5",
-    "straight:16-4",
+    "straight@4", "straight:plan.json@4",
     "mlp@18:probe.safetensors", "plan:plan.json@3", "plan@8.5",
 )  # fmt: skip
 SOLVERS = texts_near(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import planned
 import test_flowar
 import test_mar
 import test_xar
@@ -60,7 +61,8 @@ class Family:
         return Request(2, self.num_ar_steps, guidance=guidance, prompts=Prompts.of(asked))
 
     def turns(self, guidance: Guidance, policy: StepPolicy, solver: str | None = None) -> Iterator[Any]:
-        chosen = make_solver(solver or self.solvers[0])
+        own = planned.looking(self.model.process) if policy is looking else make_solver(self.solvers[0])
+        chosen = make_solver(solver) if solver else own
         return generate_steps(self.model, self.request(guidance), policy, chosen, SeededNoise(SEEDS[:2]))
 
 
@@ -279,7 +281,7 @@ def row_wise(problem: DenoisingProblem) -> Tensor:
 
 
 def looking(problem: DenoisingProblem) -> Look:
-    return Look(8, 2, 0.5, lambda change: torch.arange(len(change)) % 2 + 1)
+    return Look(lambda change: torch.arange(len(change)) % 3 + 2)
 
 
 def scoring(problem: DenoisingProblem) -> Tensor:

@@ -20,10 +20,10 @@ from torch import Tensor
 from disa.core import diffusion, flow
 from disa.core.multistep import DPMSolverPlusPlus, Update, along, updates
 from disa.core.noise import SeededNoise
-from disa.core.problem import Bound, DenoisingProblem, Look, Prediction, TimeGrid
+from disa.core.problem import Bound, DenoisingProblem, Prediction, TimeGrid
 from disa.core.solve import solve
 from disa.core.solver import finished
-from disa.core.solvers import DDIM, grid_for_parts, make_solver
+from disa.core.solvers import DDIM, grid_for, make_solver
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
@@ -151,7 +151,6 @@ def test_the_first_part_of_a_grid_ends_in_an_ordinary_step():
     for process in (PROCESS, FLOW):
         whole = process.grid(process.even_grid, 12)
         first = whole.part(0, 7, 7)
-        assert not first.finishes
         assert updates(process, first, 1.0) == updates(process, whole, 1.0)[:7]
         assert updates(process, first)[-1].before < 0
         assert updates(process, whole.part(7, 12, 5))[0].before == 0
@@ -183,7 +182,7 @@ def test_a_grid_of_ones_own_must_go_from_noise_to_data(levels: list[float]):
         return TimeGrid(np.zeros(len(levels) - 1), np.array(levels), np.zeros(len(levels) - 1))
 
     with pytest.raises(DisaError, match="goes from noise to data: only the first level may be noise"):
-        grid_for_parts(DPMSolverPlusPlus(grid), PROCESS, 3)
+        grid_for(DPMSolverPlusPlus(grid), PROCESS, 3)
 
 
 def test_a_level_that_comes_twice_changes_nothing():
@@ -380,33 +379,7 @@ def test_it_equals_diffusers(process: Any, name: str, num_steps: int, eta: float
     torch.testing.assert_close(end_of(process, grid, start, noise, eta), expected.double(), rtol=0, atol=5e-6)
 
 
-# --- parts of a grid, looks, no state ---------------------------------------------------------------------------------
-
-
-@BOTH
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_a_first_part_of_a_grid_ends_where_the_whole_one_comes_by(process: Any, eta: float):
-    whole, noise = process.grid(process.even_grid, 12), normal(12, 64, 4, seed=8)
-    field, solver = GaussianField(process), DPMSolverPlusPlus(eta=eta)
-    run(solver, whole, UNIT, noise, field)
-    first = run(solver, whole.part(0, 7, 7), UNIT, noise, GaussianField(process))
-    assert torch.equal(first, field.states[7])
-
-
-@BOTH
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_rows_go_on_after_a_look_in_counts_of_their_own(process: Any, eta: float):
-    field, solver, counts = GaussianField(process), make_solver(NAME, eta=eta), torch.tensor([2, 9, 4, 10, 2])
-    problem = problem_of(field, 5, process=process)
-    look = Look(20, 3, 0.5, lambda change: counts)
-    solution = solve(problem, solver, look, SeededNoise([4]))
-    assert solution.evaluations == field.made() == 5 * 3 + int(counts.sum())
-    for row in range(5):
-        one = torch.tensor([row])
-        alone = solve(
-            problem.select(one), solver, replace(look, go_on=lambda _, n=int(counts[row]): n), SeededNoise([4])
-        )
-        assert torch.equal(alone.tokens[0], solution.tokens[row])
+# --- no state ---------------------------------------------------------------------------------------------------------
 
 
 @BOTH

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor
@@ -19,6 +17,7 @@ from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import initialise
 from gaussian import PROCESS, GaussianField, problem_of
+from planned import looking
 
 COUNTS = torch.tensor([3, 1, 6, 3, 2, 6, 1, 4])
 CHANNELS, WIDTH = 4, 32
@@ -49,10 +48,10 @@ def planned() -> CalibratedSolver:
     return CalibratedSolver((tuple(courses),))
 
 
-def alone(problem: DenoisingProblem, solver: Solver, noise: SeededNoise) -> tuple[Tensor, int]:
+def alone(problem: DenoisingProblem, solver: Solver, noise: SeededNoise, counts: Tensor = COUNTS) -> tuple[Tensor, int]:
     """Every row by itself."""
     found = [
-        solve(problem.select(torch.tensor([row])), solver, count, noise) for row, count in enumerate(COUNTS.tolist())
+        solve(problem.select(torch.tensor([row])), solver, count, noise) for row, count in enumerate(counts.tolist())
     ]
     return torch.cat([each.tokens for each in found]), sum(each.evaluations for each in found)
 
@@ -87,14 +86,26 @@ def test_the_network_is_called_once_for_each_step_of_the_longest(head: Diffusion
     assert len(calls) == 6
 
 
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (0.2, 0.7)])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
 @torch.no_grad()
-def test_after_a_look_rows_go_on_together(head: DiffusionHead):
-    posed, noise = problem(head), SeededNoise([5, 6])
-    solver, look = parse_solver("ddim@uniform"), Look(12, 3, 0.5, lambda change: COUNTS)
-    found = solve(posed, solver, look, noise)
-    for row, count in enumerate(COUNTS.tolist()):
-        own = replace(look, go_on=lambda change, count=count: count)
-        assert torch.equal(solve(posed.select(torch.tensor([row])), solver, own, noise).tokens[0], found.tokens[row])
+def test_rows_that_were_looked_at_are_the_rows_that_were_not(
+    head: DiffusionHead, interval: tuple[float, float], eta: float, monkeypatch: pytest.MonkeyPatch
+):
+    """Looking saves the evaluations that all courses share, and changes no row and no count of evaluations."""
+    posed, noise, solver = problem(head, interval=interval), SeededNoise([5, 6]), looking(eta=eta)
+    counts, calls, denoise = COUNTS.clamp(min=2), list[int](), head.denoise
+    tokens, evaluations = alone(posed, solver.looked, noise, counts)
+
+    def counting(h: Tensor, modulation: Tensor) -> object:
+        calls.append(len(h))
+        return denoise(h, modulation)
+
+    monkeypatch.setattr(head, "denoise", counting)
+    found = solve(posed, solver, Look(lambda change: counts), noise)
+    assert torch.equal(found.tokens, tokens)
+    assert found.evaluations == evaluations
+    assert len(calls) == 6
 
 
 def test_fields_and_solvers_that_cannot_are_asked_apart(head: DiffusionHead):

@@ -40,6 +40,7 @@ from gaussian import (
     run,
     spread,
 )
+from planned import looking
 
 PAIRS = [
     pytest.param(name, process, id=f"{name}-{process.predicts}")
@@ -619,7 +620,7 @@ def test_a_temperature_for_ddim_with_eta_is_refused_for_the_right_reason():
 
 
 def test_every_kind_of_answer_is_a_plan():
-    each, look = torch.tensor([3, 1]), Look(20, 3, 0.5, lambda change: each)
+    each, look = torch.tensor([3, 1]), Look(lambda change: each)
     assert Plan.of(each).counts is each
     assert Plan.of(look).look is Plan.of(Plan.of(look)).look is look
 
@@ -654,7 +655,7 @@ def test_one_count_per_row_of_every_kind(answer: Any):
      [True, True], [[1], [1, 2]], iter([1, 2]), range(1, 3), torch.tensor([[1]]), torch.tensor([1.5]), torch.tensor([]),
      torch.tensor([math.nan]), torch.tensor([True]), torch.tensor([1j]), torch.tensor([1, 2]).to_sparse(),
      np.array(["a"]), np.array([None, 1]), np.array([True]), np.zeros((2, 2)), Plan(),
-     Plan(3, Look(20, 3, 0.5, lambda change: change))],
+     Plan(3, Look(lambda change: change))],
 )  # fmt: skip
 def test_no_other_answer_is(answer: Any):
     with pytest.raises(DisaError, match="a step policy answers with a whole number, an int64 tensor") as caught:
@@ -674,22 +675,25 @@ def test_a_row_gets_no_endless_number_of_steps(answer: Any):
         Plan.of(answer)
 
 
-@pytest.mark.parametrize("answer", [None, [1, 2, 3], "four", torch.ones(2, 2), Look(20, 3, 0.5, lambda change: change)])
+@pytest.mark.parametrize("answer", [None, [1, 2, 3], "four", torch.ones(2, 2), [1, 2], Look(lambda change: change)])
 def test_what_follows_a_look_is_checked_as_well(answer: Any):
     problem = problem_of(GaussianField(FlowMatching()), 2, process=FlowMatching())
-    with pytest.raises(DisaError, match=r"step policy (answers|gave)|followed by counts"):
-        solve(problem, make_solver("euler"), Look(20, 3, 0.5, lambda change: answer), SeededNoise([0]))
+    with pytest.raises(DisaError, match=r"step policy (answers|gave)|followed by counts|2 denoising steps or more"):
+        solve(problem, looking(FlowMatching()), Look(lambda change: answer), SeededNoise([0]))
     four: Any = lambda change: 4  # noqa: E731
-    whole = solve(problem, make_solver("euler"), Look(20, 3, 0.5, four), SeededNoise([0]))
-    assert whole.steps.tolist() == [7, 7]  # pyright: ignore[reportAttributeAccessIssue]
+    whole = solve(problem, looking(FlowMatching()), Look(four), SeededNoise([0]))
+    assert whole.steps.tolist() == [4, 4]  # pyright: ignore[reportAttributeAccessIssue]
 
 
-@pytest.mark.parametrize("parts", [(0, 3, 0.5), (20, None, 0.5), (20, 3, 1.5), (20, 3, math.nan), (20, 3, "half")])
-def test_a_look_is_checked_when_it_is_made(parts: Any):
-    with pytest.raises(DisaError):
-        Look(parts[0], parts[1], parts[2], lambda change: change)
+def test_a_look_is_checked_when_it_is_made():
     with pytest.raises(DisaError, match="a look goes on by a function"):
-        Look(20, 3, 0.5, 4)  # pyright: ignore[reportArgumentType]
+        Look(4)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_look_needs_a_solver_whose_ways_begin_alike():
+    problem = problem_of(GaussianField(FlowMatching()), 2, process=FlowMatching())
+    with pytest.raises(DisaError, match="the solver euler@uniform cannot look at rows"):
+        solve(problem, make_solver("euler", "uniform"), Look(lambda change: change), SeededNoise([0]))
 
 
 @pytest.mark.parametrize(("name", "process"), PAIRS)

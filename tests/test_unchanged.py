@@ -49,7 +49,7 @@ MAR: dict[str, dict[str, Any]] = {
     "variance-draws": {"steps": "variance:draws:12-2@9", "guidance": 1.5, "num_ar_steps": 10},
     "variance-head": {"steps": "variance:head:10-2"},
     "variance-probe": {"steps": "variance:probe:10-2@5"},
-    "straight": {"steps": "straight:12-5@7", "num_ar_steps": 10},
+    "straight": {"steps": "straight@2.5"},
     "another-size": {"steps": "linear:6-2", "height": 48, "width": 32, "num_ar_steps": 12},
 }
 FLOW: dict[str, dict[str, Any]] = {
@@ -69,7 +69,7 @@ FLOW: dict[str, dict[str, Any]] = {
     "mlp": {"steps": "mlp:12-3@6"},
     "variance-draws": {"steps": "variance:draws:12-2@9"},
     "variance-probe": {"steps": "variance:probe:10-2"},
-    "straight": {"steps": "straight:12-6@8", "solver": "euler", "grid": "uniform"},
+    "straight": {"steps": "straight@5"},
 }
 HARMON: dict[str, dict[str, Any]] = {
     "rewritten": {"steps": "linear:8-2"},
@@ -82,7 +82,7 @@ HARMON: dict[str, dict[str, Any]] = {
     "ddim": {"steps": "linear:6-2", "solver": "ddim", "rewrite": False},
     "dpm-solver++-2": {"steps": "linear:6-3", "solver": "dpm-solver++-2", "rewrite": False},
     "mlp": {"steps": "mlp:10-2@4", "rewrite": False},
-    "straight": {"steps": "straight:12-5@7", "rewrite": False, "num_ar_steps": 12},
+    "straight": {"steps": "straight@6", "rewrite": False},
 }
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     **{f"mar-digits/{name}": ("mar-digits", "fp32", options) for name, options in MAR.items()},

@@ -433,7 +433,7 @@ def test_a_spawned_process_draws_the_same() -> None:
     [
         {"steps": "mlp"},
         {"steps": "variance:draws"},
-        {"steps": "straight:20-5"},
+        {"steps": "straight@4"},
         {"steps": [3, 2]},
         {"solver": "ddim:eta=0.5"},
         {"guidance": 2.0, "interval": "0-0.9"},

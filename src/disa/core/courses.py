@@ -18,7 +18,7 @@ from torch import Tensor
 
 from disa.core.multistep import Update, along
 from disa.core.problem import Process, TimeGrid
-from disa.core.solver import AtARStep, Walk, Walking
+from disa.core.solver import AtARStep, Looking, Walk, Walking
 from disa.errors import DisaError
 from disa.values import counted
 
@@ -48,7 +48,7 @@ class Course:
 
 
 @dataclass(frozen=True)
-class CalibratedSolver(Walking, AtARStep):
+class CalibratedSolver(Walking, Looking, AtARStep):
     """The solver that goes by the courses of a plan: in each AR step other times and updates.
 
     Asked without an AR step (`plan`, `stochastic`), it answers for all of them, or as in the first one.
@@ -62,6 +62,8 @@ class CalibratedSolver(Walking, AtARStep):
     measured_for: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     spread: float = 1.0
     """What the noise is scaled by that a row begins with: below 1 draws vary less."""
+    looks: tuple[tuple[Course, ...], ...] = field(default=(), repr=False)
+    """[G][N] the same where from two denoising steps on all begin alike; empty where that was not measured."""
     here: int | None = None
     """The stretch of the AR step that it is for, see `at`."""
     grid = None
@@ -78,6 +80,12 @@ class CalibratedSolver(Walking, AtARStep):
     def stochastic(self) -> bool:
         chosen = self.stretches if self.here is None else self.stretches[self.here : self.here + 1]
         return any(course.stochastic for courses in chosen for course in courses)
+
+    @property
+    def looked(self) -> CalibratedSolver:
+        if not self.looks:
+            raise DisaError(f"{self.source} holds no courses for looking at rows: make one with `disa calibrate`.")
+        return replace(self, stretches=self.looks, looks=())
 
     def at(self, ar_step: int, num_ar_steps: int) -> CalibratedSolver:
         return replace(self, here=stretch_of(ar_step, num_ar_steps, len(self.stretches)))

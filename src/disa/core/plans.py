@@ -1,5 +1,6 @@
 """Plans: courses for every part of an image, with what they cost and the error that they leave. `disa calibrate` makes
-them; `plan:FILE@8.5` spends 8.5 evaluations per row where they take most error off.
+them; `plan:FILE@8.5` spends 8.5 evaluations per row where they take most error off, and `straight:FILE@8.5` gives rows
+of one AR step different counts.
 
 Shapes: K AR steps, G stretches of them, N the most denoising steps of a course.
 """
@@ -16,19 +17,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from disa.core.allocate import allocate
 from disa.core.counts import MOST_AR_STEPS, denoising_steps
 from disa.core.courses import CalibratedSolver, Course, stretch_of
 from disa.core.multistep import Update
-from disa.core.steps import Table
+from disa.core.solver import NUM_LOOKS
+from disa.core.steps import Table, WithSolver
+from disa.core.straight import Bins, Straight, choices
 from disa.errors import DisaError
 from disa.reading import read_json
 from disa.values import number, path, plain_number, shown
 
 FORMAT = 1
-MOST_STEPS_OF_A_COURSE = 1000
-_TEXT = re.compile(r"plan(?:\s*:\s*(?P<file>.+?))?(?:@(?P<budget>[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?))?", re.DOTALL)
+MOST_STEPS_OF_A_COURSE, MOST_BINS = 1000, 100
+_TEXT = re.compile(
+    r"(?:plan|straight)(?:\s*:\s*(?P<file>.+?))?(?:@(?P<budget>[0-9]+(?:\.[0-9]+)?(?:e-[0-9]+)?))?", re.DOTALL
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +50,15 @@ class StepPlan:
     def solver(self) -> CalibratedSolver:
         """The solver that goes by its courses."""
         stretches = tuple(tuple(map(_course, stretch)) for stretch in self.content["stretches"])
-        return CalibratedSolver(stretches, self.source, self.hash, dict(self.measured_for), spread=self.spread)
+        alone = [courses[:1] for courses in stretches]  # of one step, where there is nothing to look at
+        looks = tuple(one + tuple(map(_course, look["courses"])) for one, look in zip(alone, self.looks, strict=False))
+        own = dict(self.measured_for)
+        return CalibratedSolver(stretches, self.source, self.hash, own, spread=self.spread, looks=looks)
+
+    @property
+    def looks(self) -> Sequence[Mapping[str, Any]]:
+        """[G] what each stretch has for looking at rows; empty where the file has nothing."""
+        return self.content.get("looks", [])
 
     @property
     def measured_for(self) -> Mapping[str, Any]:
@@ -54,6 +68,7 @@ class StepPlan:
     def hash(self) -> str:
         """SHA-256 of all that decides an image."""
         told = {name: self.content[name] for name in ("stretches", "costs", "gains", "rows")} | {"spread": self.spread}
+        told |= {"looks": self.looks} if self.looks else {}
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -63,8 +78,12 @@ class StepPlan:
         of_stretches = [[course["error"] for course in stretch] for stretch in self.content["stretches"]]
         num_ar_steps = len(self.content["rows"])
         of_rows = [of_stretches[stretch_of(k, num_ar_steps, len(of_stretches))] for k in range(num_ar_steps)]
-        weights = np.array(self.content["gains"], dtype=float) * np.array(self.content["rows"], dtype=float)
-        return np.array(of_rows, dtype=float) * weights[:, None]
+        return np.array(of_rows, dtype=float) * self.weights[:, None]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """[K] what makes the errors of a row those of an image, as they reach the picture."""
+        return np.array(self.content["gains"], dtype=float) * np.array(self.content["rows"], dtype=float)
 
     @cached_property
     def costs(self) -> np.ndarray:
@@ -94,12 +113,16 @@ class StepPlan:
 
     def counts(self, budget: float) -> list[int]:
         """[K] denoising steps that leave the least error for so many evaluations per row. Raises DisaError."""
+        # A count that is dearer and no better is never chosen.
+        return [i + 1 for i in allocate(self.errors, self.costs, self._total(budget))]
+
+    def _total(self, budget: float) -> float:
+        """Evaluations of an image. Raises DisaError for a budget that cannot be spent."""
         least, most = self.bounds
         if not least * (1 - 1e-9) <= budget <= most * (1 + 1e-9):
             found = f"{self.source} spends {least:.3g} to {most:.3g} evaluations per row"
             raise DisaError(f"{found}, found {budget:g}: choose a budget between.")
-        # A count that is dearer and no better is never chosen.
-        return [i + 1 for i in allocate(self.errors, self.costs, budget * sum(self.content["rows"]) * (1 + 1e-9))]
+        return budget * sum(self.content["rows"]) * (1 + 1e-9)
 
     def left(self, counts: Sequence[int]) -> float:
         """The error that such counts leave, as a share of that of one denoising step everywhere."""
@@ -107,13 +130,28 @@ class StepPlan:
 
     def steps(self, budget: float | None = None) -> Planned:
         """The policy that spends so many evaluations per row, or those that the plan was made for."""
-        spent = float(self.content["budget"]) if budget is None else budget
-        text = self.source if budget is None else f"{self.source}@{plain_number(budget)}"
-        return Planned(tuple(self.counts(spent)), text, self.measured_for, self)
+        return Planned(tuple(self.counts(self._spent(budget))), self._text(budget), self.measured_for, self)
+
+    def straight(self, budget: float | None = None) -> Straight:
+        """The policy that spends it by row. Raises DisaError where the plan has nothing for looking at rows."""
+        text = self._text(budget).replace("plan", "straight", 1)
+        if not self.looks:
+            raise DisaError(f"{text} looks at rows, which its plan has nothing for: make one with `disa calibrate`.")
+        parts = ("edges", "shares", "errors")
+        bins = [Bins(*(np.array(look[part], dtype=float) for part in parts)) for look in self.looks]
+        chosen = choices(self.errors, self.costs, self.weights, bins, self._total(self._spent(budget)))
+        edges = tuple(torch.tensor(each.edges, dtype=torch.float32) for each in bins)
+        return Straight(chosen, edges, text, self)
+
+    def _spent(self, budget: float | None) -> float:
+        return float(self.content["budget"]) if budget is None else budget
+
+    def _text(self, budget: float | None) -> str:
+        return self.source if budget is None else f"{self.source}@{plain_number(budget)}"
 
 
 @dataclass(frozen=True)
-class Planned(Table):
+class Planned(Table, WithSolver):
     """The counts of a plan at a budget; its solver is `plan.solver`."""
 
     plan: StepPlan = field(kw_only=False, default=None, compare=False, repr=False)  # pyright: ignore[reportAssignmentType]
@@ -127,7 +165,8 @@ class Planned(Table):
 
 
 def plan_parts(text: str) -> tuple[Path | None, float | None]:
-    """The file and the budget in `plan:FILE@8.5`, each of which may be left out. Raises DisaError."""
+    """The file and the budget in `plan:FILE@8.5` or `straight:FILE@8.5`, each of which may be left out. Raises
+    DisaError."""
     found = _TEXT.fullmatch(text.strip())
     if found is None:
         raise DisaError(f"expected a plan like plan@8.5 or plan:FILE@8.5, found {shown(text)}.")
@@ -143,6 +182,13 @@ def parse_plan(text: str, shipped: Path | None = None) -> tuple[StepPlan, float 
     return read_plan(file or shipped, "plan" if file is None else f"plan:{file}"), budget  # pyright: ignore[reportArgumentType]
 
 
+def planned(text: str, shipped: Path | None = None) -> Planned | Straight:
+    """The policy that a text such as `plan@8.5` or `straight:FILE@8.5` names; shipped: as `parse_plan` takes it. Raises
+    DisaError."""
+    plan, budget = parse_plan(text, shipped)
+    return plan.straight(budget) if text.strip().startswith("straight") else plan.steps(budget)
+
+
 def read_plan(file: Path, source: str) -> StepPlan:
     """A plan from a JSON file, as `disa calibrate` writes it. Raises DisaError.
 
@@ -155,6 +201,9 @@ def read_plan(file: Path, source: str) -> StepPlan:
     | `costs` | [K][N] numbers above 0, which do not fall | other lengths |
     | `budget` | a number above 0 | all else |
     | `spread` | a number from 0.01 to 10, or absent for 1 | all else |
+    | `looks` | a list of as many objects as stretches, or absent | all else |
+    | a look's `courses` | of 2, 3, ... steps, as many as a stretch has, which begin alike | all else |
+    | a look's `edges`, `shares`, `errors` | [B - 1] rising, [B] from 0 on, [B][N - 1] from 0 on | other lengths |
     | `measured_for` | an object or absent | all else |
     """
     content = read_json(file, "the plan")
@@ -185,17 +234,42 @@ def _check(content: Any) -> None:
     lengths = {len(_list(stretch, "a stretch", MOST_STEPS_OF_A_COURSE)) for stretch in stretches}
     if len(lengths) != 1:
         raise DisaError(f"every stretch must hold equally many courses, found {sorted(lengths)}")
+    for look in _list(content["looks"], "looks", len(stretches), len(stretches)) if "looks" in content else ():
+        _check_look(look, max(lengths))
     for costs in _list(content["costs"], "costs", len(rows), len(rows)):
         made = _numbers(costs, "costs", max(lengths), max(lengths))
         if sorted(made) != made:
             raise DisaError("costs must not fall with the number of denoising steps")
     for stretch in stretches:
         for place, course in enumerate(stretch, 1):
-            if not isinstance(course, dict):
-                raise DisaError(f"a course must be an object, found {shown(course)}")
-            _list(course["times"], "times", place, place)
-            _list(course["updates"], "updates", place, place)
+            _check_course(course, place)
             _number(course["error"], "an error", 0)
+
+
+def _check_course(course: Any, num_steps: int) -> None:
+    if not isinstance(course, dict):
+        raise DisaError(f"a course must be an object, found {shown(course)}")
+    _list(course["times"], "times", num_steps, num_steps)
+    _list(course["updates"], "updates", num_steps, num_steps)
+
+
+def _check_look(look: Any, most: int) -> None:
+    """Raises DisaError or KeyError for what is nothing to look by, in a plan of so many denoising steps at most."""
+    if not isinstance(look, dict):
+        raise DisaError(f"a look must be an object, found {shown(look)}")
+    courses = _list(look["courses"], "the courses of a look", most - 1, max(most - 1, 1))
+    for place, course in enumerate(courses, NUM_LOOKS):
+        _check_course(course, place)
+    begun = [(course["times"][:NUM_LOOKS], course["updates"][: NUM_LOOKS - 1]) for course in courses]
+    if begun.count(begun[0]) != len(begun):
+        raise DisaError("the courses of a look must begin alike")
+    shares = [_number(each, "a share", 0) for each in _list(look["shares"], "shares", MOST_BINS)]
+    edges = [_number(each, "an edge") for each in _list(look["edges"], "edges", len(shares) - 1, len(shares) - 1)]
+    if sorted(edges) != edges:
+        raise DisaError("the edges of a look must rise")
+    for errors in _list(look["errors"], "the errors of a look", len(shares), len(shares)):
+        for each in _list(errors, "errors", most - 1, most - 1):
+            _number(each, "an error", 0)
 
 
 def _list(value: Any, what: str, most: int, least: int = 1) -> list[Any]:

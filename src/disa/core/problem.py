@@ -17,7 +17,7 @@ from torch import Tensor
 from disa.core.counts import denoising_steps
 from disa.core.request import Request
 from disa.errors import DisaError
-from disa.values import number, shown, whole_number
+from disa.values import shown, whole_number
 
 
 class Prediction(NamedTuple):
@@ -27,6 +27,10 @@ class Prediction(NamedTuple):
     """[R, *shape] noise or velocity, see `Process.predicts`."""
     variance: Tensor | None = None
     """[R, *shape] of a network that learns its variance."""
+
+    def select(self, rows: Tensor) -> Prediction:
+        """That of some rows (indices [R'])."""
+        return Prediction(self.value[rows], None if self.variance is None else self.variance[rows])
 
 
 class Bound(Protocol):
@@ -88,9 +92,6 @@ class TimeGrid:
     diffusion, t for a flow."""
     times: np.ndarray
     """[n] the time of each evaluation from 0 (data) to 1 (noise), in every process; guidance goes by it."""
-    finishes: bool = True
-    """Whether the last denoising step ends at the data. That of a grid's first part does not: a solver that treats the
-    last step differently must not do so there."""
 
     @property
     def num_evaluations(self) -> int:
@@ -100,8 +101,7 @@ class TimeGrid:
         """From evaluation `first` to before `stop` (0..n) in `count` evaluations, evenly: larger steps if these are
         fewer than there are."""
         places = np.linspace(first, stop, count + 1).round().astype(int)
-        finishes = self.finishes and stop == self.num_evaluations
-        return TimeGrid(self.network_times[places[:-1]], self.levels[places], self.times[places[:-1]], finishes)
+        return TimeGrid(self.network_times[places[:-1]], self.levels[places], self.times[places[:-1]])
 
     def within(self, interval: tuple[float, float]) -> list[bool]:
         """[n] whether each evaluation lies in the interval of time; both ends do."""
@@ -211,34 +211,18 @@ class DenoisingProblem:
 
 @dataclass(frozen=True)
 class Look:
-    """The first part of a path, which all rows share, and how each row goes on from there."""
+    """All rows make their first evaluations together; then each gets its number of denoising steps.
 
-    num_steps: int
-    """Denoising steps that the grid is asked for."""
-    num_looks: int
-    """Evaluations along the first part, evenly."""
-    until: float
-    """How long the first part is, as a share of the grid's evaluations."""
+    It needs a solver whose ways all begin alike, see `disa.core.solver.Looking`.
+    """
+
     go_on: Callable[[Tensor], Tensor]
-    """From what the last look changed [R], the mean squared difference of two predictions of the data, to the
-    evaluations of the rest, as a policy answers with counts; a row gets no more than the grid still has."""
+    """From what the second evaluation changed in the predicted data [R], as a mean square, to the denoising steps of
+    each row in all, 2 or more, as a policy answers with counts."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "num_steps", denoising_steps(self.num_steps, "the steps of a look"))
-        object.__setattr__(self, "num_looks", denoising_steps(self.num_looks, "the number of looks"))
-        object.__setattr__(self, "until", number(self.until, "the end of a look", 0, 1))
         if not callable(self.go_on):
             raise DisaError(f"a look goes on by a function from changes to counts, found {shown(self.go_on)}.")
-
-    def stop(self, num_evaluations: int) -> int:
-        """The index of the first evaluation of the rest, in a grid of `num_evaluations`. Raises DisaError."""
-        stop = int(num_evaluations * self.until)
-        if not 2 <= self.num_looks <= stop < num_evaluations:
-            raise DisaError(
-                f"a grid of {num_evaluations} evaluations is too short to look {self.num_looks} times "
-                "and to go on from there: ask for more early steps."
-            )
-        return stop
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,10 +24,16 @@ class Way(NamedTuple):
 
 
 def go_together(
-    problem: DenoisingProblem, solver: Solver, ways: Sequence[Way], x: Tensor, added: Callable[[Way], Tensor]
+    problem: DenoisingProblem,
+    solver: Solver,
+    ways: Sequence[Way],
+    x: Tensor,
+    added: Callable[[Way], Tensor],
+    said: Sequence[Prediction],
 ) -> tuple[Tensor, int] | None:
     """From x [R, *shape] along all ways, and how many evaluations that makes; None where the solver or the field has to
-    be asked for each way apart. added: the noise of a way's denoising steps [n, R', *shape], empty without."""
+    be asked for each way apart. added: the noise of a way's denoising steps [n, R', *shape], empty without. said: of
+    all rows, the answers of the first denoising steps, where these are known."""
     field = problem.field
     if not walks(solver) or not isinstance(field, RaggedField):
         return None
@@ -38,19 +44,22 @@ def go_together(
         return None
     under_way = [solver.walk(problem.process, way.grid, x[way.rows], added(way)) for way in ways]
     tokens = torch.empty_like(x)
-    tokens[order] = torch.cat(_ends(under_way, bound, sizes))
-    return tokens, sum(sum(costs) * size for costs, size in zip(bound.costs, sizes, strict=True))
+    tokens[order] = torch.cat(_ends(under_way, bound, sizes, [each.select(order) for each in said]))
+    return tokens, sum(sum(costs[len(said) :]) * size for costs, size in zip(bound.costs, sizes, strict=True))
 
 
-def _ends(under_way: Sequence[Walk], bound: BoundEach, sizes: Sequence[int]) -> list[Tensor]:
+def _ends(
+    under_way: Sequence[Walk], bound: BoundEach, sizes: Sequence[int], said: Sequence[Prediction]
+) -> list[Tensor]:
     """Where walks end, each a part of the rows, of which none is longer than one before it."""
     found = [advance(walk) for walk in under_way]
     denoise_step = 0
     while asked := [state for state, _ in found if state is not None]:
-        value, variance = bound(torch.cat([x for x, _ in asked]), denoise_step)
+        known = denoise_step < len(said)
+        value, variance = said[denoise_step] if known else bound(torch.cat([x for x, _ in asked]), denoise_step)
         own = sizes[: len(asked)]
         variances = [None] * len(asked) if variance is None else variance.split(own)
-        for place, said in enumerate(map(Prediction, value.split(own), variances)):
-            found[place] = advance(under_way[place], said)
+        for place, answer in enumerate(map(Prediction, value.split(own), variances)):
+            found[place] = advance(under_way[place], answer)
         denoise_step += 1
     return [end for _, end in found if end is not None]

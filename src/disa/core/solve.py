@@ -13,8 +13,9 @@ from torch import Tensor
 
 from disa.core.problem import Bound, DenoisingProblem, Field, Look, Noise, Plan, Prediction, TimeGrid
 from disa.core.ragged import Way, go_together
-from disa.core.solver import Solver, at_ar_step
-from disa.core.solvers import grid_for, grid_for_parts
+from disa.core.solver import NUM_LOOKS, Looking, Solver, Walking, WalkingSolver, advance, at_ar_step, finished
+from disa.core.solvers import grid_for
+from disa.core.steps import describe
 from disa.errors import DisaError
 from disa.values import counted
 
@@ -34,8 +35,8 @@ class Solution:
 def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | Tensor, noise: Noise) -> Solution:
     """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes.
 
-    Rows are evaluated together where they can be, which changes no row. After a look each row goes on from where the
-    look ended, in its own number of steps. Raises DisaError.
+    Rows are evaluated together where they can be, which changes no row. After a look each row goes on in its own
+    number of steps, from what is known by then. Raises DisaError.
     """
     plan, solver = Plan.of(plan), at_ar_step(solver, problem)
     if plan.look is not None:
@@ -51,21 +52,27 @@ def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | T
 
 
 def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, noise: Noise) -> Solution:
-    grid = grid_for_parts(solver, problem.process, look.num_steps)
-    num_evaluations, stop = grid.num_evaluations, look.stop(grid.num_evaluations)
-    x, change, evaluations = look_along(problem, solver, grid.part(0, stop, look.num_looks), noise)
-    counts = _after(look, change).clamp(max=num_evaluations - stop)
-    ways = [Way(rows, grid.part(stop, num_evaluations, count)) for count, rows in _groups(counts, problem)]
-    tokens, made = go_along_each(problem, solver, ways, x, noise, look.num_looks)
-    return Solution(tokens, counts + look.num_looks, evaluations + made)
+    if not isinstance(solver, Looking):
+        raise DisaError(
+            f"the solver {describe(solver)} cannot look at rows before they get their counts: choose that of a plan."
+        )
+    looked = solver.looked
+    said, change, evaluations = look_along(problem, looked, noise)
+    counts = _after(look, change)
+    ways = [Way(rows, grid_for(looked, problem.process, count)) for count, rows in _groups(counts, problem)]
+    tokens, made = go_along_each(problem, looked, ways, noise.initial(problem).clone(), noise, said)
+    return Solution(tokens, counts, evaluations + made)
 
 
 def _after(look: Look, change: Tensor) -> Tensor:
-    """[R] evaluations of each row after a look."""
+    """[R] denoising steps of each row that was looked at."""
     counts = Plan.of(look.go_on(change)).counts
     if counts is None:
         raise DisaError("a look is followed by counts, found another look.")
-    return torch.full((len(change),), counts) if isinstance(counts, int) else counts
+    counts = torch.full((len(change),), counts) if isinstance(counts, int) else counts
+    if (least := int(counts.min())) < NUM_LOOKS:
+        raise DisaError(f"a row that was looked at makes {NUM_LOOKS} denoising steps or more, found {least}.")
+    return counts
 
 
 def _groups(counts: Tensor, problem: DenoisingProblem) -> list[tuple[int, Tensor]]:
@@ -77,11 +84,15 @@ def _groups(counts: Tensor, problem: DenoisingProblem) -> list[tuple[int, Tensor
 
 
 def go_along(
-    problem: DenoisingProblem, solver: Solver, grid: TimeGrid, x: Tensor, noise: Noise, first: int = 0
+    problem: DenoisingProblem, solver: Solver, grid: TimeGrid, x: Tensor, noise: Noise, said: Sequence[Prediction] = ()
 ) -> tuple[Tensor, int]:
-    """From x [R, *shape] along a grid, and how many evaluations that makes. first: denoising steps made before."""
-    bound = problem.field.on(grid)
-    return solver.run(bound, problem, grid, x, _added(problem, solver, grid, noise, first)), _made(bound, problem)
+    """From x [R, *shape] along a grid, and how many evaluations that makes. said: what a `Walking` solver was answered
+    before, in its first denoising steps."""
+    bound, added = problem.field.on(grid), _added(problem, solver, grid, noise)
+    made = sum(bound.costs[len(said) :]) * problem.num_rows
+    if isinstance(solver, Walking) and said:
+        return finished(solver.walk(problem.process, grid, x, added), bound, said), made
+    return solver.run(bound, problem, grid, x, added), made
 
 
 def go_along_each(
@@ -90,31 +101,39 @@ def go_along_each(
     ways: Sequence[Way],
     x: Tensor,
     noise: Noise,
-    first: int = 0,
+    said: Sequence[Prediction] = (),
 ) -> tuple[Tensor, int]:
     """The same where some rows (indices [R']) go along one grid and others along another one; all rows are in one."""
     if len(ways) == 1:
-        return go_along(problem, solver, ways[0][1], x, noise, first)
+        return go_along(problem, solver, ways[0].grid, x, noise, said)
 
     def added(way: Way) -> Tensor:
-        return _added(problem.places(way.rows), solver, way.grid, noise, first)
+        return _added(problem.places(way.rows), solver, way.grid, noise)
 
-    if (together := go_together(problem, solver, ways, x, added)) is not None:
+    if (together := go_together(problem, solver, ways, x, added, said)) is not None:
         return together
     tokens, evaluations = torch.empty_like(x), 0
     for rows, grid in ways:
-        tokens[rows], made = go_along(problem.select(rows), solver, grid, x[rows], noise, first)
+        known = [each.select(rows) for each in said]
+        tokens[rows], made = go_along(problem.select(rows), solver, grid, x[rows], noise, known)
         evaluations += made
     return tokens, evaluations
 
 
-def look_along(problem: DenoisingProblem, solver: Solver, first: TimeGrid, noise: Noise) -> tuple[Tensor, Tensor, int]:
-    """Go along the first part of a grid: the state [R, *shape], what its last evaluation changed in the predicted data
-    [R], as a mean square, and how many evaluations that makes."""
-    last = first.num_evaluations - 1
-    bound, looked = looking(problem, first, (last - 1, last))
-    x = solver.run(bound, problem, first, noise.initial(problem).clone(), _added(problem, solver, first, noise, 0))
-    return x, (looked[1] - looked[0]).square().flatten(1).mean(1), _made(bound, problem)
+def look_along(problem: DenoisingProblem, looked: WalkingSolver, noise: Noise) -> tuple[list[Prediction], Tensor, int]:
+    """What the network says in the first evaluations of the solver of a look, what the last of these changed in the
+    predicted data [R], as a mean square, and how many evaluations that makes."""
+    process = problem.process
+    grid = grid_for(looked, process, NUM_LOOKS)
+    bound, added = problem.field.on(grid), _added(problem, looked, grid, noise)
+    walk, said, data = looked.walk(process, grid, noise.initial(problem).clone(), added), [], []
+    asked, _ = advance(walk)
+    while asked is not None:
+        x, denoise_step = asked
+        said.append(bound(x, denoise_step))
+        data.append(process.data(x, said[-1].value, float(grid.levels[denoise_step])))
+        asked, _ = advance(walk, said[-1])
+    return said, (data[-1] - data[-2]).square().flatten(1).mean(1), sum(bound.costs) * problem.num_rows
 
 
 def looking(problem: DenoisingProblem, grid: TimeGrid, at: Sequence[int]) -> tuple[Bound, list[Tensor]]:
@@ -137,16 +156,9 @@ class _Looking:
         return said
 
 
-def _added(problem: DenoisingProblem, solver: Solver, grid: TimeGrid, noise: Noise, first: int) -> Tensor:
+def _added(problem: DenoisingProblem, solver: Solver, grid: TimeGrid, noise: Noise) -> Tensor:
     """The noise of a solver's denoising steps [n, R, *shape]; empty where it adds none."""
-    if not solver.stochastic:
-        return torch.empty(0)
-    return noise.added(problem, first + grid.num_evaluations)[first:]
-
-
-def _made(bound: Bound, problem: DenoisingProblem) -> int:
-    """Evaluations of all rows along the whole grid."""
-    return sum(bound.costs) * problem.num_rows
+    return noise.added(problem, grid.num_evaluations) if solver.stochastic else torch.empty(0)
 
 
 # -- evaluations outside of a solver -------------------------------------------------------------------------------

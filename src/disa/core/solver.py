@@ -5,7 +5,7 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, TypeGuard
 
@@ -61,11 +61,12 @@ class Walking:
         return finished(self.walk(problem.process, grid, x, noise), bound)
 
 
-def finished(walk: Walk, bound: Bound) -> Tensor:
-    """Where a walk ends."""
+def finished(walk: Walk, bound: Bound, said: Sequence[Prediction] = ()) -> Tensor:
+    """Where a walk ends. said: answers to what it asks first, which are known."""
     asked, end = advance(walk)
     while asked is not None:
-        asked, end = advance(walk, bound(*asked))
+        denoise_step = asked[1]
+        asked, end = advance(walk, said[denoise_step] if denoise_step < len(said) else bound(*asked))
     assert end is not None
     return end
 
@@ -94,6 +95,26 @@ class AtARStep:
 def at_ar_step(solver: Solver, problem: DenoisingProblem) -> Solver:
     """The solver of the problem's AR step."""
     return solver.at(problem.ar_step, problem.num_ar_steps) if isinstance(solver, AtARStep) else solver
+
+
+NUM_LOOKS = 2
+"""Evaluations before a row gets its count: one more than a solver of order 1 has to make."""
+
+
+class WalkingSolver(Solver, Protocol):
+    """A solver that is a `Walking`."""
+
+    def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk: ...
+
+
+class Looking:
+    """The base of solvers that can begin before they know a row's number of denoising steps."""
+
+    @property
+    def looked(self) -> WalkingSolver:
+        """The solver of rows that were looked at: from `NUM_LOOKS` denoising steps on, the times of the first
+        `NUM_LOOKS` and all updates between them are the same for every number of steps. Raises DisaError."""
+        raise NotImplementedError
 
 
 class NamedSolver:

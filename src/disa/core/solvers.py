@@ -42,7 +42,7 @@ class DDPM(Walking, GridSolver):
         read_option(self, "temperature")
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
-        last = grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
+        last = grid.num_evaluations - 1
         for i, (keep, remove, log_middle, log_spread) in enumerate(_ddpm_coefficients(grid.levels.tobytes())):
             value, variance = yield x, i
             x = x.mul_(keep).add_(value, alpha=remove)
@@ -190,9 +190,9 @@ class EulerMaruyama(Walking, GridSolver):
         read_option(self, "temperature")
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
-        if grid.num_evaluations == 1 and grid.finishes and grid.levels[0] == 1:
+        if grid.num_evaluations == 1 and grid.levels[0] == 1:
             return (yield from Euler().walk(process, grid, x, noise))
-        x, last = precise(x), grid.num_evaluations - 1 if grid.finishes else grid.num_evaluations
+        x, last = precise(x), grid.num_evaluations - 1
         for i, (t, step) in enumerate(zip(grid.levels.tolist(), np.diff(grid.levels).tolist(), strict=False)):
             velocity = (yield x.float(), i).value
             x.mul_(1 + step).add_(velocity, alpha=(2 - t) * step)
@@ -316,18 +316,6 @@ def grid_for(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
 def num_evaluations(solver: Solver, process: Process, num_steps: int) -> int:
     """Those of each row that a solver makes of so many denoising steps; official grids may make fewer."""
     return grid_for(solver, process, num_steps).num_evaluations
-
-
-def grid_for_parts(solver: Solver, process: Process, num_steps: int) -> TimeGrid:
-    """The same as `grid_for` where a part of the grid is to be gone along in steps of another size."""
-    if not isinstance(solver, GridSolver):
-        fitting = [
-            name for name, known in SOLVERS.items() if isinstance(known, GridSolver) and process.predicts in known.takes
-        ]
-        raise DisaError(
-            f"the solver {solver} cannot change the size of its steps on the way: choose {', '.join(fitting)}."
-        )
-    return grid_for(solver, process, num_steps)
 
 
 def ode_solver(process: Process) -> Solver:

@@ -77,11 +77,20 @@ def _checked(policy: Any) -> Any:
     return policy
 
 
-def is_plan(steps: Any) -> bool:
-    """Whether steps are those of a plan, as an object or by its text: they come with a solver."""
-    if isinstance(steps, str):
-        return re.split("[:@]", steps)[0].strip() == "plan"
-    return isinstance(steps, Table) and hasattr(steps, "plan")
+class WithSolver:
+    """The base of policies that come with a solver, `plan.solver`."""
+
+    plan: Any
+
+
+def is_planned(steps: Any) -> bool:
+    """Whether steps come with a solver, as an object or by their text."""
+    return named(steps) in ("plan", "straight") if isinstance(steps, str) else isinstance(steps, WithSolver)
+
+
+def named(text: str) -> str:
+    """What a text of steps or of a solver begins with: the name."""
+    return re.split("[:@]", text)[0].strip()
 
 
 def fresh(policy: StepPolicy) -> StepPolicy:

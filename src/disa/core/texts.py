@@ -8,7 +8,8 @@
 | `plan:FILE@8.5` | the counts of a plan for 8.5 evaluations per row, or without `@` for its own budget |
 
 Spaces around the parts are left out. Numbers are digits of ASCII and whole. Everything else is refused, with a text
-that is near to it and would be taken. Policies that look need a model beside their text: see `adaptive.parse`.
+that is near to it and would be taken. Policies that look need a model beside their text: see
+`adaptive.parse` and `plans.planned`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from disa import values
+from disa.core import steps
 from disa.core.counts import denoising_steps
-from disa.core.steps import Constant, Cosine, Linear, Schedule, Table, TwoStage, is_plan
+from disa.core.steps import Constant, Cosine, Linear, Schedule, Table, TwoStage
 from disa.errors import DisaError
 from disa.reading import read_json
 from disa.values import LONGEST_SHOWN, named, path, shown, whole_number
@@ -31,7 +33,7 @@ ANNEALED = {kind.name: kind for kind in (TwoStage, Linear, Cosine)}
 NAMES = ("constant", *ANNEALED, "table", "plan", *ADAPTIVE)
 FORMS = (
     "constant:N, two-stage:50-5, linear:50-5, cosine:50-5, table:FILE or plan:FILE@8.5 "
-    "(with a model also plan@8.5, mlp, variance, straight)"
+    "(with a model also plan@8.5, straight@8.5, mlp, variance)"
 )
 _STRICT = re.compile(r"(?:([a-z-]+)\s*:\s*)?([0-9]+)(?:\s*-\s*([0-9]+))?")
 _LOOSE = re.compile(r"([a-z]*(?:[ _-]?stage)?)[^a-z0-9]*([0-9.]+(?:e[0-9]+)?)(?:[^a-z0-9]+([0-9.]+(?:e[0-9]+)?))?\W*")
@@ -42,7 +44,7 @@ def parse(text: str) -> Schedule:
     name, _, rest = values.text(text, "a step policy").partition(":")
     if name.strip() == "table" and rest:
         return table(rest)
-    if is_plan(text):
+    if steps.named(text) == "plan":
         from disa.core.plans import parse_plan  # needs NumPy, which schedules do without
 
         plan, budget = parse_plan(text)
@@ -57,7 +59,7 @@ def parse(text: str) -> Schedule:
 
 def is_adaptive(text: str) -> bool:
     """Whether it is the text of a policy that looks."""
-    return re.split("[:@]", text)[0].strip() in ADAPTIVE
+    return steps.named(text) in ADAPTIVE
 
 
 def table(file: str | Path) -> Table:

@@ -10,11 +10,11 @@ from typing import Any
 
 from disa.core import texts
 from disa.core.courses import CalibratedSolver
-from disa.core.plans import Planned, parse_plan
+from disa.core.plans import parse_plan, planned
 from disa.core.request import Guidance
 from disa.core.solver import AtARStep, NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
-from disa.core.steps import Schedule, StepPolicy, describe, is_plan
+from disa.core.steps import Schedule, StepPolicy, WithSolver, describe, is_planned, named
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
@@ -55,8 +55,8 @@ def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:
     """The solver with its grid and its other options: those given, else the model's where it is the model's own. A plan
     has its own."""
     defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
-    own = policy.plan.solver if isinstance(policy, Planned) else None
-    if isinstance(chosen, str) and is_plan(chosen):
+    own: Any = policy.plan.solver if isinstance(policy, WithSolver) else None
+    if isinstance(chosen, str) and named(chosen) == "plan":
         plan, budget = parse_plan(chosen, _shipped_plan(loaded))
         if budget is not None:
             raise DisaError(f"a plan as a solver has no budget: write {plan.source}, or give it as steps.")
@@ -118,9 +118,8 @@ def _policy(chosen: Any, loaded: Loaded) -> StepPolicy:
     """The step policy as an object."""
     if not isinstance(chosen, str):
         return chosen
-    if is_plan(chosen):
-        plan, budget = parse_plan(chosen, _shipped_plan(loaded))
-        return plan.steps(budget)
+    if is_planned(chosen):
+        return planned(chosen, _shipped_plan(loaded))
     if texts.is_adaptive(chosen):
         return adaptive.parse(chosen, loaded.preset, lambda: loaded.weights_hash)
     return texts.parse(chosen)

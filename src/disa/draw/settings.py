@@ -78,8 +78,8 @@ class Settings:
 
     steps: Any = option(
         "Denoising steps of each row: constant:50, linear:50-5, cosine:50-5, two-stage:50-5, table:FILE; a calibrated "
-        "plan with its own times and solver, as plan@8.5 or plan:FILE@8.5 for 8.5 evaluations per row; policies that "
-        "look: mlp, variance, straight, each with bounds and a budget, as mlp:50-5@20."
+        "plan with its own times and solver, as plan@8.5 or plan:FILE@8.5 for 8.5 evaluations per row, or by row as "
+        "straight@8.5; policies that look: mlp, variance, each with bounds and a budget, as mlp:50-5@20."
     )
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
@@ -158,7 +158,7 @@ class Settings:
             raise DisaError(f"settings must be Settings, found {shown(base)}: give options by their names.")
         base = base or cls()
         others = options.get("steps") is not None and options.get("solver") is None and base._is_filled
-        if others and (steps.is_plan(options["steps"]) or steps.is_plan(base.steps)):
+        if others and (steps.is_planned(options["steps"]) or steps.is_planned(base.steps)):
             base = replace(base, solver=None)  # a plan has its own, which goes with it
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):

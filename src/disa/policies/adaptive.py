@@ -1,4 +1,4 @@
-"""Step policies that look: each row gets denoising steps by the error that is still to be expected of it.
+"""Step policies by a score: each row gets denoising steps by the error that is still to be expected of it.
 
 A score says of every row how much it needs, and its `ErrorModel` turns that into the log of the error after one
 denoising step, as it reaches the whole image. The error after n steps is taken to be that over n^power. Steps go where
@@ -21,22 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.problem import DenoisingProblem, Look, Process
+from disa.core.problem import DenoisingProblem, Process
 from disa.core.solver import Solver
-from disa.core.solvers import grid_for, grid_for_parts, num_evaluations
+from disa.core.solvers import grid_for, num_evaluations
 from disa.core.spending import Spending, parse_spending
 from disa.core.steps import Remembering
 from disa.errors import DisaError
 from disa.models.spec import Preset
 from disa.policies.probe import ErrorModel, FittedProbe
-from disa.policies.scores import Score, learned_variance, log_change, spread_of_draws
+from disa.policies.scores import Score, learned_variance, spread_of_draws
 from disa.values import counted, either, named, number, one_of, path, shown, whole_number
 from disa.weights.package import in_package
 
 NUM_COUNTS = 8
 """Different counts at most: rows are denoised in as many groups, and small groups are slow."""
-NUM_LOOKS, UNTIL = 3, 0.5
-COSTS = {"variance:draws": 4, "variance:head": 2, "straight": NUM_LOOKS}
+COSTS = {"variance:draws": 4, "variance:head": 2}
 """Evaluations of a row that a score makes itself; a probe is not the denoising network and makes none."""
 
 
@@ -94,10 +93,9 @@ def within(need: Tensor, counts: Tensor, power: float, room: Tensor, later: Tens
 class Adaptive(Remembering):
     """A policy by a score."""
 
-    score: Score | None = field(compare=False, repr=False)
-    """None for what a look at the path shows while denoising."""
+    score: Score = field(compare=False, repr=False)
     cost: int
-    """Evaluations of a row that the score makes itself, or that the look takes; guidance makes each of them two."""
+    """Evaluations of a row that the score makes itself; guidance makes each of them two."""
     error_model: ErrorModel = field(compare=False, repr=False)
     spending: Spending
     name: str = "adaptive"
@@ -113,7 +111,7 @@ class Adaptive(Remembering):
         """The policy for one generation, which knows what each image has spent."""
         return _Spender(self)
 
-    def __call__(self, problem: DenoisingProblem) -> Tensor | Look:
+    def __call__(self, problem: DenoisingProblem) -> Tensor:
         return self.begin()(problem)
 
     def __str__(self) -> str:
@@ -125,26 +123,18 @@ class Adaptive(Remembering):
 
     @cached_property
     def counts(self) -> Tensor:
-        """[J] what a row may get beside the looks."""
-        looks = self.cost if self.score is None else 0
-        return without_waste(counts_between(self.spending.late - looks, self.spending.early - looks), self.makes)
+        """[J] what a row may get."""
+        return without_waste(counts_between(self.spending.late, self.spending.early), self.makes)
 
     def fitted_to(self, solver: Solver, process: Process) -> Adaptive:
         """The same with counts that suit the grid of a solver. Raises DisaError where they do not go together."""
         self._check(solver, process)
-        if self.score is None:  # what is left of a grid is gone along in as many evaluations as are asked for
-            return self
         return replace(self, makes=partial(num_evaluations, solver, process))
 
     def _check(self, solver: Solver, process: Process) -> None:
-        spending, least = self.spending, self.spending.late + (0 if self.score is None else self.cost)
-        if self.score is None and spending.late <= self.cost:
-            raise DisaError(
-                f"{self} looks at {self.cost} denoising steps before it decides: "
-                f"late must be {self.cost + 1} or more, found {spending.late}."
-            )
+        spending, least = self.spending, self.spending.late + self.cost
         if spending.budget is not None and spending.budget < least:
-            what = f"late and the {self.cost} evaluations of its score" if self.score and self.cost else "late"
+            what = f"late and the {self.cost} evaluations of its score" if self.cost else "late"
             raise DisaError(
                 f"the budget of {self} is too small: expected {least} steps per row or more, which are "
                 f"{what}, found {spending.budget:g}."
@@ -154,16 +144,8 @@ class Adaptive(Remembering):
                 f"{self} needs a model that learns its variance, which one that predicts "
                 f"{process.predicts} does not: choose variance:draws or variance:probe."
             )
-        if self.score is None:
-            look = self._look(lambda change: change)
-            look.stop(grid_for_parts(solver, process, look.num_steps).num_evaluations)
-        else:
-            for count in self.counts.tolist():
-                grid_for(solver, process, count)
-
-    def _look(self, go_on: Callable[[Tensor], Tensor]) -> Look:
-        # Ask for so many steps that the looks and all that is left of the grid make `early` together.
-        return Look(round((self.spending.early - self.cost) / (1 - UNTIL)), self.cost, UNTIL, go_on)
+        for count in self.counts.tolist():
+            grid_for(solver, process, count)
 
 
 class _Spender:
@@ -173,16 +155,10 @@ class _Spender:
         self.policy, self.spent = policy, torch.zeros(1, dtype=torch.float64)
         self.total: float | None = None
 
-    def __call__(self, problem: DenoisingProblem) -> Tensor | Look:
-        policy = self.policy
-        if policy.score is None:
-            return policy._look(lambda change: self._counts(problem, log_change(change)))
-        return self._counts(problem, policy.score(problem))
-
-    def _counts(self, problem: DenoisingProblem, score: Tensor) -> Tensor:
+    def __call__(self, problem: DenoisingProblem) -> Tensor:
         """[R]."""
         policy, model, budget = self.policy, self.policy.error_model, self.policy.spending.budget
-        need = model.need(score, problem.ar_step / problem.num_ar_steps)
+        need = model.need(policy.score(problem), problem.ar_step / problem.num_ar_steps)
         if budget is None:
             return above(need, policy.counts, model.power, model.threshold)
         to_come = problem.rows_to_come
@@ -203,21 +179,21 @@ class _Spender:
 
 
 _TEXT = re.compile(
-    r"(?P<form>mlp|variance|straight)(?::(?P<by>draws|head|probe))?(?::(?P<early>[0-9]+)-(?P<late>[0-9]+))?"
+    r"(?P<form>mlp|variance)(?::(?P<by>draws|head|probe))?(?::(?P<early>[0-9]+)-(?P<late>[0-9]+))?"
     r"(?::?@(?P<budget>[0-9]+(?:\.[0-9]+)?))?(?::(?P<file>(?![0-9]+-[0-9]|@).+))?"
 )
 
 
 def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
-    """The policy that a text such as `mlp:50-5@20`, `variance:draws` or `straight:50-5@20:FILE` names.
+    """The policy that a text such as `mlp:50-5@20`, `variance:draws` or `mlp:50-5@20:FILE` names.
 
     weights: the hash of the model's, which takes a while and is asked for last. Raises DisaError.
     """
     found = _TEXT.fullmatch(text.strip())
     if found is None or (found["by"] and found["form"] != "variance"):
         raise DisaError(
-            f"unknown adaptive policy {shown(text)}: expected mlp, variance (:draws, :head or :probe) or "
-            "straight, then bounds, budget and file, as in mlp:50-5@20:FILE."
+            f"unknown adaptive policy {shown(text)}: expected mlp or variance (:draws, :head or "
+            ":probe), then bounds, budget and file, as in mlp:50-5@20:FILE."
         )
     spending = parse_spending(preset.defaults.spending)
     if found["early"]:
@@ -248,14 +224,13 @@ def policy(name: str, probe: FittedProbe, spending: Spending, file: str = "") ->
     )
 
 
-def scores(probe: FittedProbe) -> dict[str, Score | None]:
+def scores(probe: FittedProbe) -> dict[str, Score]:
     """Every score by name."""
     return {
         "mlp": probe.predicted(0),
         "variance:draws": spread_of_draws,
         "variance:head": learned_variance,
         "variance:probe": probe.predicted(1),
-        "straight": None,
     }
 
 

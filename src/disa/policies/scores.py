@@ -61,11 +61,6 @@ def learned_variance(problem: DenoisingProblem) -> Tensor:
     return said.variance.cpu().double().flatten(1).mean(1)
 
 
-def log_change(change: Tensor) -> Tensor:
-    """[R] the score of a path, from what the last look at it changed [R]."""
-    return change.cpu().double().clamp(min=SMALLEST).log()
-
-
 class Probe(nn.Module):
     """z -> the logs of two errors to be expected: of few denoising steps, and of the one-evaluation prediction.
 

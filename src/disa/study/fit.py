@@ -2,8 +2,7 @@
 
 While images are drawn with the settings given, each AR step is solved again: from the noise that it began with, along
 the probability-flow ODE, in many and in few steps. How far these end apart is the error of few steps; how far the first
-prediction is from the end of the long path, that of predicting from z alone. A look at the path is judged by the error
-of few steps from where it was looked at. Nothing of the drawing is changed.
+prediction is from the end of the long path, that of predicting from z alone. Nothing of the drawing is changed.
 
 Shapes: R rows, N rows of all images, D condition width, J shares of the AR steps, Q quantiles.
 """
@@ -21,9 +20,8 @@ import torch
 from torch import Tensor
 
 from disa.core.noise import SeededNoise
-from disa.core.problem import ARStep, DenoisingProblem, Look
-from disa.core.solve import look_along, looking
-from disa.core.solver import GridSolver, Solver
+from disa.core.problem import ARStep, DenoisingProblem
+from disa.core.solve import looking
 from disa.core.solvers import ode_solver
 from disa.core.spending import parse_spending
 from disa.draw.inputs import Inputs
@@ -33,25 +31,23 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.files import write_whole
-from disa.policies.adaptive import COSTS, NUM_LOOKS, UNTIL, above, counts_between
+from disa.policies.adaptive import COSTS, above, counts_between
 from disa.policies.probe import ErrorModel, FittedProbe
-from disa.policies.scores import SMALLEST, Probe, Score, features, learned_variance, log_change, spread_of_draws
+from disa.policies.scores import SMALLEST, Probe, Score, features, learned_variance, spread_of_draws
 from disa.runtime.surroundings import undisturbed
 from disa.study.calibrate import gains
 from disa.study.ranks import spearman
 from disa.values import counted, whole_number
 
 FEW, MORE, MANY = 4, 8, 20
-FEW_LEFT, MANY_LEFT = 3, 12
-"""Steps of the whole path, and of what is left of it after a look."""
+"""Steps of the whole path."""
 SHARES, QUANTILES, GROUPS = 16, 32, 10
 NUDGED = 8
 """Images that show what an error of one AR step does to the whole."""
-EVALUATIONS = MANY + MORE + FEW + MANY_LEFT + FEW_LEFT + NUM_LOOKS + COSTS["variance:draws"]
+EVALUATIONS = MANY + MORE + FEW + COSTS["variance:draws"]
 """Of a row, to measure it."""
 FEWEST_IMAGES = 8
 ITERATIONS, TRIED = 600, 20
-MOST = 50
 
 
 @dataclass(frozen=True)
@@ -90,8 +86,6 @@ class Rows:
     """The error of few steps."""
     more: Tensor
     """The error of more steps."""
-    left: Tensor
-    """The error of few steps after a look."""
     prediction: Tensor
     """The error of predicting in one evaluation."""
     size: Tensor
@@ -140,9 +134,8 @@ def fit_rows(
     power = min(max(math.log(few / more) / math.log(MORE / FEW), 0.5), 4.0)
     error_models, agreement = {}, {}
     for name, score in scores.items():
-        error, num_steps = (rows.left, FEW_LEFT) if name == "straight" else (rows.few, FEW)
-        slope, height = _line(score[~learned], error[~learned])
-        intercept = height + power * math.log(num_steps)
+        slope, height = _line(score[~learned], rows.few[~learned])
+        intercept = height + power * math.log(FEW)
         needs = intercept + slope * score + weights[rows.ar_step * SHARES // settings.num_ar_steps]
         error_models[name] = ErrorModel(
             slope,
@@ -152,7 +145,7 @@ def fit_rows(
             weights,
             _later(needs, rows.ar_step, settings.num_ar_steps),
         )
-        agreement[name] = _agreement(score[held], error[held], rows.ar_step[held])
+        agreement[name] = _agreement(score[held], rows.few[held], rows.ar_step[held])
     about = {
         "model": sampler.preset.name,
         "seed": seed,
@@ -172,7 +165,7 @@ def measure(run: Run, on_turn: Callable[[], None], own: Mapping[str, Score]) -> 
     """Every row of a run, image by image, whatever the batches are."""
     parts, num_ar_steps, images = [], run.settings.num_ar_steps, 0
     for turn in run:
-        parts.append(_measure_turn(turn.step, run.settings.solver, turn.noise, images, own))
+        parts.append(_measure_turn(turn.step, turn.noise, images, own))
         images += 0 if turn.samples is None else len(turn.batch)
         on_turn()
     scores = {name: torch.cat([part.scores[name] for part in parts]) for name in parts[0].scores}
@@ -185,24 +178,19 @@ def measure(run: Run, on_turn: Callable[[], None], own: Mapping[str, Score]) -> 
 
 
 @torch.no_grad()
-def _measure_turn(step: ARStep, solver: Solver, noise: SeededNoise, images: int, own: Mapping[str, Score]) -> Rows:
+def _measure_turn(step: ARStep, noise: SeededNoise, images: int, own: Mapping[str, Score]) -> Rows:
     problem = step.problem
     start = noise.initial(problem)
     first, end = _along(problem, start, MANY)
     few, more = (_along(problem, start, count)[1] for count in (FEW, MORE))
     scores: dict[str, Tensor] = {"variance:draws": spread_of_draws(problem)}
-    left = torch.zeros(problem.num_rows)
     if problem.process.learns_variance:
         scores["variance:head"] = learned_variance(problem)
-    if isinstance(solver, GridSolver):
-        change, left = _after_a_look(problem, solver, noise)
-        scores["straight"] = log_change(change)
     scores |= {name: score(problem) for name, score in own.items()}
     return Rows(
         features=features(problem).cpu(),
         few=_distance(few, end),
         more=_distance(more, end),
-        left=left.cpu(),
         prediction=_distance(first, end),
         image=problem.image.cpu() + images,
         ar_step=torch.full((problem.num_rows,), step.ar_step),
@@ -229,18 +217,6 @@ def _along(problem: DenoisingProblem, start: Tensor, num_steps: int) -> tuple[Te
     bound, looked = looking(problem, grid, (0,))
     end = solver.run(bound, problem, grid, start.clone(), torch.empty(0))
     return looked[0], end
-
-
-def _after_a_look(problem: DenoisingProblem, solver: Solver, noise: SeededNoise) -> tuple[Tensor, Tensor]:
-    """What the last look at a path changed [R], and the error of few steps for what is left of it [R]."""
-    grid = solver.plan(problem.process, MOST)
-    stop = Look(MOST, NUM_LOOKS, UNTIL, lambda change: change).stop(grid.num_evaluations)
-    x, change, _ = look_along(problem, solver, grid.part(0, stop, NUM_LOOKS), noise)
-    ode, ends = ode_solver(problem.process), []
-    for count in (FEW_LEFT, MANY_LEFT):
-        rest = grid.part(stop, grid.num_evaluations, count)
-        ends.append(ode.run(problem.field.on(rest), problem, rest, x.clone(), torch.empty(0)))
-    return change, _distance(*ends)
 
 
 def _distance(one: Tensor, other: Tensor) -> Tensor:
@@ -301,8 +277,7 @@ def _threshold(needs: Tensor, power: float, name: str, sampler: Sampler) -> floa
     """The gain at which the rows would spend the preset's budget."""
     spending = parse_spending(sampler.preset.defaults.spending)
     assert spending.budget is not None
-    looks = NUM_LOOKS if name == "straight" else 0
-    counts = counts_between(spending.late - looks, spending.early - looks)
+    counts = counts_between(spending.late, spending.early)
     low, high = float(needs.min()) - 40, float(needs.max()) + 40
     for _ in range(60):
         middle = (low + high) / 2

@@ -8,7 +8,8 @@ Passes over the AR steps of some images, each a drawing by the settings given:
    the best times for every n by dynamic programming.
 3. *updates*: along these times, the weights of each update that come nearest to the path, by least squares, where the
    state is what the updates before it made of it.
-4. *errors*: on the other half of the images, how far each course ends from the path.
+4. *errors*: on the other half of the images, how far each course ends from the path, and of courses that begin alike
+   (looks.py) how far each row does, by what its second evaluation changes.
 5. *gains*: how far an error in an AR step moves the picture (calibrate.py).
 
 What a pass has measured is a sum over rows, kept in a file after every batch: an interrupted work goes on there.
@@ -34,8 +35,8 @@ from disa.core.multistep import Update, updates
 from disa.core.noise import SeededNoise
 from disa.core.plans import StepPlan
 from disa.core.problem import DenoisingProblem
-from disa.core.solve import solve
-from disa.core.solver import Solver
+from disa.core.solve import look_along, solve
+from disa.core.solver import NUM_LOOKS, Solver
 from disa.core.steps import StepPolicy, fresh
 from disa.draw.inputs import Inputs
 from disa.draw.resolve import facts
@@ -46,6 +47,7 @@ from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
 from disa.study.calibrate import BACKBONE, GAIN_STEPS, check_budget, gains, read_budget
 from disa.study.choosing import FITTED, OWN, SOLVERS, Judged, chosen
+from disa.study.looks import by_change, looked_ways, told_look
 from disa.study.sums import Sums
 from disa.study.times import NUM_TIMES, Candidates, best_ways, energy_distances, nearest_weights, with_nothing_before
 
@@ -62,6 +64,8 @@ SCALES = 1.1, 1.0, 0.85, 0.7, 0.55
 MOST_STRETCHES, DRAWS = 8, 2
 NUM_IMAGES, FIRST_SEED = 32, 100_000
 """Images that are measured by default, on seeds that reports of quality leave alone: half to fit, half to judge."""
+LOOKED = "looked at"
+"""The kind of courses, with fitted updates, that rows go along after a look."""
 GAINED = 8
 """Images that are disturbed."""
 
@@ -146,6 +150,7 @@ def make_plan(
     courses = fit_updates(planning, ways)
     judged = judge(planning, courses)
     content = chosen(courses, judged, measured_gains(planning), allowed / num_rows)
+    content["looks"] = [told_look(own, sums[f"looked {g}"]) for g, own in enumerate(courses[LOOKED])]
     return StepPlan(content | told(planning, about))
 
 
@@ -159,11 +164,11 @@ def work(settings: Settings, num_images: int, most: int = MOST) -> list[float]:
     """How often `make_plan` calls `on_turn`; of each about what it costs, in evaluations of a row."""
     half, size, num_ar_steps = num_images // 2, settings.batch_size, settings.num_ar_steps
     turns = [-(-count // size) * num_ar_steps for count in (half, half, half, num_images - half)]
-    backbone, every, own = BACKBONE + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 1
+    backbone, every, own = BACKBONE + settings.mean_steps, most * (most + 1) / 2, len(FITTED) + len(SOLVERS) + 2
     costs = [
         (ORIGINAL + NUM_TIMES * len(SCALES)) * VARIED,
         NUM_TIMES * DRAWS,
-        (NUM_TIMES + len(FITTED) * every) * DRAWS,
+        (NUM_TIMES + (len(FITTED) + 1) * every) * DRAWS,
         (NUM_TIMES + own * every) * DRAWS,
     ]
     passes = [backbone + cost for cost, number in zip(costs, turns, strict=True) for _ in range(number)]
@@ -233,12 +238,14 @@ def find_times(planning: Planning) -> dict[str, list[list[list[int]]]]:
         sums.add(f"energies {stretch}", candidates.errors_with_noise(states, data, added))
 
     visiting(planning, "paths", planning.fitting, visit)
-    ways: dict[str, list[list[list[int]]]] = {kind: [] for kind in (*FITTED, *SOLVERS)}
+    ways: dict[str, list[list[list[int]]]] = {kind: [] for kind in (*FITTED, *SOLVERS, LOOKED)}
     for stretch in range(planning.num_stretches):
         moments, energies = sums[f"moments {stretch}"], sums[f"energies {stretch}"]
-        plain, fitted = (best_ways(candidates.errors(moments, fitted), planning.most) for fitted in (False, True))
+        own, nearest = (candidates.errors(moments, fitted) for fitted in (False, True))
+        plain, fitted = (best_ways(errors, planning.most) for errors in (own, nearest))
         with_noise = best_ways(with_nothing_before(np.sqrt(np.maximum(energies, 0))), planning.most)
-        for kind, found in zip(ways, (plain, fitted, plain, with_noise), strict=True):
+        looked = looked_ways(nearest, planning.most)
+        for kind, found in zip(ways, (plain, fitted, plain, with_noise, looked), strict=True):
             ways[kind].append(found)
     return ways
 
@@ -252,7 +259,7 @@ def fit_updates(planning: Planning, ways: dict[str, list[list[list[int]]]]) -> d
         for noise in noises:
             start = planning.start(problem, noise)
             states, _ = candidates.path(problem, start)
-            for kind in FITTED:
+            for kind in (*FITTED, LOOKED):
                 for way in ways[kind][stretch]:
                     products = fit_along(problem, start, candidates, way, states)
                     sums.add(f"products {kind} {stretch} {len(way)}", products)
@@ -265,7 +272,7 @@ def fit_updates(planning: Planning, ways: dict[str, list[list[list[int]]]]) -> d
             for way in found:
                 grid = candidates.part(way)
                 by = updates(candidates.process, grid, SOLVERS.get(kind, 0.0))
-                if kind in FITTED:
+                if kind in (*FITTED, LOOKED):
                     by = fitted_updates(sums[f"products {kind} {stretch} {len(way)}"], by)
                 courses[kind][-1].append(Course(tuple(grid.times.tolist()), tuple(by)))
     return courses
@@ -299,9 +306,12 @@ def fitted_updates(products: np.ndarray, prior: Sequence[Update], first: bool = 
 def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
     """The errors of all courses, and of the settings' own solver, on images that nothing was fitted to."""
     sums, own = planning.sums, planning.settings.solver
-    solvers: dict[str, Solver] = {OWN: own}
-    for kind, stretches in courses.items():
-        solvers[kind] = CalibratedSolver(tuple(map(tuple, stretches)), spread=planning.spread)
+    calibrated = {
+        kind: CalibratedSolver(tuple(map(tuple, stretches)), spread=planning.spread)
+        for kind, stretches in courses.items()
+    }
+    looked = calibrated.pop(LOOKED)
+    solvers: dict[str, Solver] = {OWN: own, **calibrated}
 
     def visit(problem: DenoisingProblem, noises: list[SeededNoise]) -> None:
         stretch, k = planning.stretch(problem), problem.ar_step
@@ -322,6 +332,15 @@ def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
             sums.add(f"energy {kind} {stretch}", energy)
             sums.add(f"squares {kind} {stretch}", squares)
             sums.add(f"costs {kind} {k}", costs)
+        look(problem, noises, ends)
+
+    def look(problem: DenoisingProblem, noises: list[SeededNoise], ends: list[Tensor]) -> None:
+        solver = looked.at(problem.ar_step, problem.num_ar_steps)
+        for noise, end in zip(noises, ends, strict=True):
+            every = [solve(problem, looked, n, noise).tokens for n in range(NUM_LOOKS, planning.most + 1)]
+            squares = torch.stack([(tokens - end).square().flatten(1).sum(1) for tokens in every])
+            change = look_along(problem, solver, noise)[1]
+            sums.add(f"looked {planning.stretch(problem)}", by_change(change, squares.cpu().double().numpy()))
 
     visiting(planning, "errors", planning.judging, visit)
     stretches, every = range(planning.num_stretches), range(planning.settings.num_ar_steps)
