@@ -107,6 +107,10 @@ def variants(sampler: Sampler, plan: str, base: Settings, steps: int) -> list[Va
         f"constant:{steps}": (f"constant:{steps}", None),
         f"linear:{steps * 3 // 2}-{steps // 2}": (f"linear:{steps * 3 // 2}-{steps // 2}", None),
         "plan": (f"{plan}@{2 * steps}", None),
+        f"rows of {steps}, one in four of {steps + 1}, as `straight` has them": (
+            InTurn((steps,) * 3 + (steps + 1,)),
+            solver,
+        ),
         f"rows of {', '.join(map(str, sorted(ragged)))}": (InTurn(ragged), solver),
         f"rows of {buckets[0]} to {buckets[-1]}": (InTurn(buckets), solver),
     }

@@ -100,7 +100,7 @@ NO_POLICIES = (
     "linear 50-5", "linaer:50-5", "cosine:a-b", "two_stage:5-2", "table:", "table:absent.json", "table:.",
     "linear:1000000000-1", "constant:99999999999999999999", "constant:1001", "mlp:5", "mlp:5-50", "mlp:0-0@1",
     "mlp:50-5@", "mlp:50-5@nan", "mlp:50-5@-1", "mlp:50-5@1e9", "mlp:50-5@1", "mlp:absent.safetensors", "variance:none",
-    "straight:2-1", "mlp:1000000000-1@5", "__import__('os')", "linear:50-5;rm", "\udcff", "linear:５０-５", "x" * 100_000,
+    "straight:", "straight@", "straight:2-1", "straight:pl-good.json@3", "straight:absent.json@3", "mlp:1000000000-1@5", "__import__('os')", "linear:50-5;rm", "\udcff", "linear:５０-５", "x" * 100_000,
     "plan:", "plan@", "plan:@", "plan@nan", "plan@-1", "plan@1e9", "plan@" + "9" * 5000, "plan:absent.json@8", "plan:.@3",
     "plan:/dev/zero@3", "plan:fifo", "plan:t-list.json@3", "plan:good.png", "Plan@8", "plan:pl-good.json@1e9", "plan:pl-good.json@0",
 )  # fmt: skip
@@ -275,6 +275,8 @@ def names() -> Iterator[Case]:
         ("--solver", "plan:x"),
     ):
         yield sample("--steps", "plan:pl-good.json@3", *given)
+    for budget, meant in (("@2.5", USE), ("", USE), ("@nan", REFUSE), ("@1e9", REFUSE), ("@0", REFUSE)):
+        yield sample("--steps", f"straight:pl-looks.json{budget}", meant=meant)
     yield sample("--steps", "plan@2", meant=OPEN)  # a model may ship one
     for name in sorted(PROBES):
         yield sample("--steps", f"mlp:{name}")
@@ -486,7 +488,15 @@ TABLES = {
     "t-long.json": ("[" + "1," * 5_000_000 + "1]", REFUSE), "t-words.json": ("one two", REFUSE),
 }  # fmt: skip
 PLAN = planned.content(num_stretches=1, most=2)
+LOOKS = planned.looks(num_stretches=1, most=2)
+NO_LOOKS: dict[str, Any] = {
+    "null": None, "empty": [], "number": [1], "two": LOOKS * 2, "courses": [LOOKS[0] | {"courses": []}],
+    "edges": [LOOKS[0] | {"edges": [0.5, -2.0]}], "shares": [LOOKS[0] | {"shares": []}],
+    "errors": [LOOKS[0] | {"errors": [["1"]] * 3}], "nan": [LOOKS[0] | {"edges": [float("nan"), 0.0]}],
+}  # fmt: skip
 PLANS = {
+    "pl-looks.json": (json.dumps(PLAN | {"looks": LOOKS}), USE),
+    **{f"pl-looks-{name}.json": (json.dumps(PLAN | {"looks": looks}), REFUSE) for name, looks in NO_LOOKS.items()},
     "pl-good.json": (json.dumps(PLAN), USE), "pl-more.json": (json.dumps(PLAN | {"later": [1]}), USE),
     "pl-bom.json": ("\ufeff" + json.dumps(PLAN), USE), "pl-empty.json": ("", REFUSE), "pl-list.json": ("[1]", REFUSE),
     "pl-none.json": ("{}", REFUSE), "pl-deep.json": ("[" * 100_000, REFUSE), "pl-cut.json": (json.dumps(PLAN)[:300], REFUSE),

@@ -32,7 +32,7 @@ from disa.core.request import Request
 from disa.core.solve import solve
 from disa.core.solvers import Euler
 from disa.draw.sampler import Sampler
-from disa.draw.settings import digest
+from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
 from disa.models import heads
 from gaussian import FLOW, PROCESS, GaussianField, problem_of
@@ -277,7 +277,7 @@ def test_a_plan_brings_its_solver(sampler: Sampler, file: Path) -> None:
         ({"solver": "ddim"}, "has its own solver: leave ddim out"),
         ({"solver": "plan:OTHER"}, "has its own solver: leave plan:"),
         ({"grid": "uniform"}, "has its own times and updates: leave grid out"),
-        ({"temperature": 0.9}, "leave temperature out"),
+        ({"temperature": -0.1}, "temperature must be"),
         ({"eta": 1.0, "grid": "uniform"}, "leave grid, eta out"),
         ({"solver": "plan:FILE@4"}, "a plan as a solver has no budget: write plan:"),
     ],
@@ -298,6 +298,25 @@ def test_what_a_plan_does_not_go_with(
     assert not (tmp_path / "out").exists()
 
 
+def test_its_temperature_scales_the_noise_that_rows_begin_with(sampler: Sampler, tmp_path: Path) -> None:
+    """As another spread in the file does, and it is kept with what else was asked for."""
+    plain = planned.written(tmp_path / "plain.json", spread=0.8)
+    warmer = planned.written(tmp_path / "warmer.json", spread=0.8 * 1.25)
+
+    def drawn(settings: Settings) -> Any:
+        return sampler.sample([3, 1], [0, 1], settings=settings, output_type="latent").latents
+
+    settings = sampler.settings(steps=f"plan:{plain}@4", temperature=1.25)
+    assert torch.equal(drawn(settings), drawn(sampler.settings(steps=f"plan:{warmer}@4")))
+    assert not torch.equal(drawn(settings), drawn(sampler.settings(steps=f"plan:{plain}@4")))
+    told = settings.to_json()
+    assert told["temperature"] == 1.25
+    kept = {name: told[name] for name in ("steps", "solver", "temperature")}
+    assert sampler.settings(**kept) == settings == sampler.settings(settings)
+    assert "temperature" not in sampler.settings(steps=f"plan:{plain}@4", temperature=1).to_json()
+    assert sampler.settings(steps=2, solver=f"plan:{plain}", temperature=0.5).solver.temperature == 0.5
+
+
 def test_a_plan_as_the_solver_of_other_policies(sampler: Sampler, file: Path) -> None:
     solver = f"plan:{file}"
     settings = sampler.settings(steps="linear:3-1", solver=solver)
@@ -305,7 +324,7 @@ def test_a_plan_as_the_solver_of_other_policies(sampler: Sampler, file: Path) ->
     assert sampler.sample(3, 0, settings=settings).trace[0].steps == 3
     said = refused(lambda: sampler.settings(steps="linear:4-2", solver=solver))
     assert said == f"{solver} goes up to 3 denoising steps of a row, found 4: ask for fewer."
-    for option in ("grid", "temperature", "eta"):
+    for option in ("grid", "eta"):
         value: Any = "uniform" if option == "grid" else 1
         assert f"leave {option} out" in refused(
             lambda option=option, value=value: sampler.settings(steps=2, solver=solver, **{option: value})

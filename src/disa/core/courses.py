@@ -20,7 +20,7 @@ from disa.core.multistep import Update, along
 from disa.core.problem import Process, TimeGrid
 from disa.core.solver import AtARStep, Looking, Walk, Walking
 from disa.errors import DisaError
-from disa.values import counted
+from disa.values import counted, number
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,9 @@ class CalibratedSolver(Walking, Looking, AtARStep):
     plan_hash: str = ""
     measured_for: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     spread: float = 1.0
-    """What the noise is scaled by that a row begins with: below 1 draws vary less."""
+    """What the noise is scaled by that a row begins with, as it was measured: below 1 draws vary less."""
+    temperature: float = 1.0
+    """A further scale of that noise."""
     looks: tuple[tuple[Course, ...], ...] = field(default=(), repr=False)
     """[G][N] the same where from two denoising steps on all begin alike; empty where that was not measured."""
     here: int | None = None
@@ -69,12 +71,16 @@ class CalibratedSolver(Walking, Looking, AtARStep):
     grid = None
     takes = ("noise", "velocity")
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", number(self.temperature, "temperature", 0))
+
     def __str__(self) -> str:
         return self.source
 
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing; the plan too, since its file can change."""
-        return {"solver": self.source, "plan": self.plan_hash}
+        told = {"solver": self.source, "plan": self.plan_hash}
+        return told if self.temperature == 1 else told | {"temperature": self.temperature}
 
     @property
     def stochastic(self) -> bool:
@@ -103,7 +109,8 @@ class CalibratedSolver(Walking, Looking, AtARStep):
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         updates = self.course(grid.num_evaluations).updates
-        x = x if self.spread == 1 else x.mul_(self.spread)
+        scale = self.spread * self.temperature
+        x = x if scale == 1 else x.mul_(scale)
         return along(process, grid.levels.tolist(), x, noise, updates)
 
 

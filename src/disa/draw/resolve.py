@@ -61,13 +61,15 @@ def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:
         if budget is not None:
             raise DisaError(f"a plan as a solver has no budget: write {plan.source}, or give it as steps.")
         chosen = plan.solver
-    if own is not None and chosen is not None and chosen != own:
-        raise DisaError(f"{policy} has its own solver: leave {describe(chosen)} out.")
+    if own is not None and chosen is not None:
+        if not isinstance(chosen, CalibratedSolver) or replace(chosen, temperature=own.temperature) != own:
+            raise DisaError(f"{policy} has its own solver: leave {describe(chosen)} out.")
+        own = chosen
     chosen = own or chosen
     if isinstance(chosen, CalibratedSolver):
-        if given:
-            raise DisaError(f"{chosen} has its own times and updates: leave {', '.join(given)} out.")
-        return chosen
+        if others := [name for name in given if name != "temperature"]:
+            raise DisaError(f"{chosen} has its own times and updates: leave {', '.join(others)} out.")
+        return replace(chosen, **given)
     if chosen is None or isinstance(chosen, str):
         name, told = solver_parts(defaults.solver if chosen is None else chosen)
         if twice := [part for part in told if chosen is not None and part in given and given[part] != told[part]]:

@@ -95,7 +95,9 @@ class Settings:
         part_of="solver",
     )
     temperature: float | None = option(
-        "Scale of the noise that ddpm and euler-maruyama add.", kind=float, part_of="solver"
+        "Scale of the noise that ddpm and euler-maruyama add, and of that which rows begin with under a plan.",
+        kind=float,
+        part_of="solver",
     )
     eta: float | None = option(
         "How much noise is added, 0 to 1, by ddim (at 1 as much as by ddpm) and by dpm-solver++-2 (at 1 it is "
