@@ -246,8 +246,18 @@ def test_a_plan_that_has_nothing_for_looking(sampler: Sampler, tmp_path: Path):
         )
 
 
-def test_what_a_plan_has_for_looking_tells_images_apart():
-    assert StepPlan(content()).hash != StepPlan(planned.content()).hash
+def test_what_a_plan_has_for_looking_tells_images_apart_that_depend_on_it(sampler: Sampler, tmp_path: Path):
+    looks = planned.looks()
+    looks[0]["errors"][0][0] *= 1.5
+    told = {
+        steps: [
+            sampler.settings(steps=f"{steps}:{planned.written(tmp_path / 'plan.json', looks=each)}@4").to_json()
+            for each in (planned.looks(), looks)
+        ]
+        for steps in ("plan", "straight")
+    }
+    assert told["plan"][0] == told["plan"][1]
+    assert told["straight"][0] != told["straight"][1]
 
 
 @pytest.mark.parametrize(

@@ -66,10 +66,14 @@ class StepPlan:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of all that decides an image."""
+        """SHA-256 of all that decides an image whose rows are not looked at."""
         told = {name: self.content[name] for name in ("stretches", "costs", "gains", "rows")} | {"spread": self.spread}
-        told |= {"looks": self.looks} if self.looks else {}
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return _hash(told)
+
+    @cached_property
+    def hash_of_looks(self) -> str:
+        """SHA-256 of what is for looking at rows."""
+        return _hash(self.looks)
 
     @cached_property
     def errors(self) -> np.ndarray:
@@ -162,6 +166,10 @@ class Planned(Table, WithSolver):
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing; the plan too, since its file can change."""
         return super().to_json() | {"plan": self.plan.hash}
+
+
+def _hash(told: Any) -> str:
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def plan_parts(text: str) -> tuple[Path | None, float | None]:

@@ -77,7 +77,7 @@ class Straight(WithSolver):
 
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing; the plan too, since its file can change."""
-        return {"steps": str(self), "plan": self.plan.hash}
+        return {"steps": str(self), "plan": self.plan.hash, "looks": self.plan.hash_of_looks}
 
 
 def log_change(change: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from disa.policies import adaptive
 from disa.values import LONGEST_SHOWN, shown
 from disa.weights.package import in_package
 
-NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "plan", "num_ar_steps"}
+NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "plan", "looks", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
 
 
