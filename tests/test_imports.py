@@ -30,6 +30,7 @@ PLACES = (
     "policies",
     "draw",
     "study",
+    "bulk",
     "tiny",
     "disa",
     "cli pipeline studio",
@@ -144,7 +145,7 @@ def test_every_form_of_import_is_seen(source: str) -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["diffusers"], *extras["harmon"]]
+    wanted = [*project["dependencies"], *extras["diffusers"], *extras["harmon"], *extras["bulk"]]
     declared = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in wanted}
     sources = (path.read_text(encoding="utf-8") for path in MODULES.values())
     libraries = {name.split(".")[0] for source in sources for name in all_imports(source, "disa", set())}
@@ -167,8 +168,8 @@ DRAW = """
 from disa.draw.sampler import Sampler
 Sampler.load("mar-digits", device="cpu").sample(3, 0, steps="constant:1", num_ar_steps=2, output_type="pt")
 """
-FOR_ALL = "torch numpy safetensors huggingface_hub diffusers transformers PIL matplotlib sklearn scipy"
-FOR_SOME = "typer rich PIL matplotlib sklearn scipy huggingface_hub diffusers transformers"
+FOR_ALL = "ray torch numpy safetensors huggingface_hub diffusers transformers PIL matplotlib sklearn scipy"
+FOR_SOME = "ray typer rich PIL matplotlib sklearn scipy huggingface_hub diffusers transformers"
 
 
 @pytest.mark.parametrize(

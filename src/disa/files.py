@@ -118,6 +118,18 @@ def only_writer(folder: Path) -> Hold:
         return hold
 
 
+def is_written(folder: Path) -> bool:
+    """Whether another process has the right to write a run into this folder, as far as can be told."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return _lock(descriptor) is False
+    finally:
+        os.close(descriptor)
+
+
 def _lock(descriptor: int, wait: bool = False) -> bool | None:
     """Lock an open file or folder until it is closed, by whatever; False where another process holds it, None where it
     cannot be told."""

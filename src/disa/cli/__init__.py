@@ -10,6 +10,7 @@ import typer
 
 from disa import __version__
 from disa.cli import terminal
+from disa.cli.bulk import bulk
 from disa.cli.calibration import calibrate
 from disa.cli.drawing import describe, sample
 from disa.cli.evidence import evidence
@@ -33,6 +34,7 @@ app = typer.Typer(
 COMMANDS = {
     sample: "disa sample --model mar-digits --labels 0-7 --seeds 0-7 --steps linear:50-5 --out out",
     describe: "disa describe photo.jpg --model harmon-0.5b --prompt 'What is on the table?'",
+    bulk: "disa bulk --model mar-digits --labels 0-9 --per-label 100 --workers 2 --out run",
     compare: "disa compare --steps constant:100 --steps linear:50-5 --seeds 0-99 --out out",
     demo: "disa demo --out demo",
     evidence: "disa evidence --model mar-digits --out out",

@@ -194,11 +194,16 @@ class Asked:
         DisaError."""
         from disa.draw.inputs import Inputs
 
-        values, count = self._values(preset, self.entries), self.per_prompt or self.per_label
-        seeds = None if self.seeds is None else parse_numbers(self.seeds, "seeds")
-        if count is not None:
-            return Inputs.each(count, seeds=seeds, negative_prompt=self.negative_prompt, **values)
-        return Inputs.paired([0] if seeds is None else seeds, negative_prompt=self.negative_prompt, **values)
+        return Inputs.listed(**self.lists(preset))
+
+    def lists(self, preset: Preset) -> dict[str, Any]:
+        """The same as keywords of `Inputs.listed`, which JSON can hold. Raises DisaError."""
+        return {
+            **self._values(preset, self.entries),
+            "count": self.per_prompt or self.per_label,
+            "seeds": None if self.seeds is None else parse_numbers(self.seeds, "seeds"),
+            "negative_prompt": self.negative_prompt,
+        }
 
     def _values(self, preset: Preset, entries: list[dict[str, Any]]) -> dict[str, Any]:
         """Labels or prompts, whichever the model takes. Raises DisaError where the others are given."""

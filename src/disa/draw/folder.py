@@ -166,7 +166,7 @@ class SampleFolder:
         if samples.rewritten is not None:
             self.rewritten |= dict(zip(places, samples.rewritten, strict=True))
         contents = self._notes() | {
-            self.folder / self.layout.names[i]: png(as_image(image), {TEXT: json.dumps(self._about(i))})
+            self.folder / self.layout.names[i]: self._file(i, image)
             for i, image in zip(places, samples.images, strict=True)
         }
         # What a power failure leaves half written has no end, and is drawn again.
@@ -275,16 +275,9 @@ class SampleFolder:
         except (ValueError, KeyError, TypeError):
             return None
 
-    def _about(self, i: int) -> dict[str, Any]:
-        """What an image's file says of it."""
-        asked = (
-            {"prompt": self.inputs.prompts[i]}
-            if self.inputs.prompts is not None
-            else {"label": None if self.inputs.labels is None else self.inputs.labels[i]}
-        )
-        drawn = {} if i not in self.rewritten else {"rewritten": self.rewritten[i]}
-        told = {name: value for name, value in self.settings.items() if name not in NOT_IN_IMAGES}
-        return {"identity": self.identities[i], "seed": self.inputs.seeds[i], **asked, **drawn, "settings": told}
+    def _file(self, i: int, image: Any) -> bytes:
+        about = about_image(self.inputs, i, self.identities[i], self.settings, self.rewritten.get(i))
+        return image_file(image, about)
 
     # -- the trace -----------------------------------------------------------------------------------------------
 
@@ -342,6 +335,25 @@ def _read_json(path: Path) -> Any:
         return json_in(path, LONGEST_TRACE)
     except ValueError:
         return None
+
+
+def image_file(image: Any, about: dict[str, Any]) -> bytes:
+    """A PNG file of an image of any output type, which says what it was drawn from."""
+    return png(as_image(image), {TEXT: json.dumps(about)})
+
+
+def about_image(
+    inputs: Inputs, i: int, identity: str, settings: dict[str, Any], rewritten: str | None = None
+) -> dict[str, Any]:
+    """What the file of image i says of it. settings: see `Run.about`. rewritten: what was drawn for its prompt."""
+    asked = (
+        {"prompt": inputs.prompts[i]}
+        if inputs.prompts is not None
+        else {"label": None if inputs.labels is None else inputs.labels[i]}
+    )
+    drawn = {} if rewritten is None else {"rewritten": rewritten}
+    told = {name: value for name, value in settings.items() if name not in NOT_IN_IMAGES}
+    return {"identity": identity, "seed": inputs.seeds[i], **asked, **drawn, "settings": told}
 
 
 def identities(of_run: str, inputs: Inputs) -> list[str]:

@@ -134,6 +134,16 @@ class Inputs:
         values = [value for value in given for _ in range(count)]
         return cls(chosen * (total // len(chosen)), **{f"{what}s": values}, **more)
 
+    @classmethod
+    def listed(
+        cls, count: int | None = None, labels: Any = None, prompts: Any = None, seeds: Any = None, **more: Any
+    ) -> Inputs:
+        """As a command asks: `count` images of `each` label or prompt, or lists that are `paired` one to one, with
+        seed 0 where none is given. Raises DisaError."""
+        if count is None:
+            return cls.paired(0 if seeds is None else seeds, labels, prompts, **more)
+        return cls.each(count, labels, prompts, seeds, **more)
+
     # -- parts ---------------------------------------------------------------------------------------------------
 
     def part(self, chosen: slice | Sequence[int]) -> Inputs:

@@ -172,6 +172,11 @@ class Settings:
         """Whether a model has filled the options in."""
         return not any(value is None for value in (self.steps, self.solver, self.guidance, self.batch_size))
 
+    def given(self) -> dict[str, Any]:
+        """The options that are not left to the model, as JSON has them; `Settings.of(**given)` reads them again."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: _text(value) for name, value in values.items() if value is not None}
+
     # -- identity ------------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""What one worker does: it loads the model once, and draws chunks."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from disa.bulk.recipe import Recipe
+from disa.bulk.shards import Entry
+from disa.draw.folder import about_image, identities, image_file
+from disa.draw.inputs import Inputs
+from disa.draw.sampler import Sampler
+from disa.draw.settings import digest
+from disa.errors import DisaError
+from disa.values import first_line
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Images that are drawn together."""
+
+    ids: list[int]
+    """In their order, all of one shard."""
+    inputs: Inputs
+    """Of these images."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A finished chunk."""
+
+    entries: list[Entry]
+    contents: list[bytes]
+    """Of the PNG file of each."""
+    seconds: float
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A chunk that could not be drawn."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker that has loaded its model."""
+
+    about: dict[str, Any]
+    """The weights, every option and the device: `Run.about`."""
+    digest: str
+    versions: dict[str, str]
+    pid: int
+    machine: str
+
+
+class Worker:
+    """A model, and what is drawn with it. It draws the same images wherever it is."""
+
+    def __init__(
+        self, recipe: Recipe, device: str | None, num_threads: int | None = None, sampler: Sampler | None = None
+    ) -> None:
+        """sampler: the model, if it is loaded already."""
+        self.recipe, self.device, self.num_threads, self.sampler = recipe, device, num_threads, sampler
+
+    def begin(self, inputs: Inputs) -> Ready | Failed:
+        """Load the model. inputs: of any image of the run, which is checked but not drawn."""
+        try:
+            self.sampler = self.sampler or self.recipe.load(self.device, self.num_threads)
+            self.settings = self.sampler.settings(self.recipe.settings())
+            self.about = self.sampler.start(inputs, self.settings).about()
+            self.digest = digest(self.about)
+        except Exception as error:  # whatever it is, the driver must be told, and no other process can
+            return Failed(_reason(error))
+        return Ready(self.about, self.digest, versions(self.about), os.getpid(), platform.node())
+
+    def draw(self, chunk: Chunk) -> Drawn | Failed:
+        """Draw a chunk: all of its images, or none."""
+        try:
+            return self._draw(chunk)
+        except Exception as error:  # the others are to be drawn whatever is wrong with these
+            gc.collect()  # what the chunk held may be what the next one needs
+            return Failed(_reason(error))
+
+    def _draw(self, chunk: Chunk) -> Drawn:
+        assert self.sampler is not None
+        found: dict[int, tuple[Entry, bytes]] = {}
+        seconds, evaluations, known = 0.0, 0, identities(self.digest, chunk.inputs)
+        for samples in self.sampler.start(chunk.inputs, self.settings).batches():
+            seconds, evaluations = seconds + samples.seconds, evaluations + samples.evaluations
+            words = samples.rewritten or [None] * len(samples)
+            for i, image, rewritten in zip(samples.places, samples.images, words, strict=True):
+                content = image_file(image, about_image(chunk.inputs, i, known[i], self.about, rewritten))
+                asked, known_by = asked_for(chunk.inputs, i), sha256(content).hexdigest()
+                found[i] = Entry(chunk.ids[i], sha256=known_by, rewritten=rewritten, **asked), content
+        ordered = [found[i] for i in range(len(chunk.ids))]
+        return Drawn([entry for entry, _ in ordered], [content for _, content in ordered], seconds, evaluations)
+
+
+def asked_for(inputs: Inputs, i: int) -> dict[str, Any]:
+    """What image i is to be drawn from, as a manifest tells it."""
+    return {
+        "seed": inputs.seeds[i],
+        "label": None if inputs.labels is None else inputs.labels[i],
+        "prompt": None if inputs.prompts is None else inputs.prompts[i],
+    }
+
+
+def chunk_of(ids: Sequence[int], inputs: Inputs) -> Chunk:
+    """inputs: of the whole run."""
+    places = [int(i) for i in ids]
+    return Chunk(places, inputs.part(places))
+
+
+def versions(about: dict[str, Any]) -> dict[str, str]:
+    """Of what must be the same in the driver and in all workers."""
+    try:
+        own = version("disa")
+    except PackageNotFoundError:  # the sources alone
+        own = "unknown"
+    return {"disa": own, "torch": about["torch"]}
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, on one line."""
+    told = first_line(error)
+    return told if isinstance(error, DisaError) else f"{type(error).__name__}: {told}"
