@@ -77,7 +77,7 @@ class Progress:
     drawn: int = 0
     evaluations: int = 0
     seconds: float = 0.0
-    """Since the driver began."""
+    """Since the first worker was ready."""
     seconds_writing: float = 0.0
     deaths: int = 0
     finished: bool = False
@@ -108,7 +108,8 @@ class Driver:
         chunk = chunk_size(len(missing), len(crew.members), min(chunk, store.record.shard_size))
         self.queue = Queue(split(missing, store.record.shard_size, chunk))
         self.progress = Progress(store.record.num_images, store.num_there, chunk)
-        self._started, self._reported, self._known = time.monotonic(), -math.inf, 0
+        self._started: float | None = None
+        self._reported, self._known = -math.inf, 0
 
     def run(self, on_progress: Callable[[Progress], object] = lambda progress: None) -> Progress:
         """Draw to the end. Raises DisaError; what was drawn until then is there."""
@@ -128,6 +129,7 @@ class Driver:
 
     def _hand_out(self) -> None:
         while self.queue and self.crew.has_free:
+            self._started = self._started or time.monotonic()
             self.crew.hand_out(chunk_of(self.queue.take().tolist(), self.inputs))
 
     def _take(self, outcome: Outcome) -> None:
@@ -147,7 +149,8 @@ class Driver:
             raise DisaError(f"the first {counted(len(told.failures), 'image')} all failed: {result.reason}")
 
     def _tell(self, on_progress: Callable[[Progress], object]) -> None:
-        self.progress.seconds = time.monotonic() - self._started
+        if self._started is not None:
+            self.progress.seconds = time.monotonic() - self._started
         self.progress.workers = [vars(member) for member in self.crew.members]
         for ready in self.crew.began[self._known :]:
             self.store.told(self.store.record.with_device(ready.about))

@@ -15,7 +15,7 @@ from disa.errors import DisaError
 from disa.files import write_json
 from disa.reading import read_json
 from disa.runtime import threads
-from disa.values import named
+from disa.values import command, named
 
 RUN, FORMAT = "run.json", 1
 SHARD_SIZE = 1000
@@ -40,8 +40,8 @@ class Recipe:
     @cached_property
     def inputs(self) -> Inputs:
         """What is to be drawn; the id of an image is its place in it. Raises DisaError."""
-        prompts = {"prompts": [entry["prompt"] for entry in self.entries]} if self.entries else {}
-        return Inputs.listed(**self.lists, **prompts)
+        asked: dict[str, Any] = {"prompts": [entry["prompt"] for entry in self.entries]} if self.entries else {}
+        return Inputs.listed(**self.lists | asked)
 
     def settings(self) -> Settings:
         """How to draw, as far as it is not left to the model. Raises DisaError."""
@@ -104,6 +104,12 @@ class Record:
         told = ", ".join(f"{name} is {_short(about.get(name))}, not {_short(self.settings.get(name))}"
                          for name in differing)  # fmt: skip
         raise DisaError(f"{folder} holds another run ({told}): give what it was begun with, or another folder.")
+
+
+def check_new(folder: Path) -> None:
+    """Refuse to begin a run where one is. Raises DisaError."""
+    if (folder / RUN).exists():
+        raise DisaError(f"{folder} holds a run already: go on with {command('disa', 'bulk', '--resume', folder)}.")
 
 
 def machine_of(about: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from disa.bulk.recipe import Record
+from disa.bulk.recipe import Record, check_new
 from disa.bulk.shards import Container, Entry, clear_halves, containers_in, joined
 from disa.errors import DisaError
-from disa.files import make_folder, only_writer
+from disa.files import Hold, make_folder, only_writer
 
 SHARDS, PARTS = "shards", "parts"
 
@@ -75,10 +75,13 @@ class Shards:
 class Store(Shards):
     """The same for the one process that draws; no other one can have it meanwhile."""
 
-    def __init__(self, folder: Path, record: Record) -> None:
-        """Finishes or clears what a killed process left. Raises DisaError where another process draws into it."""
+    def __init__(self, folder: Path, record: Record, is_new: bool = False) -> None:
+        """Finishes or clears what a killed process left. is_new: the run is begun, not gone on with. Raises DisaError
+        where another process draws into it."""
         super().__init__(make_folder(folder), record)
-        self._hold = only_writer(folder)
+        self._hold: Hold | None = only_writer(folder)
+        if is_new:
+            check_new(folder)
         for name in (SHARDS, PARTS):
             clear_halves(make_folder(folder / name))
         self.record.write(folder)

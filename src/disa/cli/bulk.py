@@ -114,10 +114,9 @@ def bulk(
 
 
 def _begin(out: Path, source: Source, asked: Asked, settings: Settings, crewing: Crewing, as_json: bool) -> None:
-    from disa.bulk.recipe import RUN, Recipe
+    from disa.bulk.recipe import Recipe, check_new
 
-    if (out / RUN).exists():
-        raise DisaError(f"{out} holds a run already: go on with {command('disa', 'bulk', '--resume', out)}.")
+    check_new(out)
     entries, number = asked.entries, crewing.number
     sampler = _here(source, number).load(asked.inputs)
     lists = {name: value for name, value in asked.lists(sampler.preset).items() if name != "prompts"}
@@ -144,7 +143,7 @@ def _draw(
     as_json: bool,
 ) -> None:
     """record: of the run that is gone on with; None for a new one."""
-    from disa.bulk.driver import Driver
+    from disa.bulk.driver import Driver, Progress
     from disa.bulk.recipe import Record
     from disa.bulk.report import write_report
     from disa.bulk.store import Store
@@ -155,15 +154,15 @@ def _draw(
     about, chunk = whole.about(), crewing.chunk or whole.settings.batch_size
     if record is not None:
         record.check_same(about, digest(about), folder)
-    store = Store(folder, record or Record(recipe, about, digest(about), len(inputs)))
+    asked = record or Record(recipe, about, digest(about), len(inputs))
+    store = Store(folder, asked, is_new=record is None)
     try:
-        crew = _crew(recipe, sampler, source, crewing, bool(len(store.missing())))
-        del whole, sampler  # workers of Ray have models of their own
-        try:
+        if not len(store.missing()):
+            done = Progress(len(inputs), len(inputs), chunk, finished=True)
+        else:
+            crew = _crew(recipe, sampler, source, crewing)
             done = _watched(Driver(store, crew, inputs, chunk))
-        finally:
-            crew.close()
-        write_report(store, done)
+            write_report(store, done)
     except (KeyboardInterrupt, Stopped) as stopped:
         again = command("disa", "bulk", "--resume", folder)
         told = f"stopped with {store.num_there} of {counted(len(inputs), 'image')} drawn: go on with {again}"
@@ -173,14 +172,13 @@ def _draw(
     _print(folder, done, as_json)
 
 
-def _crew(recipe: Recipe, sampler: Sampler, source: Source, crewing: Crewing, any_missing: bool) -> Crew:
-    """any_missing: whether there is something to draw; Ray is not started for nothing."""
+def _crew(recipe: Recipe, sampler: Sampler, source: Source, crewing: Crewing) -> Crew:
     from disa.bulk.crew import Alone
     from disa.bulk.worker import Worker
 
     first = recipe.inputs.part([0])
     alone = Alone(Worker(recipe, source.device, source.threads, sampler), first)
-    if crewing.number == 0 or not any_missing:
+    if crewing.number == 0:
         return alone
     from disa.bulk.on_ray import RayCrew
 
@@ -188,17 +186,18 @@ def _crew(recipe: Recipe, sampler: Sampler, source: Source, crewing: Crewing, an
 
 
 def _watched(driver: Driver) -> Progress:
-    """Draw to the end, and tell how far it is."""
-    before = driver.progress.there_before
+    """Draw to the end, and tell how far it is. Its workers are ended, whatever happens."""
     with progress("drawing", driver.progress.num_images) as advance:
-        advance(before)
 
         def tell(now: Progress) -> None:
-            drawing = sum(worker["state"] == "drawing" for worker in now.workers)
-            rate = f"{now.images_per_second:.1f} images/s, {counted(drawing, 'worker')}"
-            advance(now.num_there, rate)
+            if now.drawn:  # loading the model says nothing of the time that is left
+                drawing = sum(worker["state"] == "drawing" for worker in now.workers)
+                advance(now.num_there, f"{now.images_per_second:.1f} images/s, {counted(drawing, 'worker')}")
 
-        return driver.run(tell)
+        try:
+            return driver.run(tell)
+        finally:
+            driver.crew.close()
 
 
 def _print(folder: Path, done: Progress, as_json: bool) -> None:
