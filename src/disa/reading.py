@@ -8,12 +8,12 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from disa.errors import DisaError
 from disa.values import named, shown
 
-LONGEST_JSON, DEEPEST_JSON = 8 << 20, 64
+LONGEST_JSON, DEEPEST_JSON, BLOCK = 8 << 20, 64, 1 << 20
 
 
 def read_bounded(path: Path, most: int, what: str = "the file") -> bytes:
@@ -45,7 +45,7 @@ def bytes_in(path: Path, most: int) -> bytes:
             mode = os.fstat(file.fileno()).st_mode
             if not stat.S_ISREG(mode):
                 raise ValueError(f"it is a {'folder' if stat.S_ISDIR(mode) else 'pipe or a device'}, not a file")
-            content = file.read(most + 1)
+            content = _first_bytes(file, most + 1)
     except IsADirectoryError as error:
         raise ValueError("it is a folder, not a file") from error
     except FileNotFoundError as error:
@@ -55,6 +55,16 @@ def bytes_in(path: Path, most: int) -> bytes:
     if len(content) > most:
         raise ValueError(f"it is longer than {most >> 20} MiB")
     return content
+
+
+def _first_bytes(file: IO[bytes], count: int) -> bytes:
+    """At most so many, block by block: to read them at once would take memory for all of them, however short the file
+    is."""
+    parts = list[bytes]()
+    while count > 0 and (part := file.read(min(count, BLOCK))):
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
 
 
 def _without_waiting(path: str, flags: int) -> int:
