@@ -278,13 +278,18 @@ def test_spans() -> None:
 
 
 def test_memory_does_not_grow_with_what_is_drawn(tmp_path: Path) -> None:
-    """Beside the lists of what is asked, which are made before: an image that was kept would take hundreds of bytes."""
+    """Beside the lists of what is asked, which are made before. An image that was kept would take hundreds of bytes."""
+
+    class Forgetting(StubCrew):
+        def hand_out(self, chunk: Chunk) -> None:
+            super().hand_out(chunk)
+            self.handed_out.clear()
 
     def peak(num_images: int) -> int:
         of = record(num_images, 500)
         assert len(of.recipe.inputs) == num_images
         tracemalloc.start()
-        draw(tmp_path / f"{num_images}", of, chunk=250)
+        draw(tmp_path / f"{num_images}", of, Forgetting(), chunk=250)
         found = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return found

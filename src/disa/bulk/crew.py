@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,6 +28,8 @@ class Member:
     images: int = 0
     seconds: float = 0.0
     """Of drawing."""
+    seconds_between: float = 0.0
+    """From handing out a chunk to having it back, beside drawing it."""
     deaths: int = 0
     pid: int | None = None
     machine: str = ""
@@ -34,9 +37,11 @@ class Member:
     def began(self, ready: Ready) -> None:
         self.state, self.pid, self.machine = "waiting", ready.pid, ready.machine
 
-    def drew(self, drawn: Drawn) -> None:
+    def drew(self, drawn: Drawn, seconds: float) -> None:
+        """seconds: since the chunk was handed out."""
         self.images += len(drawn.entries)
         self.seconds += drawn.seconds
+        self.seconds_between += seconds - drawn.seconds
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,11 @@ class Alone:
         chunk, self._chunk = self._chunk, None
         if chunk is None:
             return None
+        started = time.perf_counter()
         result = self._worker.draw(chunk)
         self.members[0].state = "waiting"
         if isinstance(result, Drawn):
-            self.members[0].drew(result)
+            self.members[0].drew(result, time.perf_counter() - started)
         return Outcome(chunk, result)
 
     def close(self) -> None: ...

@@ -45,6 +45,8 @@ class _Hand:
     """Of what it will answer; None while it waits for a chunk."""
     chunk: Chunk | None = None
     """None while it loads the model."""
+    handed_out: float = 0.0
+    """When."""
     deaths: int = 0
     """Since it was ready last."""
 
@@ -84,6 +86,7 @@ class RayCrew:
 
     def hand_out(self, chunk: Chunk) -> None:
         hand = next(hand for hand in self._hands if hand.ref is None)
+        hand.handed_out = time.perf_counter()
         hand.chunk, hand.ref, hand.member.state = chunk, hand.actor.draw.remote(chunk), "drawing"
 
     def wait(self) -> Outcome | None:
@@ -105,7 +108,7 @@ class RayCrew:
         chunk, hand.chunk = hand.chunk, None
         hand.member.state = "waiting"
         if isinstance(result, Drawn):
-            hand.member.drew(result)
+            hand.member.drew(result, time.perf_counter() - hand.handed_out)
         return Outcome(chunk, result)
 
     def close(self) -> None:

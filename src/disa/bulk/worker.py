@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -39,6 +40,7 @@ class Drawn:
     contents: list[bytes]
     """Of the PNG file of each."""
     seconds: float
+    """From the chunk to its files, in the worker."""
     evaluations: int
 
 
@@ -92,16 +94,17 @@ class Worker:
     def _draw(self, chunk: Chunk) -> Drawn:
         assert self.sampler is not None
         found: dict[int, tuple[Entry, bytes]] = {}
-        seconds, evaluations, known = 0.0, 0, identities(self.digest, chunk.inputs)
+        started, evaluations, known = time.perf_counter(), 0, identities(self.digest, chunk.inputs)
         for samples in self.sampler.start(chunk.inputs, self.settings).batches():
-            seconds, evaluations = seconds + samples.seconds, evaluations + samples.evaluations
+            evaluations += samples.evaluations
             words = samples.rewritten or [None] * len(samples)
             for i, image, rewritten in zip(samples.places, samples.images, words, strict=True):
                 content = image_file(image, about_image(chunk.inputs, i, known[i], self.about, rewritten))
                 asked, known_by = asked_for(chunk.inputs, i), sha256(content).hexdigest()
                 found[i] = Entry(chunk.ids[i], sha256=known_by, rewritten=rewritten, **asked), content
         ordered = [found[i] for i in range(len(chunk.ids))]
-        return Drawn([entry for entry, _ in ordered], [content for _, content in ordered], seconds, evaluations)
+        entries, contents = [entry for entry, _ in ordered], [content for _, content in ordered]
+        return Drawn(entries, contents, time.perf_counter() - started, evaluations)
 
 
 def asked_for(inputs: Inputs, i: int) -> dict[str, Any]:
