@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 from disa.bulk.recipe import Record
 from disa.bulk.store import Shards
-from stub_crew import draw, record
+from stub_crew import draw, record  # pyright: ignore[reportMissingImports]
 
 MILLION = 1_000_000
 

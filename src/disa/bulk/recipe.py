@@ -101,8 +101,8 @@ class Record:
             return
         names = sorted({*about, *self.settings} - NO_IDENTITY)
         differing = [name for name in names if about.get(name) != self.settings.get(name)]
-        told = ", ".join(f"{name} is {_short(about.get(name))}, not {_short(self.settings.get(name))}"
-                         for name in differing)  # fmt: skip
+        parts = [f"{name} is {_short(about.get(name))}, not {_short(self.settings.get(name))}" for name in differing]
+        told = ", ".join(parts)
         raise DisaError(f"{folder} holds another run ({told}): give what it was begun with, or another folder.")
 
 

@@ -267,15 +267,16 @@ def _status(run: Path, as_json: bool) -> None:
         return
     rate = last["drawn"] / last["seconds"] if last["seconds"] else 0.0
     left = (told["num_images"] - told["there"]) / rate if rate and told["running"] else None
-    line(f"{rate:.1f} images/s{'' if left is None else f', about {spoken(left)} left'}, "
-         f"{counted(len(last['failures']), 'image')} failed")  # fmt: skip
+    time = "" if left is None else f", about {spoken(left)} left"
+    line(f"{rate:.1f} images/s{time}, {counted(len(last['failures']), 'image')} failed")
     headers = ["worker", "machine", "state", "images", "s/image", "deaths"]
-    rows = [
-        [each["name"], each["machine"], each["state"] if told["running"] else "ended", f"{each['images']}",
-         f"{each['seconds'] / each['images']:.3f}" if each["images"] else "-", f"{each['deaths']}"]
-        for each in last["workers"]
-    ]  # fmt: skip
-    table("", headers, rows)
+    table("", headers, [_row(worker, told["running"]) for worker in last["workers"]])
+
+
+def _row(worker: dict[str, Any], running: bool) -> list[str]:
+    each = f"{worker['seconds'] / worker['images']:.3f}" if worker["images"] else "-"
+    state = worker["state"] if running else "ended"
+    return [worker["name"], worker["machine"], state, str(worker["images"]), each, str(worker["deaths"])]
 
 
 def _export(run: Path, task: Task, as_json: bool) -> None:
