@@ -57,15 +57,28 @@ def drive(num_images: int) -> dict[str, Any]:
     return {"images": num_images, "mib": most, "seconds": round(seconds, 1)}
 
 
-def share_of_ray(work: Path, num_images: int, workers: int) -> dict[str, Any]:
+def share_of_ray(work: Path, num_images: int, workers: int, how: list[str]) -> dict[str, Any]:
     """Of the time from handing out a chunk to having it back, the share in which it is not drawn."""
     command = [sys.executable, "-m", "disa", "bulk", "--labels", "0-9", "--per-label", str(num_images // 10), "--json"]
-    command += ["--workers", str(workers), "--chunk", "64", "--batch-size", "64", "--device", "cpu", "--out", str(work)]
+    command += [
+        "--workers",
+        str(workers),
+        "--chunk",
+        "64",
+        "--batch-size",
+        "64",
+        "--device",
+        "cpu",
+        "--out",
+        str(work),
+        *how,
+    ]
     done = json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout)
     drawing, between = (sum(worker[name] for worker in done["workers"]) for name in ("seconds", "seconds_between"))
     return {
         "images": num_images,
         "workers": workers,
+        "how": " ".join(how),
         "images_per_second": round(done["drawn"] / done["seconds"], 2),
         "seconds_drawing": round(drawing, 2),
         "seconds_between": round(between, 3),
@@ -79,6 +92,7 @@ def main() -> None:
     parser.add_argument("what", choices=["lists", "ray", "drive"])
     parser.add_argument("--images", type=int, default=640)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--how", default="", help="options of drawing, as '--steps constant:1 --num-ar-steps 2'")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         if asked.what == "drive":
@@ -87,7 +101,7 @@ def main() -> None:
             memory = [driver_memory(count) for count in (1000, 10_000, 100_000)]
             result = {"listing": listing(Path(work), MILLION), "driver": memory}
         else:
-            result = share_of_ray(Path(work) / "run", asked.images, asked.workers)
+            result = share_of_ray(Path(work) / "run", asked.images, asked.workers, asked.how.split())
     print(json.dumps(result))
 
 

@@ -31,6 +31,8 @@ MOST_DEATHS = 3
 PATIENCE, WAIT = 600.0, 1.0
 """Seconds: for the first worker to begin, and for an outcome."""
 CONNECT = 5.0
+TRIES = 3
+"""To start Ray here: it gives up after half a minute, which is short on a busy machine."""
 OBJECTS = 1 << 29
 """Bytes of images that are on their way to the driver, where Ray is started here."""
 
@@ -192,10 +194,15 @@ def connect(address: str) -> Any:
     _check_reachable(address)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
     own = {"num_cpus": granted_cores(), "object_store_memory": OBJECTS, "include_dashboard": False}
-    try:
-        ray.init(address=address, **quiet, **(own if address == "local" else {}))
-    except Exception as error:  # Ray raises errors of many kinds, among them for versions that differ
-        raise DisaError(f"cannot use Ray at {address}: {first_line(error)}.") from error
+    tries = TRIES if address == "local" else 1
+    for left in reversed(range(tries)):
+        try:
+            ray.init(address=address, **quiet, **(own if address == "local" else {}))
+            break
+        except Exception as error:  # Ray raises errors of many kinds, among them for versions that differ
+            if not left:
+                raise DisaError(f"cannot use Ray at {address}: {first_line(error)}.") from error
+            ray.shutdown()
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     return ray
 
