@@ -36,7 +36,7 @@ from disa.files import (
     write_whole,
 )
 from disa.models.registry import PRESETS
-from disa.stopping import stop_later
+from disa.stopping import keeping_handlers, stop_later
 from disa.weights.convert import convert
 from disa.weights.folders import load_folder, model_files, write_folder
 
@@ -180,6 +180,14 @@ def test_the_second_signal_ends_at_once() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_handlers_of_a_library_do_not_stay() -> None:
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    with keeping_handlers():
+        for signum in before:
+            signal.signal(signum, lambda *_: None)
+    assert {signum: signal.getsignal(signum) for signum in before} == before
 
 
 # -- one file and several ------------------------------------------------------------------------------------------

@@ -62,6 +62,19 @@ def stop_later() -> Iterator[Stop]:
 
 
 @contextmanager
+def keeping_handlers() -> Iterator[None]:
+    """Whatever handlers a library sets within, those before are back afterwards."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = {each: signal.getsignal(each) for each in SIGNALS} if in_main else {}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            if handler is not None:  # one that was not set by Python cannot be set again
+                signal.signal(each, handler)
+
+
+@contextmanager
 def _handled(handlers: dict[signal.Signals, Any]) -> Iterator[dict[signal.Signals, Any]]:
     """Other handlers for a while; yields those before. What is ignored stays so, and threads have no signals."""
     before: dict[signal.Signals, Any] = {}

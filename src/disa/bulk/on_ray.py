@@ -22,6 +22,7 @@ from disa.bulk.worker import Chunk, Drawn, Failed, Ready, Worker
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.runtime.threads import granted_cores
+from disa.stopping import keeping_handlers
 from disa.values import counted, first_line, shown
 
 CORES_PER_WORKER = 4
@@ -197,7 +198,8 @@ def connect(address: str) -> Any:
     tries = TRIES if address == "local" else 1
     for left in reversed(range(tries)):
         try:
-            ray.init(address=address, **quiet, **(own if address == "local" else {}))
+            with keeping_handlers():  # Ray sets its own, which would end the driver without a word
+                ray.init(address=address, **quiet, **(own if address == "local" else {}))
             break
         except Exception as error:  # Ray raises errors of many kinds, among them for versions that differ
             if not left:
