@@ -22,7 +22,7 @@ from disa.bulk.worker import Chunk, Drawn, Failed, Ready, Worker
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.runtime.threads import granted_cores
-from disa.stopping import keeping_handlers
+from disa.stopping import STOPPED, Stopped, keeping_handlers, stop_later
 from disa.values import counted, first_line, shown
 
 CORES_PER_WORKER = 4
@@ -93,6 +93,13 @@ class RayCrew:
         hand.chunk, hand.ref, hand.member.state = chunk, hand.actor.draw.remote(chunk), "drawing"
 
     def wait(self) -> Outcome | None:
+        with stop_later() as stop:  # an exception of ours within Ray's calls would be lost in them
+            outcome = self._wait()
+        if stop.signum:
+            raise Stopped(STOPPED, stop.signum)
+        return outcome
+
+    def _wait(self) -> Outcome | None:
         refs = {hand.ref: hand for hand in self._hands if hand.ref is not None}
         done, _ = self._ray.wait(list(refs), num_returns=1, timeout=WAIT)
         if not done:
