@@ -9,7 +9,7 @@ Shapes: B images, L tokens, R rows, n draws.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
@@ -38,23 +38,47 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-class SeededNoise:
-    """The noise of a batch: image i is drawn with `seeds[i]`, a whole number of 64 bits."""
+def normals(key: Tensor, image: Tensor, position: Tensor, ar_step: int, first: int, count: int, values: int) -> Tensor:
+    """[count, R, values] standard normal numbers of rows, for draws `first` and following; draw 0 is where denoising
+    starts.
 
-    def __init__(self, seeds: Sequence[int], device: torch.device | str | None = None) -> None:
+    key: [2, B] low and high words of the seeds; image, position: [R] of each row.
+    """
+    block = torch.arange(-(-values // 4), device=key.device)
+    draw = torch.arange(first, first + count, device=key.device)[:, None, None]
+    purpose = torch.tensor(ar_step << 1 | _NORMAL, device=key.device)
+    key = key[:, image, None]
+    words = philox((block, position[:, None], draw, purpose), (key[0], key[1]))
+    found = torch.cat([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-1)
+    return found[..., :values]
+
+
+class SeededNoise:
+    """The noise of a batch: image i is drawn with `seeds[i]`, a whole number of 64 bits.
+
+    make: what computes normal numbers; a runtime may have a quicker way to those of `normals`.
+    """
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        device: torch.device | str | None = None,
+        make: Callable[[Tensor, Tensor, Tensor, int, int, int, int], Tensor] = normals,
+    ) -> None:
         wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64]
         if wrong:
             raise DisaError(f"a seed must be a whole number from 0 to 2**64 - 1, found {wrong[0]}.")
         whole = [int(seed) for seed in seeds]
         low, high = [seed & _LOW for seed in whole], [seed >> 32 for seed in whole]
         self.key = torch.tensor([low, high], dtype=torch.int64, device=device)
+        self.make = make
 
     def branch(self, number: int) -> SeededNoise:
         """Other noise for the same images, independent of this one's and of that of every other branch."""
         zero = torch.zeros_like(self.key[0])
         low, high, *_ = philox((zero + number, zero, zero, zero + _BRANCH), (self.key[0], self.key[1]))
         seeds = [a | b << 32 for a, b in zip(low.tolist(), high.tolist(), strict=True)]
-        return SeededNoise(seeds, self.key.device)
+        return SeededNoise(seeds, self.key.device, self.make)
 
     def orders(self, num_tokens: int) -> Tensor:
         """[B, L] a uniformly random permutation per image."""
@@ -80,13 +104,8 @@ class SeededNoise:
     def _normal(self, problem: DenoisingProblem, first: int, count: int) -> Tensor:
         device, values = self.key.device, math.prod(problem.shape)
         image, position = problem.image.to(device), problem.position.to(device)
-        block = torch.arange(-(-values // 4), device=device)
-        draw = torch.arange(first, first + count, device=device)[:, None, None]
-        purpose = torch.tensor(problem.ar_step << 1 | _NORMAL, device=device)
-        key = self.key[:, image, None]
-        words = philox((block, position[:, None], draw, purpose), (key[0], key[1]))
-        normals = torch.cat([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-1)
-        return normals[..., :values].reshape(count, problem.num_rows, *problem.shape)
+        found = self.make(self.key, image, position, problem.ar_step, first, count, values)
+        return found.reshape(count, problem.num_rows, *problem.shape)
 
 
 def _box_muller(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

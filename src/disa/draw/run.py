@@ -29,7 +29,7 @@ from disa.draw.samples import Samples, check_output_type, convert
 from disa.draw.settings import Settings
 from disa.draw.trace import TraceStep
 from disa.errors import DisaError
-from disa.runtime import clock
+from disa.runtime import clock, fused
 from disa.runtime.surroundings import Turns, undisturbed
 from disa.values import counted
 
@@ -163,7 +163,7 @@ class Run:
         loaded, settings, inputs = self.loaded, self.settings, self.inputs.part(batch)
         timer = _Timer()
         condition = loaded.conditioner.condition(inputs, settings, self.token_grid)
-        noise, trace = SeededNoise(inputs.seeds, loaded.device), list[TraceStep]()
+        noise, trace = SeededNoise(inputs.seeds, loaded.device, fused.normals), list[TraceStep]()
         request = self._request(inputs, condition)
         for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, clock.now):
             trace.append(TraceStep.of(step))

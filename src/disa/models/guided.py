@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from disa.core.problem import Bound, BoundEach, Prediction, RaggedField, TimeGrid
+from disa.runtime.fused import guided
 
 LOOKAHEAD_VALUES = 1 << 21
 """How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
@@ -24,7 +25,8 @@ class BoundNetwork(Protocol):
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         """What it says at x [R, *shape] under each condition, [P, R', *shape] with the R rows first.
 
-        P is what `Network.on` was told for this denoising step. R' may be larger than R: rows that pad a tile.
+        P is what `Network.on` was told for this denoising step. R' may be larger than R: rows that pad a tile. Of any
+        type: the field's answer is float32.
         """
         ...
 
@@ -116,13 +118,8 @@ class _BoundGuided:
         self.network, self.costs, self.scale = network, costs, scale
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
-        value, variance = self.network(x, denoise_step)
-        if self.costs[denoise_step] == 2:
-            conditional, unconditional = value.unbind()
-            mixed = torch.lerp(unconditional, conditional, self.scale)
-        else:
-            mixed = value[0]
-        return Prediction(mixed[: len(x)], None if variance is None else variance[0, : len(x)])
+        said = guided(*self.network(x, denoise_step), self.scale)
+        return Prediction(*(each[: len(x)] for each in said))
 
 
 class _BoundGuidedEach:
@@ -170,7 +167,7 @@ class Lookahead:
 
 def network_times(grid: TimeGrid, device: torch.device) -> Tensor:
     """[n] what time embeddings are fed, float32."""
-    return torch.tensor(grid.network_times, dtype=torch.float32, device=device)
+    return torch.tensor(grid.network_times, dtype=torch.float32).to(device, non_blocking=True)
 
 
 def halves_to_come(scales: Sequence[float], ar_step: int, num_halves: int) -> int:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from disa.core.problem import Prediction, TimeGrid
 from disa.models.guided import LOOKAHEAD_VALUES, BoundNetwork, Lookahead, RaggedNetwork, Together, network_times
 from disa.models.layers import TIME_FEATURES, embed_times
+from disa.runtime.fused import gated_linear, modulated_linear
 from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import padding
@@ -33,7 +34,8 @@ class ResidualBlock(nn.Module):
         self.fc2 = Linear(width, width)
 
     def forward(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        return torch.addcmul(h, gate, self.fc2(self.fc1(modulate(self.norm(h), shift, scale), activation="swish")))
+        norm = self.norm.weight, self.norm.bias
+        return gated_linear(self.fc2, h, gate, modulated_linear(self.fc1, h, norm, shift, scale, NORM_EPS, "swish"))
 
 
 class DiffusionHead(nn.Module):
@@ -57,24 +59,18 @@ class DiffusionHead(nn.Module):
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Prediction:
         """x: [R, C], t: [R], condition: [R, D]."""
         modulation = self.modulation(swish(self.time_table(t) + self.condition(condition)))
-        return self.denoise(self.input(x), modulation)
+        return Prediction(*self.denoise(self.input(x), modulation).float().chunk(2, dim=1))
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
         return embed_times(times, self.time_in, self.time_out)
 
-    def denoise(self, h: Tensor, modulation: Tensor) -> Prediction:
-        """h: [R, W] projected input, modulation: [R, (3 depth + 2) W]."""
+    def denoise(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """h: [R, W] projected input, modulation: [R, (3 depth + 2) W]. Noise and variance side by side: [R, 2 C]."""
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
             h = block(h, *parts[3 * i : 3 * i + 3])
-        h = modulate(F.layer_norm(h, (self.width,), eps=NORM_EPS), *parts[-2:])
-        return Prediction(*self.output(h).float().chunk(2, dim=1))
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift."""
-    return torch.addcmul(x + shift, x, scale)
+        return modulated_linear(self.output, h, (None, None), *parts[-2:], NORM_EPS)
 
 
 @dataclass(frozen=True)
@@ -114,23 +110,27 @@ class _BoundHead:
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         num_halves, modulation = self.num_halves[denoise_step], self.modulation.at(denoise_step, self._modulations)
-        h = self.head.input(x.to(self.condition.dtype)).repeat(num_halves, 1)
-        value, variance = _in_a_tile(self.head, h, modulation)
-        return Prediction(value.unflatten(0, (num_halves, -1)), variance.unflatten(0, (num_halves, -1)))
+        h = self.head.input(x.to(self.condition.dtype))
+        h = h if num_halves == 1 else h.repeat(num_halves, 1)
+        said = _in_a_tile(self.head, h, modulation).unflatten(0, (num_halves, -1))
+        return Prediction(*said.chunk(2, dim=-1))
 
     def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
         """[stretch, rows of a tile, ...] modulations of all blocks. What fills a tile is what comes after it."""
         mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
         count, lack = mixed.shape[1], padding(mixed.shape[1], (1,), mixed.device)
-        computed = self.head.modulation(F.pad(mixed.flatten(0, 1), (0, 0, 0, lack)))
+        computed = self.head.modulation(_padded(mixed.flatten(0, 1), lack))
         return computed.unfold(0, count + lack, count).transpose(1, 2)
 
 
-def _in_a_tile(head: DiffusionHead, h: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+def _in_a_tile(head: DiffusionHead, h: Tensor, modulation: Tensor) -> Tensor:
     """What a head makes of h [R, W], padded once to the rows of modulation [R', ...], so that no layer has to do it."""
-    value, variance = head.denoise(F.pad(h, (0, 0, 0, len(modulation) - len(h))), modulation)
-    assert variance is not None
-    return value[: len(h)], variance[: len(h)]
+    return head.denoise(_padded(h, len(modulation) - len(h)), modulation)[: len(h)]
+
+
+def _padded(rows: Tensor, lack: int) -> Tensor:
+    """[R, W] and so many rows of zeros."""
+    return F.pad(rows, (0, 0, 0, lack)) if lack else rows
 
 
 class _BoundHeadEach:
@@ -149,7 +149,7 @@ class _BoundHeadEach:
         if denoise_step not in self.ahead:
             self.ahead = {}  # the old ones make room for the new
             self.ahead = self._modulations(denoise_step)
-        return Prediction(*_in_a_tile(self.head, h, self.ahead[denoise_step]))
+        return Prediction(*_in_a_tile(self.head, h, self.ahead[denoise_step]).float().chunk(2, dim=1))
 
     def _modulations(self, denoise_step: int) -> dict[int, Tensor]:
         """[rows of a tile, ...] of a denoising step and of some more. What fills a tile is what comes after it."""
@@ -161,7 +161,7 @@ class _BoundHeadEach:
         sizes = [len(each) + padding(len(each), (1,), each.device) for each in mixed]
         ends = [sum(map(len, mixed[:place])) + size for place, size in enumerate(sizes)]
         rows = torch.cat(mixed)
-        computed = self.head.modulation(swish(F.pad(rows, (0, 0, 0, max(0, max(ends) - len(rows))))))
+        computed = self.head.modulation(swish(_padded(rows, max(0, max(ends) - len(rows)))))
         parts = (computed[end - size : end] for end, size in zip(ends, sizes, strict=True))
         return dict(enumerate(parts, denoise_step))
 

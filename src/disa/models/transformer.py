@@ -11,8 +11,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from disa.runtime.fused import gated_norm, gelu_gate, modulated_norm, turned
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 
@@ -45,10 +45,8 @@ class Rotation:
         return Rotation(self.cos[tokens], self.sin[tokens])
 
     def turn(self, x: Tensor) -> Tensor:
-        """[B, H, L, d]: neighbouring channels are the two sides of a plane."""
-        even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack([even * self.cos - odd * self.sin, odd * self.cos + even * self.sin], -1)
-        return turned.flatten(-2).to(x.dtype)
+        """[..., B, H, L, d]: neighbouring channels are the two sides of a plane."""
+        return turned(x, self.cos, self.sin)
 
 
 @dataclass
@@ -98,8 +96,8 @@ class RotaryAttention(nn.Module):
         self, x: Tensor, rotation: Rotation, cache: KVCache | None = None, layer: int = 0, mask: Tensor | None = None
     ) -> Tensor:
         """x: [B, L, D]; with a cache its tokens are attended to as well. mask: [L, L], added to the scores."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        query, key = rotation.turn(query), rotation.turn(key)
+        projected = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        (query, key), value = rotation.turn(projected[:2]), projected[2]
         if cache is not None:
             key, value = cache.put(layer, key, value)
         return self.proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
@@ -117,7 +115,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Not fused into the packed layer: without AVX-512, oneDNN's GELU takes several times as long as this one.
-        return self.out(F.gelu(self.gate(x)) * self.value(x))
+        return self.out(gelu_gate(self.gate(x), self.value(x)))
 
 
 class ModulatedBlock(nn.Module):
@@ -139,8 +137,9 @@ class ModulatedBlock(nn.Module):
     ) -> Tensor:
         """x: [B, L, D]; modulation: [B, 1 or L, 6, D]."""
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
-        x = torch.addcmul(x, gate1, self.attn(modulated(x, shift1, scale1), rotation, cache, layer, mask))
-        return torch.addcmul(x, gate2, self.mlp(modulated(x, shift2, scale2)))
+        attended = self.attn(modulated(x, shift1, scale1), rotation, cache, layer, mask)
+        x, normed = gated_norm(x, gate1, attended, shift2, scale2, NORM_EPS)
+        return torch.addcmul(x, gate2, self.mlp(normed))
 
 
 class TrunkConfig(Protocol):
@@ -225,15 +224,9 @@ class Trunk(nn.Module):
         return x
 
 
-def rms_norm(x: Tensor) -> Tensor:
-    """x over its root mean square, without a gain (Zhang and Sennrich 2019)."""
-    return F.rms_norm(x, x.shape[-1:], eps=NORM_EPS)
-
-
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """RMS norm, then x (1 + scale) + shift."""
-    x = rms_norm(x)
-    return torch.addcmul(x + shift, x, scale)
+    """x over its root mean square, without a gain (Zhang and Sennrich 2019), then x (1 + scale) + shift."""
+    return modulated_norm(x, None, None, shift, scale, NORM_EPS, True)
 
 
 def causal_mask(group_sizes: list[int], device: torch.device) -> Tensor:

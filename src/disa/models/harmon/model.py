@@ -145,14 +145,16 @@ class Harmon(nn.Module):
         """
         device = self.mar.no_class.device
         ids, lengths = prompts.ids.to(device), prompts.lengths.to(device)
-        everything = torch.arange(len(ids), device=device)
-        apart = [everything[lengths == length] for length in lengths.unique()]
-        groups = apart if sums_vary(device) else [everything]
-        return [self._read(ids, lengths, rows, longest) for rows in groups]
+        everything, known = torch.arange(len(ids), device=device), prompts.lengths.tolist()
+        if not sums_vary(device):
+            return [self._read(ids, lengths, everything, (min(known), max(known)), longest)]
+        return [
+            self._read(ids, lengths, everything[lengths == length], (length, length), longest)
+            for length in sorted(set(known))
+        ]
 
-    def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, longest: int) -> Prefix:
-        lengths = lengths[rows]
-        shortest, width = (int(end) for end in lengths.aminmax())
+    def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, ends: tuple[int, int], longest: int) -> Prefix:
+        lengths, (shortest, width) = lengths[rows], ends
         cache = empty_cache()
         positions = torch.arange(width, device=ids.device)[None]
         x = self.llm.embed_tokens(ids[rows, :width])
