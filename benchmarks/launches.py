@@ -1,6 +1,6 @@
 """How many operators one batch launches on a GPU, counted without one.
 
-    python benchmarks/launches.py                          # every family, as tests/launches.json has it
+    python benchmarks/launches.py                          # one model of each family
     python benchmarks/launches.py mar-base xar-base --batch 8 --steps linear:50-5 --top 15
     python benchmarks/launches.py mar-base --plain --json
 
@@ -16,7 +16,7 @@ import argparse
 import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,9 +85,8 @@ def attention_in_one_launch() -> Iterator[None]:
     by token."""
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
-        batch, heads, length, _ = query.shape
-        out = torch.ops.aten.add(query.new_empty(batch, length, heads, value.shape[-1]), 0)
-        return out.transpose(1, 2)
+        batch, heads, length, width = *query.shape[:3], value.shape[-1]
+        return query.new_zeros(batch, length, heads, width).transpose(1, 2)
 
     before: Callable[..., Tensor] = F.scaled_dot_product_attention
     F.scaled_dot_product_attention = fused
@@ -104,14 +103,14 @@ def on_meta(preset: Preset, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def request_for(preset: Preset, batch: int) -> Request:
+def request_for(preset: Preset, batch: int, num_ar_steps: int | None = None) -> Request:
     """A batch of the preset's own guidance; prompts are of two lengths, so that some are padded."""
     own = preset.defaults
-    guidance = Guidance(own.guidance, own.ramp, own.interval)
+    num_ar_steps, guidance = num_ar_steps or own.num_ar_steps, Guidance(own.guidance, own.ramp, own.interval)
     if not preset.prompts:
-        return Request(batch, own.num_ar_steps, torch.zeros(batch, dtype=torch.long), guidance)
+        return Request(batch, num_ar_steps, torch.zeros(batch, dtype=torch.long), guidance)
     rows = [[1] * (8 + 4 * (i % 2)) for i in range(2 * batch)]
-    return Request(batch, own.num_ar_steps, guidance=guidance, prompts=Prompts.of(rows))
+    return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(rows))
 
 
 def solver_of(preset: Preset) -> Solver:
@@ -120,22 +119,21 @@ def solver_of(preset: Preset) -> Solver:
     return make_solver(own.solver, own.grid, own.temperature)
 
 
-def count(
-    name: str,
-    batch: int = 1,
-    policy: StepPolicy | None = None,
-    solver: Solver | None = None,
-    model: Any = None,
-) -> Launches:
-    """Those of one batch. policy, solver: the preset's own unless given."""
-    preset = PRESETS[name]
-    model = on_meta(preset) if model is None else model
-    launches = Launches()
-    with attention_in_one_launch(), launches:
-        noise = SeededNoise(range(batch), META, fused.normals)
-        policy = policy or parse(preset.defaults.steps)
-        turns = generate_steps(model, request_for(preset, batch), policy, solver or solver_of(preset), noise)
+def draw(
+    model: Any, request: Request, policy: StepPolicy, solver: Solver, watched: AbstractContextManager[object]
+) -> None:
+    """Go through all that drawing a batch takes, inside of a context; without values, so that to look at one raises."""
+    with attention_in_one_launch(), watched:
+        noise = SeededNoise(range(request.batch_size), META, fused.normals)
+        turns = generate_steps(model, request, policy, solver, noise)
         model.finish(deque(turns, maxlen=1)[0].state)
+
+
+def count(name: str, batch: int = 1, policy: StepPolicy | None = None) -> Launches:
+    """Those of one batch. policy: the preset's own unless given."""
+    preset, launches = PRESETS[name], Launches()
+    policy = policy or parse(preset.defaults.steps)
+    draw(on_meta(preset), request_for(preset, batch), policy, solver_of(preset), launches)
     return launches
 
 

@@ -35,7 +35,8 @@ class ResidualBlock(nn.Module):
 
     def forward(self, h: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
         norm = self.norm.weight, self.norm.bias
-        return gated_linear(self.fc2, h, gate, modulated_linear(self.fc1, h, norm, shift, scale, NORM_EPS, "swish"))
+        hidden = modulated_linear(self.fc1, h, norm, shift, scale, NORM_EPS, "swish")
+        return gated_linear(self.fc2, h, gate, hidden)
 
 
 class DiffusionHead(nn.Module):
@@ -70,7 +71,8 @@ class DiffusionHead(nn.Module):
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
             h = block(h, *parts[3 * i : 3 * i + 3])
-        return modulated_linear(self.output, h, (None, None), *parts[-2:], NORM_EPS)
+        shift, scale = parts[-2:]
+        return modulated_linear(self.output, h, (None, None), shift, scale, NORM_EPS)
 
 
 @dataclass(frozen=True)

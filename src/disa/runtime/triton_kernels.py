@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """The kernels of `fused.py` in Triton: one launch for each operator.
 
 Functions have the names, arguments and results of the operators there. Arithmetic is float32 inside, whatever the

@@ -1,4 +1,4 @@
-# pyright: reportMissingImports=false
+# pyright: reportMissingImports=false, reportIndexIssue=false
 """Linear layers of few rows in Triton, with what comes before and after them, see triton_kernels.py.
 
 Each program computes some features of all rows, up to 64 of them, so that every weight is read once.

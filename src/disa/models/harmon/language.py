@@ -27,6 +27,7 @@ class Prefix:
     of 0 and -inf, what the F tokens that may follow see; cache: keys and values, [R, heads, width, d] in every layer.
     """
 
+    places: list[int]
     rows: Tensor
     lengths: Tensor
     width: int
@@ -39,12 +40,14 @@ class Prefix:
         cache.layers = [copy(layer) for layer in cache.layers]
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:count], layer.values[:count]
-        return Prefix(self.rows[:count], self.lengths[:count], self.width, self.mask[:count], cache)
+        return Prefix(
+            self.places[:count], self.rows[:count], self.lengths[:count], self.width, self.mask[:count], cache
+        )
 
 
 def conditional(prefixes: list[Prefix], num_images: int) -> list[Prefix]:
     """The same prefixes without the unconditional prompts, which are the last rows of each."""
-    counts = [int((prefix.rows < num_images).sum()) for prefix in prefixes]
+    counts = [sum(place < num_images for place in prefix.places) for prefix in prefixes]
     return [prefix.first(count) for prefix, count in zip(prefixes, counts, strict=True) if count]
 
 

@@ -145,17 +145,15 @@ class Harmon(nn.Module):
         """
         device = self.mar.no_class.device
         ids, lengths = prompts.ids.to(device), prompts.lengths.to(device)
-        everything, known = torch.arange(len(ids), device=device), prompts.lengths.tolist()
-        if not sums_vary(device):
-            return [self._read(ids, lengths, everything, (min(known), max(known)), longest)]
-        return [
-            self._read(ids, lengths, everything[lengths == length], (length, length), longest)
-            for length in sorted(set(known))
-        ]
+        known = prompts.lengths.tolist()
+        groups = [{length} for length in sorted(set(known))] if sums_vary(device) else [set(known)]
+        return [self._read(ids, lengths, group, known, longest) for group in groups]
 
-    def _read(self, ids: Tensor, lengths: Tensor, rows: Tensor, ends: tuple[int, int], longest: int) -> Prefix:
-        lengths, (shortest, width) = lengths[rows], ends
-        cache = empty_cache()
+    def _read(self, ids: Tensor, lengths: Tensor, group: set[int], known: list[int], longest: int) -> Prefix:
+        """Of the prompts whose length is in a group; known: the lengths of all, on the host."""
+        places = [place for place, length in enumerate(known) if length in group]
+        rows, shortest, width = torch.tensor(places, device=ids.device), min(group), max(group)
+        lengths, cache = lengths[rows], empty_cache()
         positions = torch.arange(width, device=ids.device)[None]
         x = self.llm.embed_tokens(ids[rows, :width])
         self._run(x, positions, causal(width, x), cache)
@@ -164,7 +162,7 @@ class Harmon(nn.Module):
             past = past.masked_fill((positions >= lengths[:, None])[:, None, None], float("-inf"))
         following = causal(longest, x).expand(len(past), -1, -1, -1)
         mask = torch.cat([past.expand(-1, -1, longest, -1), following], dim=3)
-        return Prefix(rows, lengths, width, mask, cache)
+        return Prefix(places, rows, lengths, width, mask, cache)
 
     def continued(self, x: Tensor, prefixes: list[Prefix]) -> Tensor:
         """[B, P + V, D] of the encoder, buffer first -> [B', P + V, D]: with what the language model adds to it.

@@ -175,8 +175,8 @@ class MAR(nn.Module):
         orders = orders.to(self.no_class.device)
         if request.known is None or request.mask is None:
             return torch.zeros(size, dtype=torch.float32, device=orders.device), orders, orders.shape[1]
+        counts = request.mask.flatten(1).sum(1).tolist()
         unknown = request.mask.to(orders.device).flatten(1)
-        counts = unknown.sum(1).tolist()
         if len(set(counts)) != 1:
             raise DisaError(f"images of one batch must have equally many tokens to draw, found {sorted(set(counts))}.")
         tokens = self.patchify(request.known.to(orders.device).float(), request.token_grid) * ~unknown[:, :, None]

@@ -1,0 +1,164 @@
+"""What a batch launches on a GPU, and where it would wait for one: seen on the meta device, whose tensors are empty.
+
+`launches.json` keeps the counts; `python tests/test_launches.py` writes it anew: where they fall, or rise for a reason
+that the commit names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from contextlib import nullcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT / "benchmarks"))
+
+from launches import Launches, draw, on_meta, request_for, solver_of  # noqa: E402
+
+from disa.core.plans import read_plan  # noqa: E402
+from disa.core.problem import DenoisingProblem, Look  # noqa: E402
+from disa.core.request import Guidance, Request  # noqa: E402
+from disa.core.solver import Solver  # noqa: E402
+from disa.core.solvers import SOLVERS  # noqa: E402
+from disa.core.spending import Spending  # noqa: E402
+from disa.core.texts import parse  # noqa: E402
+from disa.models.registry import PRESETS  # noqa: E402
+from disa.policies.adaptive import policy  # noqa: E402
+from disa.policies.probe import FittedProbe  # noqa: E402
+from disa.runtime import fused  # noqa: E402
+from disa.weights.package import in_package  # noqa: E402
+
+FILE = Path(__file__).with_name("launches.json")
+MODELS = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
+NUM_AR_STEPS = {"mar-digits": 3, "harmon-shapes": 3}
+STEPS = "linear:3-2"
+
+
+@cache
+def model(name: str) -> Any:
+    if name.startswith("harmon"):
+        pytest.importorskip("transformers")
+    return on_meta(PRESETS[name])
+
+
+def drawn(
+    name: str, steps: Any, solver: Solver | None = None, request: Request | None = None, watched: Any = None
+) -> None:
+    """Go through a batch of two images in few AR steps."""
+    preset = PRESETS[name]
+    draw(
+        model(name),
+        request or request_for(preset, 2, NUM_AR_STEPS.get(name)),
+        parse(steps) if isinstance(steps, str) else steps,
+        solver or solver_of(preset),
+        watched or nullcontext(),
+    )
+
+
+def launched(name: str) -> Launches:
+    launches = Launches()
+    drawn(name, STEPS, watched=launches)
+    return launches
+
+
+def found(name: str) -> dict[str, int]:
+    """What is kept of a model."""
+    launches = launched(name)
+    with fused.plain_forms():
+        return {"launches": launches.total, "copies": launches.copies, "plain": launched(name).total}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_more_is_launched_than_before(name: str) -> None:
+    kept, here = json.loads(FILE.read_text())[name], found(name)
+    assert all(here[kind] <= kept[kind] for kind in kept), f"{here}: see the docstring of this file"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fusing_halves_what_is_launched(name: str) -> None:
+    kept = json.loads(FILE.read_text())[name]
+    assert 2 * kept["launches"] < kept["plain"]
+
+
+# -- nothing waits for the device --------------------------------------------------------------------------------------
+
+
+def uneven(problem: DenoisingProblem) -> Tensor:
+    """Counts of each row, as a policy decides them on the host."""
+    return 2 + torch.arange(problem.num_rows) % 3
+
+
+def looking(problem: DenoisingProblem) -> Look:
+    return Look(10, 2, 0.5, lambda change: 2)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("steps", ["cosine:3-2", "two-stage:3-2", uneven, looking], ids=str)
+def test_no_policy_that_decides_on_the_host_waits(name: str, steps: Any) -> None:
+    drawn(name, steps)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_solver_waits(name: str) -> None:
+    process = model(name).process
+    fitting = [solver for solver in SOLVERS.values() if process.predicts in solver.takes]
+    assert len(fitting) >= 4
+    for solver in fitting:
+        drawn(name, "constant:2", solver)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_plan_waits(name: str) -> None:
+    plan = read_plan(in_package(f"{name}-plan.json"), "plan")
+    drawn(name, plan.steps(plan.bounds[0]), plan.solver)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_no_guidance_waits(name: str) -> None:
+    """Where it acts in some AR steps and some denoising times alone."""
+    base = request_for(PRESETS[name], 2, NUM_AR_STEPS.get(name))
+    guidance = Guidance(2.0, "linear", (0.1, 0.7), (0.3, 1.0))
+    request = Request(2, base.num_ar_steps, base.labels, guidance, prompts=base.prompts)
+    drawn(name, "constant:4", request=request)
+
+
+@pytest.mark.parametrize("name", ["mar-digits", "harmon-shapes"])
+def test_no_kept_token_waits(name: str) -> None:
+    rows, columns = model(name).config.grid
+    base, side = request_for(PRESETS[name], 2, 3), model(name).config.patch_size
+    known = torch.zeros(2, model(name).config.latent_channels, rows * side, columns * side)
+    mask = torch.zeros(2, rows, columns, dtype=torch.bool)
+    mask[:, 1:4, 2:4] = True
+    request = Request(2, 3, base.labels, base.guidance, known, mask, base.prompts)
+    drawn(name, "constant:2", request=request)
+
+
+SCORES = "mlp", "variance:draws", "variance:head", "variance:probe", "straight"
+
+
+@pytest.mark.parametrize("name", ["mar-digits", "flowar-digits"])
+@pytest.mark.parametrize("score", SCORES)
+def test_a_policy_that_looks_waits_where_it_reads_its_score(name: str, score: str) -> None:
+    """Counts are decided on the host: that is one wait in each AR step, and the only one."""
+    preset = PRESETS[name]
+    probe = FittedProbe.read(in_package(f"{preset.name}-probe.safetensors"))
+    if score == "variance:head" and not model(name).process.learns_variance:
+        pytest.skip("this family learns no variance")
+    adaptive = policy(score, probe, Spending(10, 6))
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor") as stopped:
+        drawn(name, adaptive)
+    frames = [frame for frame in traceback.extract_tb(stopped.value.__traceback__) if "/disa/" in frame.filename]
+    assert Path(frames[-1].filename).parent.name == "policies"
+    assert ".cpu()" in (frames[-1].line or "")
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps({name: found(name) for name in MODELS}, indent=1) + "\n")
