@@ -173,10 +173,32 @@ def doubling(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], fused.Operator]
 def test_a_kernel_that_agrees_is_held_against_the_plain_form_once(
     doubling: Callable[[Any], fused.Operator], recwarn: pytest.WarningsRecorder
 ) -> None:
+    held = list[int]()
     operator, x = doubling(lambda x: 2.00001 * x), torch.ones(3)
-    assert torch.equal(operator.launch(x), double(x))
-    assert torch.equal(operator.launch(x), 2.00001 * x)
+    operator.plain = lambda x: held.append(len(x)) or double(x)
+    for count in (3, 2, 1):
+        assert torch.equal(operator.launch(x[:count]), 2.00001 * x[:count])
+    assert held == [3]
     assert not recwarn.list
+
+
+def test_a_kernel_that_fails_later_is_not_used_again(doubling: Callable[[Any], fused.Operator]) -> None:
+    operator, x = doubling(lambda x: 2 * x[[0, 1]]), torch.ones(2)
+    assert torch.equal(operator.launch(x), double(x))
+    with pytest.warns(UserWarning, match="doubled runs unfused on cpu"):
+        assert torch.equal(operator.launch(x[:1]), double(x[:1]))
+    assert torch.equal(operator.launch(x), double(x))
+    assert operator.refused == {(x.device, x.dtype)}
+
+
+def test_too_little_memory_is_no_fault_of_a_kernel(doubling: Callable[[Any], fused.Operator]) -> None:
+    def full(x: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("full")
+
+    operator = doubling(full)
+    with pytest.raises(torch.OutOfMemoryError):
+        operator.launch(torch.ones(2))
+    assert not operator.refused
 
 
 @pytest.mark.parametrize(

@@ -84,27 +84,34 @@ class Operator:
         """What the kernel gives, once it has agreed with the plain form on such a device and type; else what that
         gives."""
         here = arguments[0].device, arguments[0].dtype
-        if here in self.agreed:
-            return getattr(_kernels(), self.name)(*arguments)
-        expected = self.plain(*arguments)
-        if here not in self.refused:
-            wrong = self._differs(expected, arguments)
-            (self.refused if wrong else self.agreed).add(here)
-            if wrong:
-                warn(f"{self.name} runs unfused on {here[0]}: {wrong}")
-        return expected
-
-    def _differs(self, expected: Any, arguments: tuple[Any, ...]) -> str:
-        """What is wrong with the kernel, or nothing."""
+        if here in self.refused:
+            return self.plain(*arguments)
         try:
-            found = getattr(_kernels(), self.name)(*arguments)
+            with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device, wherever its tensors are
+                found = getattr(_kernels(), self.name)(*arguments)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # whatever a compiler or a driver raises
-            return first_line(error)
-        for a, b in zip(_tensors(found), _tensors(expected), strict=True):
-            bound = TOLERANCE.get(arguments[0].dtype, 1e-4) * float(b.abs().amax())
-            if a.shape != b.shape or a.dtype != b.dtype or not float((a - b).abs().amax()) <= bound:
-                return "its kernel differs from the plain form by more than rounding"
-        return ""
+            return self._refuse(here, first_line(error), arguments)
+        if here not in self.agreed:
+            if not _close(found, self.plain(*arguments), TOLERANCE.get(here[1], TOLERANCE[torch.float32])):
+                return self._refuse(here, "its kernel differs from the plain form by more than rounding", arguments)
+            self.agreed.add(here)
+        return found
+
+    def _refuse(self, here: tuple[torch.device, torch.dtype], reason: str, arguments: tuple[Any, ...]) -> Any:
+        """Use the plain form from now on, and say so."""
+        self.refused.add(here)
+        warn(f"{self.name} runs unfused on {here[0]}: {reason}")
+        return self.plain(*arguments)
+
+
+def _close(found: Any, expected: Any, tolerance: float) -> bool:
+    """Whether tensors have the shapes and types of others, and nearly their values."""
+    pairs = list(zip(_tensors(found), _tensors(expected), strict=True))
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in pairs):
+        return False
+    return all(bool((a - b).abs().amax() <= tolerance * b.abs().amax()) for a, b in pairs)
 
 
 def _tensors(value: Any) -> list[Tensor]:
