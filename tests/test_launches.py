@@ -21,7 +21,7 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from launches import Launches, draw, on_meta, request_for, solver_of  # noqa: E402
+from launches import Launches, draw, on_meta, request_for, solver_of  # noqa: E402  # pyright: ignore
 
 from disa.core.plans import read_plan  # noqa: E402
 from disa.core.problem import DenoisingProblem, Look  # noqa: E402
@@ -98,7 +98,7 @@ def uneven(problem: DenoisingProblem) -> Tensor:
 
 
 def looking(problem: DenoisingProblem) -> Look:
-    return Look(10, 2, 0.5, lambda change: 2)
+    return Look(10, 2, 0.5, lambda change: torch.full((len(change),), 2))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -110,7 +110,7 @@ def test_no_policy_that_decides_on_the_host_waits(name: str, steps: Any) -> None
 @pytest.mark.parametrize("name", MODELS)
 def test_no_solver_waits(name: str) -> None:
     process = model(name).process
-    fitting = [solver for solver in SOLVERS.values() if process.predicts in solver.takes]
+    fitting: list[Any] = [solver for solver in SOLVERS.values() if process.predicts in solver.takes]
     assert len(fitting) >= 4
     for solver in fitting:
         drawn(name, "constant:2", solver)

@@ -1,1 +1,1 @@
-"""How tensors are computed here, never what: tiles and packing on a CPU, fused operators, devices, dtypes, the clock."""
+"""How tensors are computed here, never what: tiles, packing, fused operators, devices, dtypes, the clock."""
