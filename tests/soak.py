@@ -57,8 +57,7 @@ class Soak:
     def kill(self, victim: str, process: subprocess.Popen[bytes]) -> bool:
         """Whether there was something to kill."""
         if victim == "worker":
-            pids = [each["pid"] for each in self.progress().get("workers", ()) if each.get("pid")]
-            pids = [pid for pid in pids if pid in descendants(process.pid)][:1]
+            pids = self.workers_of(process)[:1]
         elif victim == "driver":
             pids = [process.pid]
         else:
@@ -68,6 +67,15 @@ class Soak:
                 os.kill(pid, signal.SIGKILL)
         self.kills[victim] += bool(pids)
         return bool(pids)
+
+    def workers_of(self, process: subprocess.Popen[bytes]) -> list[int]:
+        """The processes of a driver's workers, as soon as it has told of any; none where it has ended before."""
+        while process.poll() is None:
+            told = [each["pid"] for each in self.progress().get("workers", ()) if each.get("pid")]
+            if known := [pid for pid in told if pid in descendants(process.pid)]:
+                return known
+            time.sleep(0.05)
+        return []
 
     def progress(self) -> dict[str, Any]:
         with contextlib.suppress(OSError, ValueError):
