@@ -29,6 +29,7 @@ from disa.core.request import Guidance, Request  # noqa: E402
 from disa.core.solver import Solver  # noqa: E402
 from disa.core.solvers import SOLVERS  # noqa: E402
 from disa.core.spending import Spending  # noqa: E402
+from disa.core.steps import describe  # noqa: E402
 from disa.core.texts import parse  # noqa: E402
 from disa.models.registry import PRESETS  # noqa: E402
 from disa.policies.adaptive import policy  # noqa: E402
@@ -102,7 +103,7 @@ def looking(problem: DenoisingProblem) -> Look:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("steps", ["cosine:3-2", "two-stage:3-2", uneven], ids=str)
+@pytest.mark.parametrize("steps", ["cosine:3-2", "two-stage:3-2", uneven], ids=describe)
 def test_no_policy_that_decides_on_the_host_waits(name: str, steps: Any) -> None:
     drawn(name, steps)
 
