@@ -32,6 +32,7 @@ PLACES = (
     "study",
     "bulk",
     "tiny",
+    "evaluate",
     "disa",
     "cli pipeline studio",
     "__main__",
@@ -145,7 +146,7 @@ def test_every_form_of_import_is_seen(source: str) -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    used = ("diffusers", "harmon", "bulk", "kernels")
+    used = ("diffusers", "harmon", "bulk", "kernels", "evaluate")
     wanted = [*project["dependencies"], *(line for extra in used for line in extras[extra])]
     declared = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in wanted}
     sources = (path.read_text(encoding="utf-8") for path in MODULES.values())

@@ -13,6 +13,7 @@ from disa.cli import terminal
 from disa.cli.bulk import bulk
 from disa.cli.calibration import calibrate
 from disa.cli.drawing import describe, sample
+from disa.cli.evaluating import evaluate
 from disa.cli.evidence import evidence
 from disa.cli.fitting import fit_probe
 from disa.cli.measuring import bench, compare, demo
@@ -36,6 +37,7 @@ COMMANDS = {
     describe: "disa describe photo.jpg --model harmon-0.5b --prompt 'What is on the table?'",
     bulk: "disa bulk --model mar-digits --labels 0-9 --per-label 100 --workers 2 --out run",
     compare: "disa compare --steps constant:100 --steps linear:50-5 --seeds 0-99 --out out",
+    evaluate: "disa evaluate out --against digits",
     demo: "disa demo --out demo",
     evidence: "disa evidence --model mar-digits --out out",
     calibrate: "disa calibrate --model mar-digits --budget 0.3 --out calibration",

@@ -29,20 +29,65 @@ _DISTANCE_CHUNK = 512
 class Gaussian:
     """The normal distribution with the mean [D] and covariance [D, D] of some samples, the latter as a factor.
 
-    covariance = factor^T factor with factor [min(N, D), D], so a singular covariance needs no special care.
+    covariance = factor^T factor with factor [at most D, D], so a singular covariance needs no special care. count: of
+    the samples; infinite where it is not known.
     """
 
     mean: Tensor
     factor: Tensor
+    count: float = math.inf
 
     @classmethod
     def fit(cls, features: Array) -> "Gaussian":
-        """Mean and unbiased covariance of features [N, D], N >= 2. Raises DisaError for other shapes and for NaN."""
-        samples = _samples(features, at_least=2)
+        """Mean and unbiased covariance of features [N, D]; one sample has none, and counts once it is `merged` with
+        others. Raises DisaError for other shapes and for NaN."""
+        samples = _samples(features, at_least=1)
         mean = samples.mean(dim=0)
         # QR instead of X^T X: it does not square the condition number, and a rank below D stays exact.
-        factor = torch.linalg.qr((samples - mean) / (len(samples) - 1) ** 0.5, mode="r").R
-        return cls(mean, factor)
+        factor = torch.linalg.qr((samples - mean) / max(len(samples) - 1, 1) ** 0.5, mode="r").R
+        return cls(mean, factor, len(samples))
+
+    @classmethod
+    def of(cls, mean: Array, covariance: Array, count: float = math.inf) -> "Gaussian":
+        """Of a mean [D] and a covariance [D, D], as files of statistics have them. Raises DisaError for other shapes,
+        for NaN, and for a matrix that is no covariance."""
+        center, spread = (torch.as_tensor(part).detach().cpu().double() for part in (mean, covariance))
+        if center.ndim != 1 or not len(center) or spread.shape != (len(center), len(center)):
+            found = f"{list(center.shape)} and {list(spread.shape)}"
+            raise DisaError(f"statistics are a mean [D] and a covariance [D, D], found the shapes {found}.")
+        if not (center.isfinite().all() and spread.isfinite().all()):
+            raise DisaError("a mean and a covariance must be finite numbers, found NaN or infinity.")
+        values, vectors = torch.linalg.eigh((spread + spread.T) / 2)
+        largest = values.abs().max()
+        # float32 files are off by some 1e-7 of the largest value, and rounding may make an eigenvalue negative.
+        if (spread - spread.T).abs().max() > 1e-4 * largest or values.min() < -1e-4 * largest:
+            raise DisaError("a covariance is symmetric and has no negative eigenvalues, found another matrix.")
+        # Below this an eigenvalue is rounding. Its root, which the distance takes, would be far above.
+        values = torch.where(values > 4 * torch.finfo(values.dtype).eps * largest, values, 0.0)
+        return cls(center, values.sqrt()[:, None] * vectors.T, count)
+
+    @classmethod
+    def merged(cls, parts: "Sequence[Gaussian]") -> "Gaussian":
+        """Of the samples of all parts together, in any order, as if they had been fitted at once (Chan, Golub and
+        LeVeque 1979). Raises DisaError where there is no part, features differ, or a count is not known."""
+        if not parts or len({part.mean.shape for part in parts}) != 1:
+            raise DisaError("statistics are merged of one part or more with equal features each, found others.")
+        if any(math.isinf(part.count) for part in parts):
+            raise DisaError("statistics can be merged only where each part tells how many samples it is of.")
+        count = sum(part.count for part in parts)
+        mean = torch.stack([part.mean * (part.count / count) for part in parts]).sum(dim=0)
+        rows = mean.new_zeros(0, len(mean))
+        for part in parts:
+            apart = (part.count**0.5 * (part.mean - mean))[None]
+            rows = torch.cat([rows, (part.count - 1) ** 0.5 * part.factor, apart])
+            if len(rows) > 4 * len(mean):
+                rows = torch.linalg.qr(rows, mode="r").R
+        return cls(mean, torch.linalg.qr(rows, mode="r").R / max(count - 1, 1) ** 0.5, count)
+
+    @property
+    def covariance(self) -> Tensor:
+        """[D, D]."""
+        return self.factor.T @ self.factor
 
 
 def frechet_distance(a: Array | Gaussian, b: Array | Gaussian) -> float:
@@ -56,6 +101,8 @@ def frechet_distance(a: Array | Gaussian, b: Array | Gaussian) -> float:
     Raises DisaError where the shapes do not fit, there are fewer than 2 samples, or values are not finite.
     """
     a, b = (side if isinstance(side, Gaussian) else Gaussian.fit(side) for side in (a, b))
+    if min(a.count, b.count) < 2:
+        raise DisaError("a Fréchet distance needs at least 2 samples on each side, found 1.")
     if a.mean.shape != b.mean.shape:
         raise DisaError(f"a Fréchet distance needs equal features, found {len(a.mean)} and {len(b.mean)} per sample.")
     means = (a.mean - b.mean).square().sum()
@@ -71,19 +118,43 @@ def precision_recall(real: Array, generated: Array, k: int = 3) -> tuple[float, 
     the share of generated samples on the real manifold (quality), recall the share of real samples on the generated
     one (variety). Both depend on N, M and k. Raises DisaError where the shapes do not fit or a set has only k samples.
     """
+    real, generated = _pair(real, generated, k)
+    return _share_inside(generated, real, _radii(real, k)), _share_inside(real, generated, _radii(generated, k))
+
+
+def density_coverage(real: Array, generated: Array, k: int = 5) -> tuple[float, float]:
+    """Density and coverage of features real [M, D] and generated [N, D] (Naeem et al. 2020, eq. 4 and 5).
+
+    A real sample's ball reaches its k-th nearest real neighbour. Density is the mean number of real balls that a
+    generated sample lies in, over k; it may exceed 1. Coverage is the share of real balls with a generated sample
+    inside. Unlike precision and recall they hardly change for an outlier. Raises DisaError as `precision_recall` does.
+    """
+    real, generated = _pair(real, generated, k)
+    radii, balls, reached = _radii(real, k), 0, torch.zeros(len(real), dtype=torch.bool)
+    for chunk in generated.split(_DISTANCE_CHUNK):
+        inside = torch.cdist(chunk, real) <= radii
+        balls += int(inside.sum())
+        reached |= inside.any(dim=0)
+    return balls / (k * len(generated)), reached.double().mean().item()
+
+
+def _pair(real: Array, generated: Array, k: int) -> tuple[Tensor, Tensor]:
     if k < 1:
-        raise DisaError(f"precision_recall() needs k of at least 1, found {k}.")
+        raise DisaError(f"neighbours are counted from 1 on, found k = {k}.")
     real, generated = _samples(real, at_least=k + 1), _samples(generated, at_least=k + 1)
     if real.shape[1] != generated.shape[1]:
         raise DisaError(
             f"real samples have {real.shape[1]} features, generated ones {generated.shape[1]}: must be equal."
         )
-    return _share_inside(generated, real, k), _share_inside(real, generated, k)
+    return real, generated
 
 
-def _share_inside(samples: Tensor, manifold: Tensor, k: int) -> float:
-    # The nearest neighbour of a sample within its own set is itself, hence k + 1.
-    radii = torch.cat([torch.cdist(c, manifold).kthvalue(k + 1).values for c in manifold.split(_DISTANCE_CHUNK)])
+def _radii(samples: Tensor, k: int) -> Tensor:
+    """[N] how far the k-th nearest neighbour within the set is. The nearest of all is the sample itself."""
+    return torch.cat([torch.cdist(c, samples).kthvalue(k + 1).values for c in samples.split(_DISTANCE_CHUNK)])
+
+
+def _share_inside(samples: Tensor, manifold: Tensor, radii: Tensor) -> float:
     inside = [(torch.cdist(c, manifold) <= radii).any(dim=1) for c in samples.split(_DISTANCE_CHUNK)]
     return torch.cat(inside).double().mean().item()
 
@@ -278,6 +349,14 @@ def _members(num_samples: int, strata: Array | None) -> list[Tensor]:
     if smallest < SMALLEST_STRATUM:
         raise DisaError(f"each stratum of a bootstrap needs {SMALLEST_STRATUM} samples, found one with {smallest}.")
     return members
+
+
+def strata_of(labels: Array | None) -> Tensor | None:
+    """Labels as strata, unless one is too rare to be a stratum: a spread that is too wide is the honest one then."""
+    if labels is None or len(labels) == 0:
+        return None
+    found = torch.as_tensor(labels)
+    return found if found.unique(return_counts=True)[1].min() >= SMALLEST_STRATUM else None
 
 
 def _balanced_resamples(members: list[Tensor], num_resamples: int, seed: int) -> Tensor:

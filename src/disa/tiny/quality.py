@@ -15,7 +15,6 @@ from disa.errors import DisaError
 from disa.study.metrics import (
     POSITIVE,
     SHARE,
-    SMALLEST_STRATUM,
     Array,
     Gaussian,
     Resampled,
@@ -25,6 +24,7 @@ from disa.study.metrics import (
     frechet_distance,
     precision_recall,
     resample,
+    strata_of,
 )
 from disa.tiny.classifier import IMAGE_SIZE, NUM_FEATURES, DigitClassifier, load_classifier
 from disa.tiny.data import Split, digits
@@ -102,7 +102,7 @@ def measure_digits(
 ) -> tuple[Quality, Resampled]:
     """`digit_quality`, and its Fréchet distance on every resample: differences of several policies need no more."""
     features, wanted = digit_features(images), _labels(labels, len(images))
-    strata = _strata(wanted)
+    strata = strata_of(wanted)
     precision, recall = precision_recall(_real_features(reference), features)
     distance = resample(
         _distance_to(reference), features.double(), strata=strata, num_resamples=num_resamples, seed=seed
@@ -128,13 +128,6 @@ def _labels(labels: Array | None, num_images: int) -> Tensor | None:
     if labels.shape != (num_images,):
         raise DisaError(f"labels must be one class for each of {num_images} images, found shape {list(labels.shape)}.")
     return labels
-
-
-def _strata(labels: Tensor | None) -> Tensor | None:
-    """The labels, unless one is too rare to be a stratum: a spread that is too wide is the honest one then."""
-    if labels is None or len(labels) == 0:
-        return None
-    return labels if labels.unique(return_counts=True)[1].min() >= SMALLEST_STRATUM else None
 
 
 def yardsticks(num_halvings: int = 10, seed: int = 0) -> Yardsticks:
