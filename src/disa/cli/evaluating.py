@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from disa.evaluate.reference import Reference
     from disa.evaluate.spaces import Space
 
-NAMES = {"frechet": "Fréchet distance", "accuracy": "labels read", "judged": "score of the judge"}
+NAMES = {"accuracy": "labels read", "judged": "score of the judge"}
 MOST_CLASSES = 3
 
 
@@ -182,7 +182,12 @@ def _print_paired(found: Paired) -> None:
         certain = each.corrected
         told = f"{each.difference.value:.4g} [{certain.low:.4g}, {certain.high:.4g}]"
         rows.append(
-            [NAMES[each.name], f"{each.first}", f"{each.second}", f"{told}{'' if certain.shown else ' (none shown)'}"]
+            [
+                NAMES.get(each.name, found.distance_name),
+                f"{each.first}",
+                f"{each.second}",
+                f"{told}{'' if certain.shown else ' (none shown)'}",
+            ]
         )
     title = f"{counted(found.num_images, 'image')} of each, paired by seed, on {found.features}"
     table(title, ["", *found.images, "second - first"], rows)

@@ -44,7 +44,7 @@ NUM_IMAGES_OF_FID = 50_000
 FEWEST_IMAGES, MOST_NEIGHBOURS = 20, 10_000
 MOST_RESAMPLES, FEWEST_RESAMPLES, EFFORT = 200, 20, 4e12
 """A bootstrap has as many resamples as take about so many multiplications, within bounds."""
-SPLITS = 10
+BOUNDS = {"frechet": POSITIVE, "accuracy": SHARE, "judged": SHARE}
 
 
 @dataclass(frozen=True)
@@ -155,6 +155,7 @@ class Paired:
     num_images: int
     features: str
     reference: str | None
+    distance_name: str
     differences: list[Difference]
     notes: list[str]
 
@@ -184,11 +185,11 @@ def evaluate_paired(
     spreads = {name: found[1][name] - found[0][name] for name in found[0]}
     family = corrected([each.spread() for each in spreads.values()])
     differences = [
-        Difference(name, found[0][name].spread(), found[1][name].spread(), difference.spread(), certain)
+        Difference(name, *(each[name].spread().within(*BOUNDS[name]) for each in found), difference.spread(), certain)
         for (name, difference), certain in zip(spreads.items(), family, strict=True)
     ]
     places, place = (first.place, second.place), reference.place if reference else None
-    return Paired(places, len(first), space.name, place, differences, subjects[0].notes())
+    return Paired(places, len(first), space.name, place, subjects[0].name, differences, subjects[0].notes())
 
 
 def partners(first: Images, second: Images) -> list[int]:
@@ -257,7 +258,7 @@ class _Subject:
         found, normal = self.distances(), self.normal
         if found is None or normal is None:
             return None
-        limit = extrapolated(self.features.values, normal)
+        limit = extrapolated(self.features.values, normal, self.strata)
         count = None if normal.count == float("inf") else int(normal.count)
         return Distance(self.name, found.spread().within(*POSITIVE), limit, count)
 

@@ -34,23 +34,34 @@ class Subsets:
         return f"{self.value:.4g} (std {self.std:.2g} of {self.subsets} subsets)"
 
 
-def extrapolated(features: Array, reference: Gaussian, seed: int = 0) -> float:
+def extrapolated(features: Array, reference: Gaussian, strata: Array | None = None, seed: int = 0) -> float:
     """The Fréchet distance of infinitely many samples like features [N, D] to the reference (Chong and Forsyth 2020).
 
-    The distance of N samples lies above that by about a constant / N. So distances of 15 random subsets, of N / 10 to N
-    samples, are fitted by a line in 1 / N, whose value at 0 is returned. It may be slightly below 0 where the
-    distributions are equal, and the line is a poor fit for fewer samples than features. Raises DisaError for fewer than
-    20 samples.
+    The distance of N samples lies above that by about a constant / N. So distances of 15 random subsets, from N / 10 or
+    4 D samples on, are fitted by a line in 1 / N, whose value at 0 is returned. strata [N]: labels that a request fixed,
+    which every subset then has in the same proportions; without them, chance in labels would be extrapolated too. The
+    result may be below 0 where distributions are alike, and is poor for fewer than about 10 D samples. Raises DisaError
+    for fewer than 20 samples.
     """
     samples = torch.as_tensor(features)
-    if len(samples) < FEWEST_TO_EXTRAPOLATE:
-        raise DisaError(f"to extrapolate takes {FEWEST_TO_EXTRAPOLATE} samples or more, found {len(samples)}.")
+    count, width = samples.shape
+    if count < FEWEST_TO_EXTRAPOLATE:
+        raise DisaError(f"to extrapolate takes {FEWEST_TO_EXTRAPOLATE} samples or more, found {count}.")
     random = torch.Generator().manual_seed(seed)
-    sizes = torch.linspace(max(len(samples) / 10, 5), len(samples), _SIZES).round().long().tolist()
-    distances = [
-        frechet_distance(samples[torch.randperm(len(samples), generator=random)[:size]], reference) for size in sizes
-    ]
+    labels = torch.zeros(count) if strata is None else torch.as_tensor(strata)
+    sizes = torch.linspace(max(count / 10, min(4 * width, count / 2)), count, _SIZES).round().long().tolist()
+    distances = [frechet_distance(samples[_spread_order(labels, random)[:size]], reference) for size in sizes]
     return float(np.polynomial.Polynomial.fit([1 / size for size in sizes], distances, 1)(0.0))
+
+
+def _spread_order(labels: Tensor, random: torch.Generator) -> Tensor:
+    """A random order of samples, every beginning of which has the labels in about the proportions of all."""
+    places = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = (labels == label).nonzero().flatten()
+        start = torch.rand(1, generator=random, dtype=torch.float64)
+        places[members] = (torch.randperm(len(members), generator=random) + start) / len(members)
+    return places.argsort()
 
 
 def kernel_distance(
