@@ -38,10 +38,10 @@ def extrapolated(features: Array, reference: Gaussian, strata: Array | None = No
     """The Fréchet distance of infinitely many samples like features [N, D] to the reference (Chong and Forsyth 2020).
 
     The distance of N samples lies above that by about a constant / N. So distances of 15 random subsets, from N / 10 or
-    4 D samples on, are fitted by a line in 1 / N, whose value at 0 is returned. strata [N]: labels that a request fixed,
-    which every subset then has in the same proportions; without them, chance in labels would be extrapolated too. The
-    result may be below 0 where distributions are alike, and is poor for fewer than about 10 D samples. Raises DisaError
-    for fewer than 20 samples.
+    4 D samples on, are fitted by a line in 1 / N, whose value at 0 is returned. strata [N]: labels that a request
+    fixed, which every subset then has in the same proportions; without them, chance in labels would be extrapolated
+    too. The result may be below 0 where distributions are alike, and is poor for fewer than about 10 D samples. Raises
+    DisaError for fewer than 20 samples.
     """
     samples = torch.as_tensor(features)
     count, width = samples.shape
