@@ -18,6 +18,7 @@ from disa.evaluate.features import Features, OnPart, check_fits, extract
 from disa.evaluate.images import Images
 from disa.evaluate.reference import Reference
 from disa.evaluate.spaces import INCEPTION, Space
+from disa.runtime.devices import CPU
 from disa.study.certainty import Corrected, corrected
 from disa.study.metrics import (
     POSITIVE,
@@ -182,11 +183,11 @@ def evaluate_paired(
     found = [_resampled(subject) for subject in subjects]
     if not found[0]:
         raise DisaError("nothing can be compared: give a reference with --against, or features that tell classes.")
-    spreads = {name: found[1][name] - found[0][name] for name in found[0]}
-    family = corrected([each.spread() for each in spreads.values()])
+    apart = {name: (found[1][name] - found[0][name]).spread() for name in found[0]}
+    family = corrected(list(apart.values()))
     differences = [
-        Difference(name, *(each[name].spread().within(*BOUNDS[name]) for each in found), difference.spread(), certain)
-        for (name, difference), certain in zip(spreads.items(), family, strict=True)
+        Difference(name, _bounded(found[0], name), _bounded(found[1], name), difference, certain)
+        for (name, difference), certain in zip(apart.items(), family, strict=True)
     ]
     places, place = (first.place, second.place), reference.place if reference else None
     return Paired(places, len(first), space.name, place, subjects[0].name, differences, subjects[0].notes())
@@ -222,6 +223,10 @@ def _resampled(subject: _Subject) -> dict[str, Resampled]:
     if (judge := _judge(subject.images)) is not None:
         found["judged"] = judge.resampled
     return {name: value for name, value in found.items() if value is not None}
+
+
+def _bounded(found: dict[str, Resampled], name: str) -> Spread:
+    return found[name].spread().within(*BOUNDS[name])
 
 
 # -- one set -------------------------------------------------------------------------------------------------------
@@ -325,7 +330,7 @@ def _subjects(
         if len(images) < FEWEST_IMAGES:
             found = counted(len(images), "image")
             raise DisaError(f"{named(images.place)} holds {found}: expected {FEWEST_IMAGES} or more.")
-    device = device or torch.device("cpu")
+    device = device or CPU
     real = reference.features(space, device, on_part) if reference else None
     features = [extract(images, space, device, on_part) for images in sets]
     return [

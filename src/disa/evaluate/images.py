@@ -15,6 +15,7 @@ that its pictures are read a few at a time. What disa drew tells its seed and it
 from __future__ import annotations
 
 import json
+import math
 import tarfile
 import zipfile
 from collections import Counter
@@ -259,13 +260,15 @@ def _header(path: Path) -> tuple[tuple[int, int, int, int], int]:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read(file)  # pyright: ignore[reportArgumentType]
-        start = file.tell()
+        start, length = file.tell(), archive.getinfo(f"{ARRAY}.npy").file_size
     if dtype != np.uint8 or len(shape) != 4 or shape[3] not in (1, 3) or fortran or 0 in shape:
         advice = " Give (images * 255).round().astype('uint8')." if dtype.kind == "f" else ""
         raise DisaError(
             f"{ARRAY} of {named(path)} must be images of uint8 [N, height, width, 3], found {dtype} "
             f"{list(shape)}.{advice}"
         )
+    if math.prod(shape) != length - start:
+        raise ValueError("it is cut off")
     return (shape[0], shape[1], shape[2], shape[3]), start
 
 
