@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -154,7 +155,8 @@ def test_files_that_are_cut_off_or_of_something_else_are_refused(tmp_path: Path)
         (tmp_path / name).write_bytes(content)
         with pytest.raises(DisaError, match=name):
             open_images(tmp_path / name)
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "folder.png").mkdir(parents=True)
+    os.mkfifo(tmp_path / "folder" / "pipe.png")
     (tmp_path / "folder" / "1.png").write_bytes(picture(photographs(1)[0])[:60])
     for place in (tmp_path / "folder", tmp_path / "missing"):
         with pytest.raises(DisaError, match=str(place)):
@@ -433,6 +435,8 @@ def test_the_command_refuses_mistakes_with_one_line(disa: Command, drawn: Path, 
         ((drawn, "--against", small), "small.npz have 8x8"),
         ((drawn, "--out", tmp_path), "is a folder"),
         ((tmp_path / "nothing",), "is not there"),
+        (("",), "must be a path"),
+        ((drawn, "--against", ""), "must be a path"),
     ):
         assert said in complaint(disa("evaluate", *arguments, "--device", "cpu"))
     assert not (tmp_path / "s.npz").exists()

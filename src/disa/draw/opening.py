@@ -97,7 +97,7 @@ def open_picture(file: str | Path) -> Image.Image:
             # Pillow's warnings tell of what is refused or mended here.
             warnings.simplefilter("ignore")
             head = opened.read(LONGEST_HEAD)
-            return _shown(_identified(opened))
+            return _shown(identified(opened))
     except UnidentifiedImageError as error:
         raise _unreadable(place, f"{_kind(head)}. Expected a PNG, JPEG or the like") from error
     except Exception as error:  # a damaged file raises whatever its decoder stumbles over
@@ -146,8 +146,8 @@ def _check_file(place: Path) -> None:
         raise _NotTaken(f"it has {about.st_size / 1e6:.0f} MB, and at most {MOST_BYTES / 1e6:.0f} are read")
 
 
-def _identified(file: IO[bytes]) -> Image.Image:
-    """Not decoded yet, and of a size that can be."""
+def identified(file: IO[bytes]) -> Image.Image:
+    """A picture that is not decoded yet, of a format and size that can be. Raises what Pillow does, or ValueError."""
     Image.init()
     try:
         image = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])

@@ -31,10 +31,13 @@ import numpy as np
 from PIL import Image
 
 from disa.draw.folder import SAMPLES, TEXT
-from disa.draw.opening import as_shown, open_picture
+from disa.draw.opening import MOST_BYTES, as_shown, identified, open_picture
+from disa.draw.pictures import PNG_END
 from disa.errors import DisaError
+from disa.reading import bytes_in
 from disa.study.sums import UNREADABLE
 from disa.values import counted, named
+from disa.values import path as path_of
 from disa.weights.trust import hash_file
 
 DIGITS = "digits"
@@ -100,13 +103,13 @@ def open_images(given: str | Path) -> Images:
     """The set of images that a text or path stands for, see above. Raises DisaError."""
     if str(given) == DIGITS:
         return _digits()
-    path = Path(given).expanduser()
-    if path.is_dir():
-        found = _of_folder(path)
-    elif path.is_file():
-        found = _of_array(path)
+    place = path_of(given, "a set of images")
+    if place.is_dir():
+        found = _of_folder(place)
+    elif place.is_file():
+        found = _of_array(place)
     else:
-        raise DisaError(f"{named(path)} is not there: expected a folder of images, an .npz file, or `{DIGITS}`.")
+        raise DisaError(f"{named(place)} is not there: expected a folder of images, an .npz file, or `{DIGITS}`.")
     return _checked(found)
 
 
@@ -144,7 +147,12 @@ def _of_folder(folder: Path) -> Images:
     if tars := sorted({*folder.glob("*.tar"), *folder.glob("shards/*.tar"), *folder.glob("parts/*.tar")}):
         return _of_tars(folder, tars)
     places = [place for place in (folder / SAMPLES, *sorted(folder.glob(f"[0-9]*/{SAMPLES}"))) if place.is_dir()]
-    files = [path for place in places or [folder] for path in sorted(place.rglob("*")) if _is_picture(path.name)]
+    files = [
+        path
+        for place in places or [folder]
+        for path in sorted(place.rglob("*"))
+        if _is_picture(path.name) and path.is_file()
+    ]
     entries = [_entry(path, str(path.relative_to(folder))) for path in files]
     return Images(str(folder), entries, lambda i: _array(open_picture(files[i])))
 
@@ -155,7 +163,7 @@ def _is_picture(name: str) -> bool:
 
 def _entry(path: Path, name: str) -> Entry:
     try:
-        return _told(path.read_bytes(), name)
+        return _told(bytes_in(path, MOST_BYTES), name)
     except (OSError, SyntaxError, ValueError) as error:
         open_picture(path)  # which says what is wrong with it
         raise DisaError(f"{path} cannot be read as a picture: it is damaged.") from error
@@ -163,11 +171,13 @@ def _entry(path: Path, name: str) -> Entry:
 
 def _told(content: bytes, name: str) -> Entry:
     """What the file of a picture tells. Raises what Pillow does, and DisaError for an overview of disa."""
-    with Image.open(BytesIO(content)) as image:
-        text, size = getattr(image, "text", {}).get(TEXT), (image.height, image.width)
+    with identified(BytesIO(content)) as image:
+        if image.format == "PNG" and PNG_END not in content:
+            raise ValueError("it is cut off")
+        text, size = image.info.get(TEXT), (image.height, image.width)
     entry = Entry(name, sha256(content).hexdigest(), size)
     about: Any = None
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError):
         about = json.loads(text or "null")
     if not isinstance(about, dict):
         return entry
@@ -203,7 +213,10 @@ def _of_tars(folder: Path, tars: list[Path]) -> Images:
             content = file.read(length)
         if sha256(content).hexdigest() != entry.digest:
             raise DisaError(f"{path} was changed while it was evaluated: try again.")
-        return _array(as_shown(Image.open(BytesIO(content))))
+        try:
+            return _array(as_shown(identified(BytesIO(content))))
+        except (DisaError, OSError, SyntaxError, ValueError) as error:
+            raise DisaError(f"{entry.name} in {named(path)} cannot be read as a picture: it is damaged.") from error
 
     return Images(str(folder), [entry for entry, *_ in ordered], pixels)
 

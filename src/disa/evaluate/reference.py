@@ -24,6 +24,7 @@ from disa.evaluate.spaces import INCEPTION, Space
 from disa.files import write_whole
 from disa.study.metrics import Gaussian
 from disa.values import named
+from disa.values import path as path_of
 
 MEAN, COVARIANCE, COUNT, OF = "mu", "sigma", "num_images", "features"
 
@@ -80,7 +81,7 @@ class Reference:
 
 def open_reference(given: str | Path) -> Reference:
     """Raises DisaError."""
-    path = Path(given).expanduser()
+    path = path_of(given, "a reference")
     names = arrays_in(path) if path.is_file() else []
     statistics = read_statistics(path) if {MEAN, COVARIANCE} <= {*names} else None
     if statistics is not None and ARRAY not in names:

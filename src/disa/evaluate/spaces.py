@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from disa.errors import DisaError
 from disa.values import did_you_mean, first_line, named, shown
+from disa.values import path as path_of
 from disa.weights.read import read_tensors
 from disa.weights.trust import hash_file
 
@@ -66,7 +67,7 @@ def load_space(text: str, device: torch.device) -> Space:
     name, _, place = text.partition(":")
     loaders: dict[str, Callable[[Path, torch.device], Space]] = {INCEPTION: _inception, DINOV2: _dinov2}
     if name in loaders and place:
-        return loaders[name](Path(place).expanduser(), device)
+        return loaders[name](path_of(place, name), device)
     if text == DIGITS:
         return _digits(device)
     if text == EFFICIENTNET:
