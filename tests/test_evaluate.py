@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,7 +19,7 @@ from torch import Tensor
 from command import Command, complaint
 from disa.draw.pictures import grid, png
 from disa.errors import DisaError
-from disa.evaluate import evaluation, spaces
+from disa.evaluate import dinov2, evaluation, spaces
 from disa.evaluate.evaluation import evaluate, evaluate_paired
 from disa.evaluate.features import cache, extract
 from disa.evaluate.images import Images, open_images
@@ -360,7 +361,7 @@ def test_unknown_features_and_missing_weights_are_refused(tmp_path: Path) -> Non
         "inceptoin": "unknown features",
         "inception": "needs weights of yours",
         "dinov2": "needs weights of yours",
-        f"dinov2:{tmp_path}": "is no folder of DINOv2 weights",
+        f"dinov2:{tmp_path}": "holds no DINOv2 weights",
     }.items():
         with pytest.raises(DisaError, match=said):
             load_space(text, CPU)
@@ -385,6 +386,36 @@ def test_dinov2_is_read_from_a_folder(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(DisaError, match="does not hold a DINOv2 model"):
         load_space(f"dinov2:{tmp_path}", CPU)
+
+
+@pytest.mark.parametrize("gated", [False, True], ids=["plain", "gated"])
+def test_dinov2_is_read_from_a_file_of_the_authors(tmp_path: Path, gated: bool) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    model = transformers.Dinov2Model(transformers.Dinov2Config(**config, use_swiglu_ffn=gated)).eval()
+    state = {
+        re.sub(r"^encoder\.layer\.", "blocks.", name): 0.1 * torch.randn_like(value)
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict({re.sub(r"^blocks\.", "encoder.layer.", name): value for name, value in state.items()})
+    for ours, theirs in dinov2.NAMES.items():
+        state = {re.sub(rf"(^|\.\d+\.){re.escape(theirs)}\b", rf"\g<1>{ours}", name): v for name, v in state.items()}
+    for ours, parts in dinov2.SPLIT.items():
+        for i, kind in ((i, kind) for i in range(2) for kind in ("weight", "bias")):
+            found = [state.pop(f"blocks.{i}.{part}.{kind}", None) for part in parts]
+            if found[0] is not None:
+                state[f"blocks.{i}.{ours}.{kind}"] = torch.cat(found)  # pyright: ignore[reportArgumentType]
+    assert {"cls_token", "pos_embed", "norm.weight", "blocks.1.attn.qkv.bias", "blocks.0.ls1.gamma"} <= set(state)
+    torch.save(state, tmp_path / "dinov2.pth")
+    images = torch.randint(0, 256, (2, 3, 224, 224), generator=torch.Generator().manual_seed(0)).byte()
+    center, spread = (torch.tensor(part)[:, None, None] for part in spaces.IMAGENET)
+    with torch.no_grad():
+        features, _ = load_space(f"dinov2:{tmp_path / 'dinov2.pth'}", CPU).network(images)
+        expected = model((images / 255 - center) / spread).pooler_output
+    assert torch.allclose(features, expected, atol=1e-5)
+    torch.save(state | {"register_tokens": torch.zeros(1, 4, 128)}, tmp_path / "registers.pth")
+    with pytest.raises(DisaError, match="does not hold the weights of a DINOv2 model"):
+        load_space(f"dinov2:{tmp_path / 'registers.pth'}", CPU)
 
 
 def test_efficientnet_knows_a_flower() -> None:

@@ -30,7 +30,7 @@ def moments(features: Tensor) -> tuple[Tensor, Tensor]:
 def by_scipy(a: Tensor, b: Tensor) -> float:
     """The formula as FID's first code has it."""
     (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
-    root = float(np.real(np.trace(np.asarray(sqrtm((cov_a @ cov_b).numpy())))))
+    root = complex(np.asarray(sqrtm((cov_a @ cov_b).numpy())).trace()).real
     return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * root)
 
 

@@ -40,7 +40,7 @@ class Judging:
     features: Annotated[
         str | None,
         typer.Option(
-            help="digits-classifier (usual for 32x32), inception:FILE, dinov2:FOLDER or efficientnet-lite0.",
+            help="digits-classifier (usual for 32x32), inception:FILE, dinov2:FILE or efficientnet-lite0.",
             show_default=False,
         ),
     ] = None

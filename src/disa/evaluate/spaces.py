@@ -4,7 +4,7 @@
 |---|---|---|---|
 | `digits-classifier` | 64, of images of 32x32 in grey | the ten digits | nothing |
 | `inception:FILE` | 2048, torch-fidelity's extractor of FID | 1008, in an order of their own | disa[evaluate] |
-| `dinov2:FOLDER` | the class token: 384 to 1536 | none | disa[harmon], a folder in transformers' form |
+| `dinov2:FILE`, see `dinov2` | the class token: 384 to 1536 | none | disa[harmon], a file or a folder |
 | `efficientnet-lite0` | 1280 | the 1000 classes of ImageNet, in the usual order | disa[evaluate] |
 
 B images, D features, K classes. Weights are data here too: torch-fidelity would run what a file says, and is therefore
@@ -24,13 +24,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from disa.errors import DisaError
+from disa.evaluate.dinov2 import load_dinov2
 from disa.values import did_you_mean, first_line, named, shown
 from disa.values import path as path_of
 from disa.weights.read import read_tensors
 from disa.weights.trust import hash_file
 
 DIGITS, INCEPTION, DINOV2, EFFICIENTNET = "digits-classifier", "inception", "dinov2", "efficientnet-lite0"
-SPACES = (DIGITS, f"{INCEPTION}:FILE", f"{DINOV2}:FOLDER", EFFICIENTNET)
+SPACES = (DIGITS, f"{INCEPTION}:FILE", f"{DINOV2}:FILE", EFFICIENTNET)
 OFFICIAL = "6726825d"
 """How the SHA-256 of weights-inception-2015-12-05 begins, which FID is defined by; the file's name says it too."""
 INSTALL = 'pip install "disa[evaluate]"'
@@ -73,9 +74,7 @@ def load_space(text: str, device: torch.device) -> Space:
     if text == EFFICIENTNET:
         return _efficientnet(device)
     if name in loaders:
-        raise DisaError(
-            f"{name} needs weights of yours: give --features {name}:{'FILE' if name == INCEPTION else 'FOLDER'}."
-        )
+        raise DisaError(f"{name} needs weights of yours: give --features {name}:FILE.")
     raise DisaError(f"unknown features {shown(text)}: expected {', '.join(SPACES)}.{did_you_mean(text, SPACES)}")
 
 
@@ -128,21 +127,8 @@ def _inception(path: Path, device: torch.device) -> Space:
     return Space(INCEPTION, digest, extractor.to(device), official=digest.startswith(OFFICIAL))
 
 
-def _dinov2(folder: Path, device: torch.device) -> Space:
-    try:
-        from transformers import Dinov2Model
-    except ImportError as error:
-        raise DisaError(f'{DINOV2} needs transformers: pip install "disa[harmon]".') from error
-    weights = folder / "model.safetensors"
-    if not weights.is_file() or not (folder / "config.json").is_file():
-        raise DisaError(
-            f"{named(folder)} is no folder of DINOv2 weights: expected config.json and model.safetensors, as of "
-            "facebook/dinov2-large on the hub."
-        )
-    try:
-        model: Any = Dinov2Model.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-    except Exception as error:  # whatever a configuration of something else makes it stumble over
-        raise DisaError(f"{named(folder)} does not hold a DINOv2 model: {first_line(error)}.") from error
+def _dinov2(place: Path, device: torch.device) -> Space:
+    model, weights = load_dinov2(place)
     model = model.to(device).eval().requires_grad_(False)
 
     def network(images: Tensor) -> tuple[Tensor, None]:
