@@ -19,15 +19,17 @@ from torch import Tensor
 from command import Command, complaint
 from disa.draw.pictures import grid, png
 from disa.errors import DisaError
-from disa.evaluate import dinov2, evaluation, spaces
-from disa.evaluate.evaluation import evaluate, evaluate_paired
+from disa.evaluate import dinov2, spaces, subject
+from disa.evaluate.evaluation import evaluate
 from disa.evaluate.features import cache, extract
 from disa.evaluate.images import Images, open_images
+from disa.evaluate.paired import evaluate_paired
 from disa.evaluate.reference import open_reference, read_statistics, write_statistics
 from disa.evaluate.spaces import Space, load_space
 from disa.study.metrics import Gaussian, frechet_distance, precision_recall
 from disa.tiny.data import digits
 from disa.tiny.quality import digit_features
+from disa.tiny.scenes import draw, scene_at
 
 CPU = torch.device("cpu")
 
@@ -39,7 +41,7 @@ def random_space(width: int = 6, seed: int = 0, **about: object) -> Space:
     second, third = torch.randn(32, width, generator=random), torch.randn(width, 10, generator=random)
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
-        features = torch.relu((images.float() / 127.5 - 1).flatten(1) @ first) @ second
+        features = torch.relu((images[..., :8, :8].float() / 127.5 - 1).flatten(1) @ first) @ second
         return features, features @ third
 
     return Space("inception", f"{width} {seed} of 64 letters", network, **about)  # pyright: ignore[reportArgumentType]
@@ -301,7 +303,7 @@ def test_everything_is_measured_against_images(drawn: Path) -> None:
 def test_only_what_is_one_is_called_fid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, official: bool, count: int, name: str
 ) -> None:
-    monkeypatch.setattr(evaluation, "NUM_IMAGES_OF_FID", 60)
+    monkeypatch.setattr(subject, "NUM_IMAGES_OF_FID", 60)
     images = open_images(array(tmp_path / "a.npz", photographs(count)))
     found = evaluate(images, random_space(official=official), open_reference(images.place), num_resamples=20)
     assert found.frechet is not None
@@ -317,8 +319,8 @@ def test_fewer_images_than_features_are_told(tmp_path: Path) -> None:
 
 
 def test_many_features_have_fewer_resamples() -> None:
-    assert evaluation._affordable(torch.zeros(1000, 64)) == 200
-    assert evaluation._affordable(torch.zeros(50_000, 1).expand(50_000, 2048)) == 20
+    assert subject._affordable(torch.zeros(1000, 64)) == 200
+    assert subject._affordable(torch.zeros(50_000, 1).expand(50_000, 2048)) == 20
 
 
 # --- two runs on the same seeds ----------------------------------------------------------------------------------
@@ -348,9 +350,31 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path: Path, drawn: Path) -> 
         evaluate_paired(first, others, space)
     with pytest.raises(DisaError, match="does not tell the seeds"):
         evaluate_paired(first, open_images("digits"), space)
+    with pytest.raises(DisaError, match="32x32 and 8x8"):
+        evaluate_paired(first, open_images(array(tmp_path / "small.npz", photographs(100))), space)
     twice = first.chosen([0, 0, *range(2, 100)])
     with pytest.raises(DisaError, match="twice"):
         evaluate_paired(twice, first, space)
+
+
+def test_scenes_are_judged_by_their_captions(tmp_path: Path) -> None:
+    scenes = [scene_at(i) for i in range(40)]
+    places = {"right": tmp_path / "right", "wrong": tmp_path / "wrong"}
+    for i, (_, caption) in enumerate(scenes):
+        for name, place in places.items():
+            place.mkdir(exist_ok=True)
+            shown, _ = scenes[i if name == "right" else (i + 7) % 40]
+            (place / f"{i:02d}.png").write_bytes(picture(draw(shown), seed=i, prompt=caption))
+    right, wrong = (open_images(place) for place in places.values())
+    found = evaluate(right, random_space())
+    assert found.frechet is None
+    assert found.judged is not None
+    assert found.judged.value > 0.9
+    assert found.categories
+    (difference,) = evaluate_paired(right, wrong, random_space(), num_resamples=20).differences
+    assert difference.name == "judged"
+    assert difference.corrected.shown
+    assert difference.corrected.high < -0.5
 
 
 # --- spaces ------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ def by_scipy(a: Tensor, b: Tensor) -> float:
 def by_eigenvalues(a: Tensor, b: Tensor) -> float:
     """The formula as torch-fidelity has it."""
     (mean_a, cov_a), (mean_b, cov_b) = moments(a), moments(b)
-    roots = np.sqrt(np.linalg.eigvals((cov_a @ cov_b).numpy()).astype(complex)).real
+    roots = torch.linalg.eigvals(cov_a @ cov_b).sqrt().real
     return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * roots.sum())
 
 

@@ -17,8 +17,9 @@ from disa.values import counted
 if TYPE_CHECKING:
     import torch
 
-    from disa.evaluate.evaluation import Evaluation, Paired
+    from disa.evaluate.evaluation import Evaluation
     from disa.evaluate.images import Images
+    from disa.evaluate.paired import Paired
     from disa.evaluate.reference import Reference
     from disa.evaluate.spaces import Space
 
@@ -118,7 +119,8 @@ def _check_file(path: Path | None) -> None:
 def _evaluated(
     sets: list[Images], space: Space, reference: Reference | None, device: torch.device, resamples: int | None
 ) -> Evaluation | Paired:
-    from disa.evaluate.evaluation import evaluate, evaluate_paired
+    from disa.evaluate.evaluation import evaluate
+    from disa.evaluate.paired import evaluate_paired
 
     total = sum(map(len, sets)) + (len(reference.images) if reference and reference.images else 0)
     done = 0
@@ -142,7 +144,7 @@ def _write_statistics(path: Path, images: Images, space: Space, device: torch.de
 
 
 def _print(found: Evaluation | Paired) -> None:
-    from disa.evaluate.evaluation import Paired
+    from disa.evaluate.paired import Paired
 
     if isinstance(found, Paired):
         _print_paired(found)
