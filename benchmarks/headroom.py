@@ -49,8 +49,8 @@ SHARES = (0.25, 0.4, 0.6, 0.8)
 WAYS = {
     "constant": "as many steps everywhere, one course for all AR steps",
     "times by AR step": "as many steps everywhere, each AR step on its own course",
-    "counts by AR step": "its courses, and counts by AR step",
-    "plan": "the plan as it ships, whose counts by AR step were chosen on other images",
+    "plan": "the plan as it ships: its courses, and counts by AR step that were chosen on other images",
+    "counts by AR step": "its courses, and counts by AR step that are chosen here",
     "straight": "`straight` as it ships: counts by row, from what the second evaluation changes",
     "mlp": "counts by row, from the error that a probe predicts of its condition (`mlp`)",
     "variance": "counts by row, from the spread that a probe predicts (`variance:probe`)",
@@ -256,11 +256,11 @@ def write(results: Sequence[dict[str, Any]]) -> None:
 
 
 def _table(result: dict[str, Any]) -> str:
-    base = result["errors"]["counts by AR step"]
+    base = result["errors"]["plan"]
     budgets = " | ".join(f"{budget:.2g}" for budget in result["budgets"])
     rows = [
-        f"| {WAYS[way]} | " + " | ".join(f"{error / own:.2f}" for error, own in zip(errors, base, strict=True)) + " |"
-        for way, errors in result["errors"].items()
+        f"| {told} | " + " | ".join(f"{e / own:.2f}" for e, own in zip(result["errors"][way], base, strict=True)) + " |"
+        for way, told in WAYS.items()
     ]
     head = f"| error, that of the plan is 1 | {budgets} |\n| --- |{' ---: |' * len(base)}"
     return f"### {result['model']}\n\n{head}\n" + "\n".join(rows)
@@ -273,7 +273,7 @@ def _plot(results: Sequence[dict[str, Any]]) -> bytes:
 
     figure = Figure(figsize=(3.4 * len(results), 4.4), layout="constrained")
     for axes, result in zip(np.atleast_1d(figure.subplots(1, len(results), sharey=True)), results, strict=True):
-        base = np.array(result["errors"]["counts by AR step"])
+        base = np.array(result["errors"]["plan"])
         for way, errors in result["errors"].items():
             style = (
                 ":"
