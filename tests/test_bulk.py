@@ -120,6 +120,50 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, monkeypatch: pyt
     assert shards_of(tmp_path / "full") == shards_of(whole)
 
 
+def test_a_shard_may_have_a_part_for_each_of_its_images(tmp_path: Path) -> None:
+    """More than files that a process may have open."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, 128), hard))
+    try:
+        draw(tmp_path, record(200, shard_size=200), chunk=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert findings(tmp_path).is_good
+
+
+def test_a_damaged_part_or_shard_is_passed_on_to_nobody(tmp_path: Path, whole: Path) -> None:
+    crew = StubCrew(answer=lambda chunk: Failed("not these") if chunk.ids[0] >= 2 else drawn(chunk))
+    draw(tmp_path / "parts", record(10), crew, chunk=2)
+    for folder, name in ((tmp_path / "parts" / "parts", "000000-000000000"), (whole / "shards", "000000")):
+        container = Container(folder, name)
+        container.tar.write_bytes(container.tar.read_bytes().replace(b"image 1image", b"image 1imagE"))
+        told = rf"{name}\.tar cannot be read \(000000001.png is not what the manifest says\): remove it, and"
+        with pytest.raises(DisaError, match=told):
+            draw(folder.parent, Record.read(folder.parent))
+            list(Shards(folder.parent, record(10)).images())
+        container.tar.unlink()
+        draw(folder.parent, Record.read(folder.parent))
+        assert findings(folder.parent).is_good
+
+
+def test_what_is_there_can_be_told_while_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shard becomes whole, and its parts go, between a list of them and a look at them."""
+    crew = StubCrew(answer=lambda chunk: Failed("later") if 2 in chunk.ids else drawn(chunk))
+    draw(tmp_path, record(10), crew, chunk=1)
+    run, parts = Shards(tmp_path, Record.read(tmp_path)), Shards.parts
+
+    def then_drawn(self: Shards) -> dict[int, list[Container]]:
+        found = parts(self)
+        monkeypatch.undo()
+        draw(tmp_path, Record.read(tmp_path))
+        return found
+
+    monkeypatch.setattr(Shards, "parts", then_drawn)
+    assert run.there().all()
+    assert not (tmp_path / "parts").exists()
+
+
 # -- what fails ----------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +235,12 @@ def test_a_new_run_does_not_go_where_one_is(whole: Path) -> None:
     assert Record.read(whole).num_images == 10
 
 
+def test_a_new_run_does_not_take_the_images_of_another(whole: Path) -> None:
+    (whole / "run.json").unlink()
+    with pytest.raises(DisaError, match=r"holds images of a run, but not its run\.json: choose another folder"):
+        Store(whole, record(10, digest="another"), is_new=True)
+
+
 def test_another_digest_is_refused_with_what_differs(whole: Path) -> None:
     about = {"guidance": 2.0, "weights": "a" * 64, "device": "cpu", "torch": "1"}
     kept = Record.read(whole)
@@ -206,6 +256,12 @@ def test_what_is_no_run_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(DisaError, match=r"run\.json"):
         Record.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"drawn": 3}'])
+def test_progress_that_is_not_ours_is_passed_over(whole: Path, text: str) -> None:
+    (whole / "progress.json").write_text(text)
+    assert status(Shards(whole, Record.read(whole)))["last"] is None
 
 
 # -- verify --------------------------------------------------------------------------------------------------------
@@ -258,17 +314,24 @@ def test_images_that_are_there_twice_are_found(whole: Path) -> None:
 # -- numbers -------------------------------------------------------------------------------------------------------
 
 
-def test_chunks_stay_in_their_shards_and_are_handed_out_largest_first() -> None:
+def test_chunks_stay_in_their_shards_and_are_nearly_equal() -> None:
     missing = np.array([0, 1, 2, 3, 5, 9, 10, 11, 12, 13])
-    assert [chunk.tolist() for chunk in split(missing, 5, 3)] == [[0, 1, 2], [3], [5, 9], [10, 11, 12], [13]]
+    assert [chunk.tolist() for chunk in split(missing, 5, 3)] == [[0, 1], [2, 3], [5, 9], [10, 11], [12, 13]]
+    assert [len(chunk) for chunk in split(np.arange(1000), 1000, 64)] == [63] * 8 + [62] * 8
     assert list(split(np.array([], dtype=int), 5, 3)) == []
     assert [chunk_size(*each) for each in ((1000, 2, 64), (100, 2, 64), (3, 8, 64), (0, 1, 64))] == [64, 12, 1, 1]
 
 
-def test_larger_chunks_come_first(tmp_path: Path) -> None:
-    crew = StubCrew()
-    draw(tmp_path, record(40, shard_size=10), crew, chunk=4)
-    assert [len(ids) for ids in crew.handed_out] == [4] * 8 + [2] * 4
+def test_shards_become_whole_one_after_the_other(tmp_path: Path) -> None:
+    most = 0
+
+    def answer(chunk: Chunk) -> Drawn:
+        nonlocal most
+        most = max(most, len(list((tmp_path / "parts").glob("*.json"))))
+        return drawn(chunk)
+
+    draw(tmp_path, record(200, shard_size=10), StubCrew(2, answer), chunk=4)
+    assert 0 < most <= 6  # two shards under way, of three chunks each
 
 
 def test_spans() -> None:

@@ -1,7 +1,8 @@
 """The driver: what is missing is listed once and handed out in chunks, and every chunk that comes back is written.
 
-There is no barrier. A worker that is done gets the next chunk before its last one is written. Chunks of one size are
-handed out in the order of their ids, larger ones first, so that the last ones to be waited for are small.
+There is no barrier. A worker that is done gets the next chunk before its last one is written. A shard is cut into
+chunks of nearly equal size, which are handed out in the order of their ids: shards become whole one after the other, and
+few parts wait on the disk, however long the run is.
 
 A chunk that fails is drawn again image by image, so that one bad image spoils no other; one whose worker died is first
 drawn again as it is. An image that fails alone three times is given up and told of at the end.
@@ -41,7 +42,7 @@ class Queue:
     """Ids that are to be drawn, in chunks, and how often each has failed."""
 
     def __init__(self, chunks: Iterator[np.ndarray]) -> None:
-        self._chunks = deque(sorted(chunks, key=len, reverse=True))
+        self._chunks = deque(chunks)
         self._deaths, self._tries = set[tuple[int, int]](), dict[int, int]()
         self.failures: dict[int, str] = {}
 
@@ -171,8 +172,8 @@ def chunk_size(num_missing: int, num_workers: int, most: int) -> int:
 
 
 def split(missing: np.ndarray, shard_size: int, chunk: int) -> Iterator[np.ndarray]:
-    """Ids in chunks, each of one shard. missing: [M] in their order."""
+    """Ids in chunks, each of one shard and of at most `chunk`. missing: [M] in their order."""
     edges = np.flatnonzero(np.diff(missing // shard_size)) + 1
     for of_shard in np.split(missing, edges):
-        for start in range(0, len(of_shard), chunk):
-            yield of_shard[start : start + chunk]
+        if len(of_shard):
+            yield from np.array_split(of_shard, -(-len(of_shard) // chunk))

@@ -29,6 +29,9 @@ CORES_PER_WORKER = 4
 """Where there is no GPU and nobody says how many workers there are to be."""
 MOST_DEATHS = 3
 """Of a worker, one after the other, while it loads the model."""
+MOST_FAILED = 2
+"""Chunks in a row that a worker may fail where others can draw: then another one is begun in its place, because an error
+of a GPU stays with the process that it came to."""
 PATIENCE, WAIT = 600.0, 1.0
 """Seconds: for the first worker to begin, and for an outcome."""
 CONNECT = 5.0
@@ -52,6 +55,8 @@ class _Hand:
     """When."""
     deaths: int = 0
     """Since it was ready last."""
+    failed: int = 0
+    """Chunks, since it drew one last."""
 
 
 class RayCrew:
@@ -118,7 +123,10 @@ class RayCrew:
         chunk, hand.chunk = hand.chunk, None
         hand.member.state = "waiting"
         if isinstance(result, Drawn):
+            hand.failed = 0
             hand.member.drew(result, time.perf_counter() - hand.handed_out)
+        elif not result.refused:
+            self._failed(hand)
         return Outcome(chunk, result)
 
     def close(self) -> None:
@@ -131,7 +139,7 @@ class RayCrew:
         threads = max(1, int(self._share["num_cpus"])) if self._share["num_cpus"] else None
         options = self._share | {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
         hand.actor = self._ray.remote(**options)(Worker).remote(self._recipe, self._device, threads)
-        hand.chunk, hand.ref = None, hand.actor.begin.remote(self._sample)
+        hand.chunk, hand.ref, hand.failed = None, hand.actor.begin.remote(self._sample), 0
 
     def _ready(self, hand: _Hand, result: Ready | Failed) -> None:
         """Raises DisaError where it does not draw what the driver would."""
@@ -163,15 +171,28 @@ class RayCrew:
         hand.deaths += chunk is None
         if hand.deaths >= MOST_DEATHS:
             raise DisaError(f"{hand.member.name} died {MOST_DEATHS} times while it loaded the model: {reason}")
+        self._replace(hand)
+        return None if chunk is None else Outcome(chunk, Died(f"its worker died: {reason}"))
+
+    def _failed(self, hand: _Hand) -> None:
+        """Begin another one in its place if it fails whatever it gets. Where nobody has drawn anything, it is not the
+        worker that is wrong."""
+        hand.failed += 1
+        if hand.failed >= MOST_FAILED and any(member.images for member in self.members):
+            hand.member.deaths += 1
+            self._replace(hand)
+
+    def _replace(self, hand: _Hand) -> None:
         self._ray.kill(hand.actor)
         self._start(hand)
-        return None if chunk is None else Outcome(chunk, Died(f"its worker died: {reason}"))
 
     def _shares(self, workers: int | None) -> tuple[dict[str, float], int]:
         """What each worker gets of the machines, and how many workers there are. Raises DisaError."""
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         gpus = int(sum(node.get("GPU", 0) for node in nodes))
         if gpus and (self._device or "cuda").startswith("cuda"):
+            if ":" in (self._device or ""):
+                raise DisaError(f"Ray gives each worker a GPU of its own: say --device cuda, not {self._device}.")
             if workers and workers > gpus:
                 raise DisaError(f"{counted(workers, 'worker')} need a GPU each, and there are {gpus}: take fewer.")
             return {"num_cpus": 0, "num_gpus": 1}, workers or gpus

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from disa.bulk.shards import PARTS, SHARDS, containers_in
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.draw.settings import NO_IDENTITY, Settings
@@ -107,9 +108,11 @@ class Record:
 
 
 def check_new(folder: Path) -> None:
-    """Refuse to begin a run where one is. Raises DisaError."""
+    """Refuse to begin a run where one is, or where images of one are. Raises DisaError."""
     if (folder / RUN).exists():
         raise DisaError(f"{folder} holds a run already: go on with {command('disa', 'bulk', '--resume', folder)}.")
+    if any(containers_in(folder / name) for name in (SHARDS, PARTS)):
+        raise DisaError(f"{folder} holds images of a run, but not its {RUN}: choose another folder.")
 
 
 def machine_of(about: Mapping[str, Any]) -> dict[str, Any]:

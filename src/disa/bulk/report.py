@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections.abc import Mapping
+from dataclasses import fields
 from html import escape
 from io import BytesIO
 from itertools import islice
@@ -42,7 +43,7 @@ def last(folder: Path) -> dict[str, Any] | None:
         found = json_in(folder / PROGRESS, LONGEST_PROGRESS)
     except ValueError:
         return None
-    return found if isinstance(found, dict) else None
+    return found if isinstance(found, dict) and found.keys() == {each.name for each in fields(Progress)} else None
 
 
 def write_report(run: Shards, progress: Progress) -> Path:

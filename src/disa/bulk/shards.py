@@ -14,10 +14,11 @@ import json
 import re
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from io import BytesIO
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +26,8 @@ from disa.errors import DisaError
 from disa.files import write_whole
 from disa.reading import json_in
 
+SHARDS, PARTS = "shards", "parts"
+"""Folders of a run."""
 LONGEST_MANIFEST = 1 << 28
 OURS = re.compile(r"\d{6,}(-\d{9,})?\.(tar|json)", re.ASCII)
 """Names of shards, which are their numbers, and of parts, which end in their first id."""
@@ -113,6 +116,20 @@ class Container:
         except (tarfile.TarError, OSError, EOFError) as error:
             raise damaged(self.tar, str(error)) from error
 
+    def read(self, entries: Iterable[Entry]) -> Iterator[bytes]:
+        """The bytes of these of its images. Raises DisaError where they cannot be read or have another hash."""
+        try:
+            with tarfile.open(self.tar, "r:") as tar:
+                members = {member.name: member for member in tar.getmembers()}
+                for entry in entries:
+                    if (member := members.get(entry.name)) is None:
+                        raise tarfile.ReadError(f"{entry.name} is not in it")
+                    if not entry.is_of(content := _bytes(tar, member)):
+                        raise tarfile.ReadError(f"{entry.name} is not what the manifest says")
+                    yield content
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise damaged(self.tar, str(error)) from error
+
 
 def damaged(path: Path, reason: str) -> DisaError:
     return DisaError(f"{path} cannot be read ({reason}): remove it, and its images are drawn again by --resume.")
@@ -120,27 +137,16 @@ def damaged(path: Path, reason: str) -> DisaError:
 
 def joined(containers: Iterable[Container]) -> tuple[list[Entry], Iterator[bytes]]:
     """The images of several parts in the order of their ids, each id once; their files are read one at a time. Raises
-    DisaError."""
+    DisaError, also where a file is not what its manifest says."""
     found = {entry.id: (entry, container) for container in containers for entry in container.entries()}
     ordered = [found[i] for i in sorted(found)]
 
     def contents() -> Iterator[bytes]:
-        with ExitStack() as stack:
-            tars: dict[Container, tuple[tarfile.TarFile, dict[str, tarfile.TarInfo]]] = {}
-            for entry, container in ordered:
-                if container not in tars:
-                    tar = stack.enter_context(tarfile.open(container.tar, "r:"))
-                    tars[container] = tar, {member.name: member for member in tar.getmembers()}
-                tar, members = tars[container]
-                yield _bytes(tar, members[entry.name])
+        # One tar is open at a time: a shard may have a part for each of its images.
+        for container, images in groupby(ordered, key=lambda pair: pair[1]):
+            yield from container.read([entry for entry, _ in images])
 
-    def checked() -> Iterator[bytes]:
-        try:
-            yield from contents()
-        except (tarfile.TarError, KeyError, EOFError) as error:
-            raise DisaError(f"a part of the run cannot be read ({error}): see what --verify says.") from error
-
-    return [entry for entry, _ in ordered], checked()
+    return [entry for entry, _ in ordered], contents()
 
 
 def containers_in(folder: Path) -> dict[str, Container]:

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from disa.bulk.recipe import Record, check_new
-from disa.bulk.shards import Container, Entry, clear_halves, containers_in, joined
+from disa.bulk.shards import PARTS, SHARDS, Container, Entry, clear_halves, containers_in, joined
 from disa.errors import DisaError
 from disa.files import Hold, make_folder, only_writer
-
-SHARDS, PARTS = "shards", "parts"
 
 
 class Shards:
@@ -56,12 +55,16 @@ class Shards:
     def there(self) -> np.ndarray:
         """[N] booleans: which images are drawn. Raises DisaError where the manifest of a part cannot be read."""
         there = np.zeros(self.record.num_images, dtype=bool)
+        # Parts before shards: a driver that draws meanwhile removes parts only when their shard is written.
+        for part in chain.from_iterable(self.parts().values()):
+            try:
+                there[[entry.id for entry in part.entries()]] = True
+            except DisaError:
+                if part.manifest.exists():
+                    raise
         for shard in self.whole():
             ids = self.ids_of(shard)
             there[ids.start : ids.stop] = True
-        for parts in self.parts().values():
-            for part in parts:
-                there[[entry.id for entry in part.entries()]] = True
         return there
 
     def images(self) -> Iterator[tuple[Entry, bytes]]:

@@ -49,6 +49,8 @@ class Failed:
     """A chunk that could not be drawn."""
 
     reason: str
+    refused: bool = False
+    """Whether disa refuses what is asked, and so would do it everywhere."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Worker:
             return self._draw(chunk)
         except Exception as error:  # the others are to be drawn whatever is wrong with these
             gc.collect()  # what the chunk held may be what the next one needs
-            return Failed(_reason(error))
+            return Failed(_reason(error), isinstance(error, DisaError))
 
     def _draw(self, chunk: Chunk) -> Drawn:
         assert self.sampler is not None

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 UNFINISHED = 1
 """The exit code where images failed, or a check found something."""
-MOST_TOLD = 8
+MOST_TOLD, SAMPLE = 8, 16
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,9 @@ class Task:
     form: Annotated[
         str | None, typer.Option("--as", help="With --export: adm, png, geneval, geneval2 or webdataset.")
     ] = None
-    sample: Annotated[int, typer.Option(min=0, help="With --verify: images that are drawn again.")] = 16
+    sample: Annotated[
+        int | None, typer.Option(min=0, help="With --verify: images that are drawn again; 16 by default.")
+    ] = None
     out: Annotated[Path | None, path_option("--out", "Folder for a new run; with --export, what is written.")] = None
 
     @property
@@ -76,6 +78,8 @@ class Task:
         }
         if len(given) > 1:
             raise DisaError(f"give one of {' and '.join(f'--{name}' for name in given)}: each does something else.")
+        if self.sample is not None and self.verify is None:
+            raise DisaError("--sample goes with --verify: it is how many images are drawn again.")
         if (self.form is None) != (self.export is None):
             raise DisaError("--export and --as go together: the run, and the form to write it in.")
         if self.export is not None and self.out is None:
@@ -103,8 +107,11 @@ def bulk(
         raise DisaError(f"what is drawn is said by {run / 'run.json'}: leave labels, prompts and seeds out.")
     if task.resume is not None:
         _resume(run, source, settings, crewing, as_json)
-    elif task.verify is not None:
-        _verify(run, source, settings, task.sample, as_json)
+        return
+    if given := _given(crewing):
+        raise DisaError(f"only drawing has workers: leave {', '.join(f'--{name}' for name in given)} out.")
+    if task.verify is not None:
+        _verify(run, source, settings, SAMPLE if task.sample is None else task.sample, as_json)
     else:
         _refuse_options(run, source, settings)
         _status(run, as_json) if task.status is not None else _export(run, task, as_json)
@@ -248,6 +255,10 @@ def _verify(run: Path, source: Source, settings: Settings, count: int, as_json: 
         told += [f"{counted(found.doubled, 'image')} there more than once"] if found.doubled else []
         for each in told[:MOST_TOLD]:
             line(each)
+        if len(told) > MOST_TOLD:
+            line(f"and {len(told) - MOST_TOLD} more: --json tells all")
+        if found.damaged:
+            line(f"remove a damaged file, and {command('disa', 'bulk', '--resume', run)} draws its images again")
     if not found.is_good:
         raise typer.Exit(UNFINISHED)
 
@@ -325,9 +336,14 @@ def _overridden(recipe: Recipe, source: Source, settings: Settings) -> Recipe:
 
 
 def _refuse_options(run: Path, source: Source, settings: Settings) -> None:
-    given = [each.name for each in fields(source) if getattr(source, each.name) != getattr(Source(), each.name)]
-    if given := [*given, *settings.given()]:
+    if given := [*_given(source), *settings.given()]:
         raise DisaError(f"nothing is drawn, and all is said by {run / 'run.json'}: leave {', '.join(given)} out.")
+
+
+def _given(options: Source | Crewing) -> list[str]:
+    """Names of options that are not left as they are."""
+    usual = type(options)()
+    return [each.name for each in fields(options) if getattr(options, each.name) != getattr(usual, each.name)]
 
 
 def _quiet(run: Shards) -> Shards:
