@@ -132,6 +132,11 @@ def test_a_shard_may_have_a_part_for_each_of_its_images(tmp_path: Path) -> None:
     assert findings(tmp_path).is_good
 
 
+def drawn_and_read(folder: Path) -> None:
+    draw(folder, Record.read(folder))
+    list(Shards(folder, record(10)).images())
+
+
 def test_a_damaged_part_or_shard_is_passed_on_to_nobody(tmp_path: Path, whole: Path) -> None:
     crew = StubCrew(answer=lambda chunk: Failed("not these") if chunk.ids[0] >= 2 else drawn(chunk))
     draw(tmp_path / "parts", record(10), crew, chunk=2)
@@ -140,8 +145,7 @@ def test_a_damaged_part_or_shard_is_passed_on_to_nobody(tmp_path: Path, whole: P
         container.tar.write_bytes(container.tar.read_bytes().replace(b"image 1image", b"image 1imagE"))
         told = rf"{name}\.tar cannot be read \(000000001.png is not what the manifest says\): remove it, and"
         with pytest.raises(DisaError, match=told):
-            draw(folder.parent, Record.read(folder.parent))
-            list(Shards(folder.parent, record(10)).images())
+            drawn_and_read(folder.parent)
         container.tar.unlink()
         draw(folder.parent, Record.read(folder.parent))
         assert findings(folder.parent).is_good

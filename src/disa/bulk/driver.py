@@ -1,8 +1,8 @@
 """The driver: what is missing is listed once and handed out in chunks, and every chunk that comes back is written.
 
 There is no barrier. A worker that is done gets the next chunk before its last one is written. A shard is cut into
-chunks of nearly equal size, which are handed out in the order of their ids: shards become whole one after the other, and
-few parts wait on the disk, however long the run is.
+chunks of nearly equal size, which are handed out in the order of their ids: shards become whole one after the other,
+and few parts wait on the disk, however long the run is.
 
 A chunk that fails is drawn again image by image, so that one bad image spoils no other; one whose worker died is first
 drawn again as it is. An image that fails alone three times is given up and told of at the end.

@@ -30,8 +30,8 @@ CORES_PER_WORKER = 4
 MOST_DEATHS = 3
 """Of a worker, one after the other, while it loads the model."""
 MOST_FAILED = 2
-"""Chunks in a row that a worker may fail where others can draw: then another one is begun in its place, because an error
-of a GPU stays with the process that it came to."""
+"""Chunks in a row that a worker may fail where something can be drawn: then another one is begun in its place, because
+an error of a GPU stays with the process that it came to."""
 PATIENCE, WAIT = 600.0, 1.0
 """Seconds: for the first worker to begin, and for an outcome."""
 CONNECT = 5.0
