@@ -21,17 +21,17 @@ from disa.runtime.devices import DTYPES
 def random_model(name: str, dtype: str, device: str = "cpu") -> Any:
     """A preset's architecture for inference, with weights large enough for every layer to change the image.
 
-    The weights are the same whatever the dtype, and made tensor by tensor, so that memory never holds more than the
-    model.
+    On one kind of device the weights are the same whatever the dtype. They are made tensor by tensor, so that memory
+    never holds more than the model.
     """
     with torch.device("meta"):
         model = PRESETS[name].build()
     model = model.to(DTYPES[dtype]).to_empty(device=device).requires_grad_(False).eval()
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator(device).manual_seed(0)
     for parameter_name, parameter in model.named_parameters():
         gain = 1.0 if "norm" in parameter_name and parameter_name.endswith("weight") else 0.0
         spread = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.1
-        parameter.copy_(torch.randn(parameter.shape, generator=random) * spread + gain)
+        parameter.copy_(torch.randn(parameter.shape, generator=random, device=device) * spread + gain)
     return model
 
 

@@ -1,0 +1,118 @@
+"""What `gpu.py` measured -> the tables of docs/gpu.md.
+
+python benchmarks/gpu_write.py                 # from benchmarks/results/gpu-*.json, between the page's marks
+python benchmarks/gpu_write.py FILE...         # print those
+python benchmarks/gpu_write.py --check         # whether the page has them
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import work
+from tables import ROOT, table
+
+PAGE = ROOT / "docs" / "gpu.md"
+RESULTS = ROOT / "benchmarks" / "results"
+NOTHING = "No GPU has been measured yet."
+HEADERS = [
+    "model",
+    "steps",
+    "batch",
+    "plain: s/image",
+    "fused: s/image",
+    "fused is faster",
+    "images/s",
+    "launches, plain, fused",
+    "share of peak",
+    "MiB",
+]
+
+
+def page(result: dict[str, Any]) -> str:
+    """A paragraph and a table of one device."""
+    ceilings, lines = result["ceilings"], list[str]()
+    lines.append(
+        f"{result['processor']}, PyTorch {result['versions']['torch']}: matrix products at {ceilings['bf16']:.3g} "
+        f"TFLOP/s in bf16 and {ceilings['fp32']:.3g} in fp32 without TF32, copies at {ceilings['copy']:.2g} TB/s. Random "
+        "weights, images not decoded, medians. The faster form gives images per second, share of peak and memory."
+    )
+    if tests := result.get("tests"):
+        lines.append(f"Tests: {tests['said']}.")
+    if result.get("refused"):
+        lines.append(f"Not fused, since their kernels failed or differ: {', '.join(result['refused'])}.")
+    if result["missing"]:
+        lines.append(f"Missing here: {', '.join(result['missing'])}.")
+    return "\n".join([*lines, "", table(HEADERS, rows(result))])
+
+
+def rows(result: dict[str, Any]) -> list[list[str]]:
+    """A line for a model, a dtype, settings and a batch size: both forms side by side."""
+    pairs, counts = dict[tuple[str, str, str, int], dict[str, Any]](), work.read()
+    for name, cell in result["cells"].items():
+        model, dtype, settings, batch, form = name.split(" ")
+        pairs.setdefault((model, dtype, settings, int(batch)), {})[form] = cell
+    return [_row(key, pairs[key], counts, result["ceilings"]) for key in sorted(pairs, key=_place)]
+
+
+def _place(key: tuple[str, str, str, int]) -> Any:
+    """Families together, bf16 and annealed settings first."""
+    model, *others = key
+    return model.partition("-")[0], work.MODELS.index(model) if model in work.MODELS else 0, *others
+
+
+def _row(
+    key: tuple[str, str, str, int], forms: dict[str, Any], counts: dict[str, dict[str, int]], ceilings: dict[str, float]
+) -> list[str]:
+    model, dtype, settings, batch = key
+    done = {form: statistics.median(cell["seconds"]) for form, cell in forms.items() if "seconds" in cell}
+    first = [f"{model}, {dtype}", "", str(batch)]
+    if not done:
+        return [*first, *(_told(forms.get(form)) for form in work.FORMS), "", "", "", "", ""]
+    best = min(done, key=lambda form: done[form])
+    cell, counted = forms[best], counts.get(f"{model} {settings}", {})
+    first[1] = f"{cell['num_ar_steps']} x `{cell['steps']}`"
+    flops = batch * counted.get("flops", 0)
+    return [
+        *first,
+        *(f"{done[form] / batch:.3g}" if form in done else _told(forms.get(form)) for form in work.FORMS),
+        f"{done['plain'] / done['fused']:.2f}x" if len(done) == 2 else "",
+        f"{batch / done[best]:.3g}",
+        f"{counted['plain']}, {counted['fused']}" if batch == 1 and counted else "",
+        f"{flops / done[best] / (1e12 * ceilings[dtype]):.1%}" if flops else "",
+        f"{cell['memory']:.0f}" if cell["memory"] else "",
+    ]
+
+
+def _told(cell: dict[str, Any] | None) -> str:
+    """Why there is no number."""
+    return "" if cell is None else "does not fit" if "full" in cell else "failed"
+
+
+def filled(text: str) -> str:
+    """The page with the tables of all results."""
+    files = sorted(RESULTS.glob("gpu-*.json"))
+    content = "\n\n".join(page(json.loads(path.read_text(encoding="utf-8"))) for path in files) or NOTHING
+    pattern = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
+    return pattern.sub(lambda marks: f"{marks[1]}{content}\n{marks[2]}", text)
+
+
+def main(given: list[str]) -> int:
+    if given and given != ["--check"]:
+        print("\n\n".join(page(json.loads(Path(path).read_text(encoding="utf-8"))) for path in given))
+        return 0
+    old = PAGE.read_text(encoding="utf-8")
+    new = filled(old)
+    if given:
+        return int(new != old)
+    PAGE.write_text(new, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,146 @@
+"""What one image takes of each model: launches and multiplications, counted without a GPU.
+
+    python benchmarks/work.py                  # what results/work.json lacks; hours of one core for all models
+    python benchmarks/work.py mar-base xar-base
+
+With the original settings and with the annealed ones, at batch 1; launches in plain form and with fused operators, as
+in `launches.py`. Each count is written as it is made, so that an interrupted call is resumed. `gpu.py` divides the
+multiplications by its times.
+
+An original count is not gone through: what an AR step takes is linear in its evaluations, so that two short ones give
+it, up to the few launches that compute modulations ahead. Multiplications grow with the batch, except for embeddings
+of times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import note
+from launches import Launches, draw, on_meta, request_for, solver_of
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.flop_counter import flop_registry
+
+from disa.core.steps import constant
+from disa.core.texts import parse
+from disa.files import write_text
+from disa.models.registry import PRESETS
+from disa.models.spec import Preset
+from disa.runtime import fused
+
+MODELS = (
+    *("mar-base", "flowar-small", "xar-base", "harmon-0.5b", "mar-large", "mar-huge"),
+    *("flowar-large", "flowar-huge", "xar-large", "xar-huge", "harmon-1.5b"),
+)
+SETTINGS = "disa", "original"
+FORMS = "plain", "fused"
+FILE = Path(__file__).parent / "results" / "work.json"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How a model is drawn."""
+
+    num_ar_steps: int
+    steps: str
+
+    @classmethod
+    def of(cls, preset: Preset, settings: str) -> Asked:
+        """The annealed settings, or those of the model's own paper."""
+        own, paper = preset.defaults, preset.paper.original
+        if settings == "disa":
+            return cls(own.num_ar_steps, own.steps)
+        return cls((paper and paper.num_ar_steps) or own.num_ar_steps, own.original)
+
+
+class Work(Launches):
+    """Counts multiplications and additions, too: those of matrix products, convolutions and attention."""
+
+    flops: int = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = super().__torch_dispatch__(function, types, args, kwargs)
+        if count := flop_registry.get(function._overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count inside, where attention is one launch and does not say what it multiplies."""
+        before: Callable[..., Tensor] = F.scaled_dot_product_attention
+
+        def attention(query: Tensor, key: Tensor, value: Tensor, *others: Any, **named: Any) -> Tensor:
+            self.flops += 2 * query.shape[:-1].numel() * key.shape[-2] * (query.shape[-1] + value.shape[-1])
+            return before(query, key, value, *others, **named)
+
+        F.scaled_dot_product_attention = attention
+        try:
+            with self:
+                yield
+        finally:
+            F.scaled_dot_product_attention = before
+
+
+def count(preset: Preset, model: Any, asked: Asked, form: str) -> dict[str, int]:
+    """Launches and multiplications of one image."""
+    work = Work()
+    with fused.plain_forms() if form == "plain" else nullcontext():
+        request = request_for(preset, 1, asked.num_ar_steps)
+        draw(model, request, parse(asked.steps), solver_of(preset), work.watching())
+    return {"launches": work.total, "flops": work.flops}
+
+
+def extrapolated(preset: Preset, model: Any, asked: Asked, form: str) -> dict[str, int]:
+    """The same of a constant number of denoising steps, from two small numbers."""
+    solver, process = solver_of(preset), model.process
+
+    def evaluations(num_steps: int) -> int:
+        return solver.plan(process, num_steps).num_evaluations
+
+    few, wanted = (4, 8), evaluations(parse(asked.steps).counts(asked.num_ar_steps)[0])
+    low, high = (count(preset, model, Asked(asked.num_ar_steps, str(constant(n))), form) for n in few)
+    first, second = map(evaluations, few)
+    return {key: low[key] + (high[key] - low[key]) * (wanted - first) // (second - first) for key in low}
+
+
+def work_of(name: str, settings: str) -> dict[str, int]:
+    """Of a model: multiplications, and the launches of each form."""
+    preset = PRESETS[name]
+    model, asked = on_meta(preset), Asked.of(preset, settings)
+    counting = extrapolated if settings == "original" else count
+    found = {form: counting(preset, model, asked, form) for form in FORMS}
+    return {"flops": found["plain"]["flops"], **{form: found[form]["launches"] for form in FORMS}}
+
+
+def read(path: Path = FILE) -> dict[str, dict[str, int]]:
+    """What was counted, by model and settings."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("--out", type=Path, default=FILE)
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.models if name not in PRESETS]:
+        parser.error(f"unknown model {unknown[0]!r}: expected {', '.join(PRESETS)}")
+    torch.set_num_threads(1)
+    for settings in SETTINGS:
+        for name in asked.models:
+            found, key = read(asked.out), f"{name} {settings}"
+            if key not in found:
+                found[key] = work_of(name, settings)
+                write_text(asked.out, json.dumps(found, indent=1) + "\n")
+                note(f"{key}: {found[key]}")
+
+
+if __name__ == "__main__":
+    main()
