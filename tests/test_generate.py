@@ -1,7 +1,7 @@
 """The one loop, with a model of 20 lines."""
 
-import time
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -166,17 +166,24 @@ def test_gradients_are_off_inside_and_untouched_outside():
 
 
 def test_the_clock_is_the_caller_s():
-    """Twice an AR step, between what the backbone and what the head do; it is told the device to wait for."""
-    devices: list[torch.device] = []
+    """Asked around what the backbone and what the head do; nothing waits for its moments until they are subtracted."""
+    subtracted: list[int] = []
 
-    def clock(device: torch.device) -> float:
-        devices.append(device)
-        return time.perf_counter() + 1000 * len(devices)
+    class Moment:
+        def __init__(self, place: int) -> None:
+            self.place = place
 
+        def __sub__(self, earlier: Any) -> float:
+            subtracted.append(self.place)
+            return 10.0**self.place - 10.0**earlier.place
+
+    places = count()
     request, solver = Request(2, 3), make_solver("ddim", "uniform")
-    steps = list(generate_steps(StubModel(), request, constant(2), solver, SeededNoise([1, 2]), clock))  # pyright: ignore
-    assert devices == [torch.device("cpu")] * 6
-    assert all(1000 < step.seconds_head < 1001 for step in steps)
+    model: Any = StubModel()
+    steps = list(generate_steps(model, request, constant(2), solver, SeededNoise([1, 2]), lambda: Moment(next(places))))
+    assert not subtracted
+    assert [step.seconds_head for step in steps] == [90.0, 900000.0, 9000000000.0]
+    assert [step.seconds_backbone for step in steps] == [909.0, 9090000.0, 90900000000.0]
 
 
 @pytest.mark.parametrize("answer", [np.int64(4), "4", [4, 4], Plan(4), torch.tensor([4, 4])])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from disa.errors import DisaError
 from disa.models.layers import MLP, initialise
 from disa.runtime import packing
-from disa.runtime.clock import now
+from disa.runtime.clock import clock_of
 from disa.runtime.devices import pick_device, pick_dtype
 from disa.runtime.kernels import attend, cos_and_sin, linear, swish
 from disa.runtime.packing import Linear, PackedLinear, adopt, can_pack, has_fast_bf16, pack, prepare
@@ -199,16 +199,42 @@ def test_devices_and_dtypes_by_name() -> None:
         pick_dtype("fp8")
 
 
-@pytest.mark.parametrize(("kind", "waits"), [("cpu", []), ("cuda", ["waited"]), ("mps", ["waited"])])
-def test_the_clock_waits_for_the_device(kind: str, waits: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    happened = list[str]()
+def test_a_cpu_s_clock_is_the_steady_one() -> None:
+    assert clock_of(torch.device("cpu")) is time.perf_counter
 
-    def wait(*_: object) -> None:
-        happened.append("waited")
-        time.sleep(0.01)
 
-    monkeypatch.setattr(torch.cuda, "synchronize", wait)
-    monkeypatch.setattr(torch.mps, "synchronize", wait)
-    before = time.perf_counter()
-    assert now(torch.device(kind)) - before >= 0.01 * len(waits)
-    assert happened == waits
+def test_a_gpu_is_waited_for_when_times_are_read_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[int] = []
+
+    class Event:
+        made = 0
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+            Event.made += 1
+            self.place = Event.made
+
+        def record(self, stream: str) -> None:
+            assert stream == "the stream of cuda:1"
+
+        def synchronize(self) -> None:
+            waited.append(self.place)
+
+        def elapsed_time(self, later: "Event") -> float:
+            assert later.place in waited
+            return 2000.0 * (later.place - self.place)  # in milliseconds
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    now = clock_of(torch.device("cuda:1"))
+    moments = [now() for _ in range(4)]
+    assert not waited
+    assert moments[3] - moments[1] == 4.0
+    assert waited == [4]
+
+
+def test_mps_is_waited_for_at_every_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.mps, "synchronize", lambda: time.sleep(0.01))
+    now = clock_of(torch.device("mps"))
+    first = now()
+    assert now() - first >= 0.01

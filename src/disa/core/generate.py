@@ -7,24 +7,24 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from disa.core.problem import ARModel, ARStep, Noise
+from disa.core.problem import ARModel, ARStep, Moment, Moments, Noise
 from disa.core.request import Request
 from disa.core.solve import Meter, solve
 from disa.core.solver import Solver
 from disa.core.steps import StepPolicy, fresh
 
-Clock = Callable[[torch.device], float]
-"""From a device to seconds on the scale of `time.perf_counter`; a fair one first waits until the device is done."""
-
-
-def wall_clock(device: torch.device) -> float:
-    """The time without waiting for the device."""
-    return time.perf_counter()
+Clock = Callable[[], Moment]
+"""What time it is; a fair clock tells when the device is done with the work that it was given before."""
 
 
 @torch.no_grad()
 def generate_steps(
-    model: ARModel, request: Request, policy: StepPolicy, solver: Solver, noise: Noise, clock: Clock = wall_clock
+    model: ARModel,
+    request: Request,
+    policy: StepPolicy,
+    solver: Solver,
+    noise: Noise,
+    clock: Clock = time.perf_counter,
 ) -> Iterator[ARStep]:
     """Draw a batch, one `ARStep` a turn; after the last, `model.finish(step.state)` gives the latents.
 
@@ -33,12 +33,12 @@ def generate_steps(
     state = model.begin(request, noise)
     policy = fresh(policy)
     for ar_step in range(request.num_ar_steps):
-        started = time.perf_counter()
+        started = clock()
         problem = model.pose(state)
-        posed, meter = clock(problem.device), Meter()
+        posed, meter = clock(), Meter()
         solution = solve(problem, solver, policy(meter.on(problem)), noise)
-        solved = clock(problem.device)
+        solved = clock()
         model.accept(state, solution.tokens)
-        backbone = posed - started + time.perf_counter() - solved
+        moments = Moments(started, posed, solved, clock())
         made = meter.evaluations + solution.evaluations
-        yield ARStep(ar_step, problem, solution.steps, solution.tokens, made, backbone, solved - posed, state)
+        yield ARStep(ar_step, problem, solution.steps, solution.tokens, made, moments, state)

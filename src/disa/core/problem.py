@@ -330,6 +330,32 @@ class ARModel(Protocol):
         ...
 
 
+class Moment(Protocol):
+    """A point in time, such as a float in seconds, or an event of a device, which is read when one is subtracted."""
+
+    def __sub__(self, earlier: Any, /) -> float:
+        """Seconds from an earlier one to this."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """When an AR step began, and when its parts were done."""
+
+    started: Moment
+    posed: Moment
+    solved: Moment
+    accepted: Moment
+
+    @property
+    def seconds_backbone(self) -> float:
+        return (self.posed - self.started) + (self.accepted - self.solved)
+
+    @property
+    def seconds_head(self) -> float:
+        return self.solved - self.posed
+
+
 @dataclass(frozen=True, eq=False)
 class ARStep:
     """One turn of the AR loop, as it is yielded."""
@@ -342,12 +368,19 @@ class ARStep:
     """[R, *shape]."""
     evaluations: int
     """Made in this AR step, by the solver and by the policy."""
-    seconds_backbone: float
-    """Time in `pose` and `accept`."""
-    seconds_head: float
-    """Time in the policy and in the denoising loop."""
+    moments: Moments
     state: Any = None
     """The model's, after this AR step."""
+
+    @property
+    def seconds_backbone(self) -> float:
+        """Time in `pose` and `accept`; waits for the device if its clock does."""
+        return self.moments.seconds_backbone
+
+    @property
+    def seconds_head(self) -> float:
+        """Time in the policy and in the denoising loop, likewise."""
+        return self.moments.seconds_head
 
     def __repr__(self) -> str:
         rows, steps = self.problem.num_rows, self.problem.num_ar_steps

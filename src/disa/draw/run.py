@@ -163,10 +163,10 @@ class Run:
         loaded, settings, inputs = self.loaded, self.settings, self.inputs.part(batch)
         timer = _Timer()
         condition = loaded.conditioner.condition(inputs, settings, self.token_grid)
-        noise, trace = SeededNoise(inputs.seeds, loaded.device, fused.normals), list[TraceStep]()
-        request = self._request(inputs, condition)
-        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, clock.now):
-            trace.append(TraceStep.of(step))
+        noise, trace = SeededNoise(inputs.seeds, loaded.device, fused.normals), list[Callable[[], TraceStep]]()
+        request, now = self._request(inputs, condition), clock.clock_of(loaded.device)
+        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, now):
+            trace.append(TraceStep.later(step))
             samples = None
             if step.ar_step == settings.num_ar_steps - 1:
                 latents = loaded.model.finish(step.state)
@@ -196,7 +196,7 @@ class Run:
         inputs: Inputs,
         rewritten: list[str] | None,
         latents: Tensor,
-        trace: list[TraceStep],
+        trace: list[Callable[[], TraceStep]],
         timer: _Timer,
     ) -> Samples:
         """A batch, decoded."""
@@ -211,7 +211,7 @@ class Run:
             places=batch,
             images=convert(images, self.output_type),
             latents=latents.float().cpu(),
-            trace=trace,
+            trace=[tell() for tell in trace],
             seconds=timer.seconds(),
             seconds_decode=timer.seconds() - drawing,
             about=self._about_later(),
@@ -228,7 +228,7 @@ class Run:
 
 
 class _Timer:
-    """Wall time, without what a consumer does between turns."""
+    """Wall time, without what a consumer does between turns. What a GPU still does meanwhile is left out with it."""
 
     def __init__(self) -> None:
         self._started, self._before = time.perf_counter(), 0.0

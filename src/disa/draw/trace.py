@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from disa.core.problem import ARStep
@@ -23,11 +23,16 @@ class TraceStep:
     seconds_head: float
 
     @classmethod
-    def of(cls, step: ARStep) -> TraceStep:
-        """From a turn of the loop."""
-        asked = float(step.steps) if isinstance(step.steps, int) else step.steps.cpu().double().mean().item()
-        rows = step.problem.num_rows
-        return cls(step.ar_step, rows, asked, step.evaluations, step.seconds_backbone, step.seconds_head)
+    def later(cls, step: ARStep) -> Callable[[], TraceStep]:
+        """From a turn of the loop, of which it holds no more than it needs. To call it waits for the device."""
+        index, asked, moments = step.ar_step, step.steps, step.moments
+        rows, made = step.problem.num_rows, step.evaluations
+
+        def tell() -> TraceStep:
+            mean = float(asked) if isinstance(asked, int) else asked.cpu().double().mean().item()
+            return cls(index, rows, mean, made, moments.seconds_backbone, moments.seconds_head)
+
+        return tell
 
     @classmethod
     def sum(cls, parts: Sequence[TraceStep]) -> TraceStep:
