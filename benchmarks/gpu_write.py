@@ -39,8 +39,8 @@ def page(result: dict[str, Any]) -> str:
     ceilings, lines = result["ceilings"], list[str]()
     lines.append(
         f"{result['processor']}, PyTorch {result['versions']['torch']}: matrix products at {ceilings['bf16']:.3g} "
-        f"TFLOP/s in bf16 and {ceilings['fp32']:.3g} in fp32 without TF32, copies at {ceilings['copy']:.2g} TB/s. Random "
-        "weights, images not decoded, medians. The faster form gives images per second, share of peak and memory."
+        f"TFLOP/s in bf16 and {ceilings['fp32']:.3g} in fp32 without TF32, copies at {ceilings['copy']:.2g} TB/s. "
+        "Random weights, images not decoded, medians; images per second, share of peak and memory of the faster form."
     )
     if tests := result.get("tests"):
         lines.append(f"Tests: {tests['said']}.")

@@ -1,6 +1,7 @@
 """What several test modules share."""
 
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,12 +13,12 @@ import torch
 from command import Command, Done
 from disa import cli
 
-GOLDEN = Path(__file__).resolve().parents[2] / "shared" / "golden"
+GOLDEN = Path(os.environ.get("DISA_GOLDEN") or Path(__file__).resolve().parents[2] / "shared" / "golden")
 
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The folder of inputs and outputs of the official code; it lies beside the checkout, not in it."""
+    """The folder of inputs and outputs of the official code: beside the checkout, or where DISA_GOLDEN says."""
     if not (GOLDEN / "schedules.json").is_file():
         pytest.skip(f"no golden files: expected schedules.json and <case>.safetensors in {GOLDEN}")
     return GOLDEN

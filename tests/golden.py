@@ -43,6 +43,7 @@ from disa.models.mar.names import official_names
 from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
+from disa.runtime.devices import CPU
 
 TOLERANCE = 2e-5
 
@@ -56,10 +57,17 @@ class Case:
 
     about: dict[str, Any]
     tensors: dict[str, Tensor]
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    """What sampling is replayed on, and in. Inputs and expected values are on the CPU, in float32."""
 
     @classmethod
-    def read(cls, path: Path) -> Case:
-        return cls(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+    def read(cls, path: Path, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Case:
+        return cls(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")), device, dtype)
+
+    def placed(self, model: Any) -> Any:
+        """A model as it is replayed."""
+        return model.eval().to(self.device, self.dtype)
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
@@ -73,13 +81,14 @@ class RecordedNoise:
 
     def orders(self, num_tokens: int) -> Tensor:
         orders = self.case.tensors["inputs/orders"]
-        return orders[: len(self.case.tensors["expected/tokens"])]  # of doubled batches both halves are recorded
+        # Of doubled batches both halves are recorded.
+        return orders[: len(self.case.tensors["expected/tokens"])].to(self.case.device)
 
     def initial(self, problem: DenoisingProblem) -> Tensor:
-        return self.case.tensors[f"noise/init/{problem.ar_step:03d}"][: problem.num_rows]
+        return self.case.tensors[f"noise/init/{problem.ar_step:03d}"][: problem.num_rows].to(self.case.device)
 
     def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
-        return self.case.tensors[f"noise/steps/{problem.ar_step:03d}"][:num_steps]
+        return self.case.tensors[f"noise/steps/{problem.ar_step:03d}"][:num_steps].to(self.case.device)
 
 
 # -- MAR -----------------------------------------------------------------------------------------------------------
@@ -97,7 +106,7 @@ def load_mar(case: Case) -> MAR:
     config = MARConfig.from_official(case.about["config"])
     model = MAR(config)
     model.load_state_dict(official_names(config).from_official(case.part("weights/")))
-    return model.eval()
+    return case.placed(model)
 
 
 def mar_policy(config: dict[str, Any]) -> policies.Schedule:
@@ -186,7 +195,7 @@ def load_flowar(case: Case) -> FlowAR:
     config = replace(config, num_classes=len(weights["class_emb.weight"]) - 1)
     model = FlowAR(config)
     model.load_state_dict(flowar.official_names(config).from_official(weights))
-    return model.eval()
+    return case.placed(model)
 
 
 def replay_flowar(case: Case) -> Found:
@@ -245,7 +254,7 @@ def load_xar(case: Case) -> XAR:
     config = replace(config, num_classes=len(weights["class_emb.weight"]) - 1)
     model = XAR(config)
     model.load_state_dict(xar.official_names(config).from_official(weights))
-    return model.eval()
+    return case.placed(model)
 
 
 def replay_xar(case: Case) -> Found | None:
@@ -302,7 +311,7 @@ def load_harmon(case: Case) -> Harmon:
     config = HarmonConfig.from_official(case.about)
     model = Harmon(config)
     model.load_state_dict(harmon.official_names(config).from_official(case.part("weights/")))
-    return model.eval()
+    return case.placed(model)
 
 
 def replay_harmon(case: Case) -> Found:
@@ -357,16 +366,17 @@ def replay_vae(case: Case) -> Found:
     config = VAEConfig.from_official(case.about["config"])
     network = build(config)
     network.load_state_dict(from_official(case.part("weights/"), config))
-    codec, expected = KL16Codec(network.eval()), case.part("expected/")
+    codec, expected = KL16Codec(network.eval().to(case.device)), case.part("expected/")
     with torch.no_grad():
-        moments = codec.moments(case.tensors["inputs/image"])
+        moments = codec.moments(case.tensors["inputs/image"].to(case.device))
         yield "moments", moments, expected["moments"]
         mean, log_variance = split_moments(moments)
         yield "mean", mean, expected["mean"]
         yield "logvar", log_variance, expected["logvar"]
-        sample = codec.encode(case.tensors["inputs/image"], case.tensors["noise/sample"]) / config.scale
+        image, noise = (case.tensors[name].to(case.device) for name in ("inputs/image", "noise/sample"))
+        sample = codec.encode(image, noise) / config.scale
         yield "sample", sample, expected["sample"]
-        yield "decoded", codec.decode(case.tensors["inputs/latent"] * config.scale), expected["decoded"]
+        yield "decoded", codec.decode(case.tensors["inputs/latent"].to(case.device) * config.scale), expected["decoded"]
 
 
 # -- schedules -----------------------------------------------------------------------------------------------------
@@ -436,7 +446,8 @@ REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
 
 def difference(found: Any, expected: Any) -> float:
     """Largest difference relative to the largest expected magnitude; infinite where shapes differ or on NaN."""
-    a, b = (np.asarray(x.detach().cpu() if isinstance(x, Tensor) else x, dtype=np.float64) for x in (found, expected))
+    values = (x.detach().cpu().double() if isinstance(x, Tensor) else x for x in (found, expected))
+    a, b = (np.asarray(value, dtype=np.float64) for value in values)
     if a.size != b.size or (a.ndim and b.ndim and a.shape != b.shape):
         return float("inf")
     gap, size = np.abs(a - b).max(initial=0), np.abs(b).max(initial=0)
@@ -445,19 +456,28 @@ def difference(found: Any, expected: Any) -> float:
     return 0.0 if gap == 0 else float(gap / max(size, 1e-30))
 
 
-def replay(path: Path) -> Iterator[tuple[str, float]] | None:
-    """Name and relative difference of every tensor of a case, or None where the case is not supported."""
+def replay(
+    path: Path,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
+    measure: Callable[[Any, Any], float] = difference,
+) -> Iterator[tuple[str, float]] | None:
+    """Name and relative difference of every tensor of a case, or None where the case is not supported.
+
+    device, dtype: of what is sampled. Training and text are replayed on the CPU alone, in float32. measure: of a found
+    and an expected value.
+    """
     if path.name == "schedules.json":
         found = replay_schedules(json.loads(path.read_text()))
     else:
-        case = Case.read(path)
+        case = Case.read(path, device, dtype)
         run = REPLAYS.get((case.about["model"], case.about.get("kind", "sampling")))
         if run is None:
             return None
         found = run(case)
         if found is None:
             return None
-    return ((name, difference(value, expected)) for name, value, expected in found)
+    return ((name, measure(value, expected)) for name, value, expected in found)
 
 
 def report(path: Path) -> tuple[str, bool]:

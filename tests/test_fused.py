@@ -67,6 +67,7 @@ def exact(value: Any) -> Any:
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize(("shape", "first", "count"), [((16,), 1, 3), ((5,), 0, 1), ((3, 6), 7, 2)])
 def test_the_noise_of_an_ar_step_is_one_kernel(shape: tuple[int, ...], first: int, count: int) -> None:
     from disa.runtime import triton_kernels
@@ -82,6 +83,7 @@ def test_the_noise_of_an_ar_step_is_one_kernel(shape: tuple[int, ...], first: in
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("rms", "affine"), [(False, False), (False, True), (True, False)])
 def test_modulated_norm(dtype: torch.dtype, rms: bool, affine: bool) -> None:
@@ -98,6 +100,7 @@ def test_modulated_norm(dtype: torch.dtype, rms: bool, affine: bool) -> None:
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gated_norm(dtype: torch.dtype) -> None:
     width = 24
@@ -109,6 +112,7 @@ def test_gated_norm(dtype: torch.dtype) -> None:
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_turned(dtype: torch.dtype) -> None:
     cos, sin = normal(5, 8, seed=1), normal(5, 8, seed=2)
@@ -118,12 +122,14 @@ def test_turned(dtype: torch.dtype) -> None:
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gelu_gate(dtype: torch.dtype) -> None:
     agrees(fused.gelu_gate, 2 * normal(3, 7, 50, dtype=dtype), normal(3, 7, 50, seed=1, dtype=dtype))
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 14, 70])
 def test_linear_layers_of_few_rows(dtype: torch.dtype, rows: int) -> None:
@@ -139,6 +145,7 @@ def test_linear_layers_of_few_rows(dtype: torch.dtype, rows: int) -> None:
 
 
 @needs_triton
+@pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("halves", [1, 2])
 def test_guided(dtype: torch.dtype, halves: int) -> None:

@@ -1,0 +1,211 @@
+"""What only a GPU can show: `pytest -m cuda`. Skipped without one; `benchmarks/gpu.py` runs these tests first."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from conftest import GOLDEN
+from disa.core.generate import generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.request import Guidance, Request
+from disa.core.steps import linear
+from disa.draw.inputs import Inputs
+from disa.draw.sampler import Sampler
+from disa.runtime import fused
+from disa.runtime.clock import clock_of
+from disa.runtime.surroundings import undisturbed
+from golden import replay
+
+DEVICE = torch.device("cuda")
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
+]
+
+LABELLED = "mar-digits", "flowar-digits", "xar-digits"
+MODELS = *LABELLED, "harmon-shapes"
+OPTIONS: dict[str, dict[str, Any]] = {
+    "mar-digits": {"num_ar_steps": 8, "steps": "linear:8-3"},
+    "flowar-digits": {"steps": "linear:8-4"},
+    "xar-digits": {"steps": "linear:8-4"},
+    "harmon-shapes": {"num_ar_steps": 6, "steps": "linear:8-3", "rewrite": False},
+}
+SAMPLED = sorted(
+    path.stem
+    for path in GOLDEN.glob("*.json")
+    if path.stem.startswith(("mar_", "flowar_", "xar_", "harmon_", "vae_"))
+    and not path.stem.endswith(("_loss", "_i2t", "_quirk"))
+)
+GOLDEN_TOLERANCE = 2e-4
+"""The largest difference of any recorded value, as a share of the largest value: fp32 without TF32."""
+GOLDEN_BF16 = 0.08
+"""Root mean square of the differences between what is drawn in bf16 and what is recorded, as a share of that of what is
+recorded. On a CPU it is 0.004 to 0.036."""
+SAME_SEEDS = {"fp32": 1e-3, "bf16": 0.1}
+"""The same measure between batches of different sizes, and between fused operators and plain forms: kernels sum in
+another order."""
+
+
+@cache
+def sampler(name: str, dtype: str = "fp32") -> Sampler:
+    if name.startswith("harmon"):
+        pytest.importorskip("transformers")
+    return Sampler.from_pretrained(name, device=DEVICE, dtype=dtype)
+
+
+def inputs(name: str, num_images: int) -> Inputs:
+    asked = {"prompts": "a red circle"} if name.startswith("harmon") else {"labels": 3}
+    return Inputs.paired(range(num_images), **asked)  # pyright: ignore
+
+
+def latents(name: str, num_images: int = 8, dtype: str = "fp32", **options: Any) -> Tensor:
+    """[N, C, H, W] of the first seeds."""
+    drawing, given = sampler(name, dtype), OPTIONS[name] | options
+    return drawing.start(inputs(name, num_images), output_type="latent", **given).result().latents
+
+
+def drift(found: Any, expected: Any) -> float:
+    """The same of recorded tensors; 0 of what is none."""
+    tensors = isinstance(found, Tensor) and isinstance(expected, Tensor)
+    return rms(found.detach().cpu(), expected) if tensors else 0.0
+
+
+def rms(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the differences, as a share of that of the expected values."""
+    return float((found - expected).double().norm() / expected.double().norm())
+
+
+# -- recorded runs of the official code ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", SAMPLED or ["(none)"])
+def test_the_official_numbers_in_fp32(golden: Path, case: str) -> None:
+    with undisturbed():
+        differences = dict(replay(golden / f"{case}.json", DEVICE) or ())
+    assert differences
+    worst = max(differences, key=lambda name: differences[name])
+    print(f"measured: {case} fp32 {differences[worst]:.2e} ({worst})")
+    assert differences[worst] <= GOLDEN_TOLERANCE, worst
+
+
+@pytest.mark.parametrize("case", [case for case in SAMPLED if not case.startswith("vae_")] or ["(none)"])
+def test_bf16_stays_near_the_official_numbers(golden: Path, case: str) -> None:
+    with undisturbed():
+        tokens = dict(replay(golden / f"{case}.json", DEVICE, torch.bfloat16, drift) or ())["tokens"]
+    print(f"measured: {case} bf16 {tokens:.2e}")
+    assert tokens <= GOLDEN_BF16
+
+
+# -- the same picture ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", SAME_SEEDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_seed_gives_the_same_picture_in_any_batch(name: str, dtype: str) -> None:
+    whole = latents(name, dtype=dtype, batch_size=8)
+    for size in (3, 1):
+        gap = rms(latents(name, dtype=dtype, batch_size=size), whole)
+        print(f"measured: {name} {dtype} batches of {size} and 8 {gap:.2e}")
+        assert gap <= SAME_SEEDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", SAME_SEEDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_fused_operators_draw_what_plain_forms_draw(name: str, dtype: str) -> None:
+    if find_spec("triton") is None:
+        pytest.skip("Triton is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a kernel that fails, or differs, is told so
+        found = latents(name, dtype=dtype)
+    assert any(operator.agreed for operator in operators())
+    assert not [operator.name for operator in operators() if operator.refused]
+    with fused.plain_forms():
+        gap = rms(found, latents(name, dtype=dtype))
+    print(f"measured: {name} {dtype} fused and plain {gap:.2e}")
+    assert gap <= SAME_SEEDS[dtype]
+
+
+def operators() -> Iterator[fused.Operator]:
+    return (each for each in vars(fused).values() if isinstance(each, fused.Operator))
+
+
+def test_a_cpu_draws_the_same_in_fp32() -> None:
+    there = Sampler.from_pretrained("mar-digits", device="cpu")
+    expected = there.start(inputs("mar-digits", 2), output_type="latent", **OPTIONS["mar-digits"]).result().latents
+    assert rms(latents("mar-digits", 2), expected) <= SAME_SEEDS["fp32"]
+
+
+# -- a long run ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_memory_does_not_grow_with_the_number_of_batches(name: str) -> None:
+    held = list[int]()
+    run = sampler(name).start(inputs(name, 40), output_type="latent", **OPTIONS[name] | {"batch_size": 1})
+    for _ in run.batches():
+        held.append(torch.cuda.memory_allocated(DEVICE))
+    assert len(held) == 40
+    assert max(held[5:]) <= max(held[:5])
+
+
+def test_ctrl_c_in_the_middle_frees_the_batch_and_the_next_one_is_whole() -> None:
+    name = "mar-digits"
+    expected = latents(name)
+    before = torch.cuda.memory_allocated(DEVICE)
+    turns = list[int]()
+
+    def stop() -> None:
+        turns.append(1)
+        if len(turns) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    interrupted(lambda: sampler(name).start(inputs(name, 8), **OPTIONS[name]).result(stop))
+    assert len(turns) == 3
+    assert torch.cuda.memory_allocated(DEVICE) <= before
+    assert torch.equal(latents(name), expected)
+
+
+def interrupted(work: Callable[[], object]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        work()
+
+
+# -- time ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_nothing_waits_for_the_device_within_a_batch(name: str) -> None:
+    """Once a batch has begun, and kernels were held against their plain forms."""
+    latents(name, 2)
+    drawing = sampler(name)
+    settings = drawing.settings(**OPTIONS[name])
+    request = Request(2, settings.num_ar_steps, torch.tensor([3, 5]), Guidance(2.0))
+    noise = SeededNoise([0, 1], DEVICE, fused.normals)
+    now = clock_of(DEVICE)
+    with undisturbed():
+        steps = generate_steps(drawing.model, request, linear(8, 4), settings.solver, noise, now)
+        done = [next(steps)]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            done.extend(steps)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all(step.seconds_head > 0 and step.seconds_backbone > 0 for step in done)
+
+
+def test_times_of_the_parts_are_within_the_whole() -> None:
+    latents("mar-digits")
+    drawn = sampler("mar-digits").start(inputs("mar-digits", 8), **OPTIONS["mar-digits"]).result()
+    assert drawn.seconds_head > 0
+    assert drawn.seconds_backbone > 0
+    assert drawn.seconds_head + drawn.seconds_backbone + drawn.seconds_decode <= drawn.seconds
