@@ -366,7 +366,7 @@ def replay_vae(case: Case) -> Found:
     config = VAEConfig.from_official(case.about["config"])
     network = build(config)
     network.load_state_dict(from_official(case.part("weights/"), config))
-    codec, expected = KL16Codec(network.eval().to(case.device)), case.part("expected/")
+    codec, expected = KL16Codec(network.eval()).to(case.device, torch.float32), case.part("expected/")
     with torch.no_grad():
         moments = codec.moments(case.tensors["inputs/image"].to(case.device))
         yield "moments", moments, expected["moments"]

@@ -151,7 +151,8 @@ def test_a_cpu_draws_the_same_in_fp32() -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_memory_does_not_grow_with_the_number_of_batches(name: str) -> None:
     held = list[int]()
-    run = sampler(name).start(inputs(name, 40), output_type="latent", **OPTIONS[name] | {"batch_size": 1})
+    options: dict[str, Any] = OPTIONS[name] | {"batch_size": 1}
+    run = sampler(name).start(inputs(name, 40), output_type="latent", **options)
     for _ in run.batches():
         held.append(torch.cuda.memory_allocated(DEVICE))
     assert len(held) == 40
