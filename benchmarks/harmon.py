@@ -37,7 +37,7 @@ from disa.models.harmon.model import Harmon
 from disa.models.harmon.text import FixedLength
 from disa.models.registry import PRESETS
 from disa.runtime import packing
-from disa.runtime.clock import now
+from disa.runtime.clock import clock_of
 from disa.runtime.devices import DTYPES
 
 PARTS = ("prompts", "llm", "encoder", "decoder", "head", "rest")
@@ -53,8 +53,8 @@ class Clock:
     seconds: Counter[str] = field(default_factory=Counter)
     flops: Counter[str] = field(default_factory=Counter)
 
-    def now(self) -> float:
-        return time.process_time() if counts_cpu(self.device) else now(torch.device(self.device))
+    def now(self) -> Any:
+        return time.process_time() if counts_cpu(self.device) else clock_of(torch.device(self.device))()
 
     def timed(self, part: str, apply: Callable[..., Any]) -> Callable[..., Any]:
         def timing(*arguments: Any, **options: Any) -> Any:

@@ -39,7 +39,7 @@ from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR, masked_counts
 from disa.models.registry import PRESETS
 from disa.runtime import packing
-from disa.runtime.clock import now
+from disa.runtime.clock import clock_of
 from disa.runtime.devices import DTYPES
 
 OFFICIAL = {"cpu_seconds": 48.2, "cpu_seconds_head": 15.7, "network_calls": 427, "threads": 1, "batch": 1}
@@ -166,9 +166,10 @@ def gemm_speed(dtype: torch.dtype, device: str) -> float:
 
 
 def clock(action: Callable[[], object], device: str) -> float:
-    started = now(torch.device(device))
+    now = clock_of(torch.device(device))
+    started = now()
     action()
-    return now(torch.device(device)) - started
+    return now() - started
 
 
 # -- the rounds ------------------------------------------------------------------------------------------------------

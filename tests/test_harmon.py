@@ -208,7 +208,8 @@ def test_padding_changes_nothing_but_rounding(model: Harmon, monkeypatch: pytest
     read = model._read
 
     def together(prompts: Prompts, longest: int) -> list[Prefix]:
-        return [read(prompts.ids, prompts.lengths, torch.arange(len(prompts)), longest)]
+        known = prompts.lengths.tolist()
+        return [read(prompts.ids, prompts.lengths, set(known), known, longest)]
 
     monkeypatch.setattr(model, "read", together)
     found = draw(model, [0, 1, 2])

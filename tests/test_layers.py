@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from disa.core.diffusion import CosineDiffusion
-from disa.core.problem import Prediction
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.runtime.tiles import tiles
@@ -15,7 +14,7 @@ def test_blocks_of_the_head_get_whole_tiles(interval: tuple[float, float], monke
     head = DiffusionHead(channels=4, condition_width=8, width=16, depth=1).requires_grad_(False)
     grid, seen, denoise = CosineDiffusion().grid("uniform", 5), list[int](), head.denoise
 
-    def counted(h: torch.Tensor, modulation: torch.Tensor) -> Prediction:
+    def counted(h: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
         seen.append(len(h))
         return denoise(h, modulation)
 
