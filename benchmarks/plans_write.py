@@ -24,7 +24,9 @@ Plans were made by `disa calibrate --model MODEL` on seeds 100000-100031, budget
 300000-301999, and all numbers here are of seeds from 500000 on. A difference is paired by seed; its interval holds with
 all others of this page together (Holm). "None shown" says that it contains 0. [How sure a difference is](certainty.md)
 has the method. *Times* are a plan's times and updates with as many steps in every AR step; *counts* are a table of
-counts on the official solver and grid; *hand* settings are the best known by hand at about as many evaluations.
+counts on the official solver and grid; *hand*, *heun* and *dpm* settings are the best known by hand at about as many
+evaluations. *Warm* and *cool* scale the noise that rows begin with (`--temperature`), by a factor that was chosen on
+the seeds for choosing.
 
     python benchmarks/confirm.py confirm benchmarks/plans-points.json && python benchmarks/plans_write.py
 

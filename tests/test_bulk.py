@@ -361,4 +361,5 @@ def test_memory_does_not_grow_with_what_is_drawn(tmp_path: Path) -> None:
         tracemalloc.stop()
         return found
 
-    assert peak(5000) < peak(1000) + 4000 * 40
+    peak(500)  # what is made once, whatever is drawn
+    assert peak(5000) < peak(1000) + 4000 * 100

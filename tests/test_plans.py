@@ -333,7 +333,7 @@ def test_a_plan_as_the_solver_of_other_policies(sampler: Sampler, file: Path) ->
 
 @pytest.mark.parametrize(
     ("steps", "words"),
-    [("mlp:50-5@20", "goes up to 3"), ("variance:9-2", "goes up to 3"), ("straight@2", "nothing for")],
+    [("mlp:50-5@20", "goes up to 3"), ("variance:9-2", "goes up to 3"), ("straight@2", "has its own solver")],
 )
 def test_policies_that_look_take_its_solver_or_say_why_not(tmp_path: Path, steps: str, words: str) -> None:
     path = planned.written(tmp_path / "plan.json", FLOW)

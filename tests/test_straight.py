@@ -53,7 +53,7 @@ def test_the_change_is_that_of_the_data_predicted_at_the_first_two_times(process
 def test_rows_go_by_the_bin_of_their_change():
     problem, solver, noise = problem_of(GaussianField(), 40), planned.looking(), SeededNoise([3])
     seen: list[Tensor] = []
-    choice, edges = (2, 4, 6), torch.tensor([-1.5, -0.5])
+    choice, edges = (2, 4, 6), (-1.5, -0.5)
     policy = Straight((choice,), (edges,), "straight", StepPlan(content()))
     answer = policy(problem)
     assert isinstance(answer, Look)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from disa.core.allocate import allocate
 from disa.core.counts import MOST_AR_STEPS, denoising_steps
@@ -144,7 +143,7 @@ class StepPlan:
         parts = ("edges", "shares", "errors")
         bins = [Bins(*(np.array(look[part], dtype=float) for part in parts)) for look in self.looks]
         chosen = choices(self.errors, self.costs, self.weights, bins, self._total(self._spent(budget)))
-        edges = tuple(torch.tensor(each.edges, dtype=torch.float32) for each in bins)
+        edges = tuple(tuple(each.edges.tolist()) for each in bins)
         return Straight(chosen, edges, text, self)
 
     def _spent(self, budget: float | None) -> float:

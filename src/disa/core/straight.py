@@ -11,7 +11,7 @@ Shapes: K AR steps, G stretches of them, B bins, N the most denoising steps of a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,13 +48,13 @@ class Bins:
 class Straight(WithSolver):
     """The policy. Its solver is `plan.solver`."""
 
-    choices: tuple[Choice, ...]
+    choices: tuple[Choice, ...] = field(repr=False)
     """[K]."""
-    edges: tuple[Tensor, ...]
+    edges: tuple[tuple[float, ...], ...] = field(repr=False)
     """[G] of the bins, [B - 1] each."""
     source: str
     """Its text."""
-    plan: Any
+    plan: Any = field(compare=False, repr=False)
     """The `StepPlan` that it is of."""
 
     @property
@@ -68,7 +68,7 @@ class Straight(WithSolver):
         choice = self.choices[stretch_of(k, num_ar_steps, known)]
         if isinstance(choice, int):
             return choice
-        edges = self.edges[stretch_of(k, num_ar_steps, len(self.edges))].to(problem.device)
+        edges = torch.tensor(self.edges[stretch_of(k, num_ar_steps, len(self.edges))], device=problem.device)
         counts = torch.tensor(choice, device=problem.device)
         return Look(lambda change: counts[torch.bucketize(log_change(change), edges)])
 
