@@ -180,7 +180,7 @@ def _calibrate(model: Path, out: Path, budget: str) -> list[object]:
 
 
 def _plan(model: Path, out: Path, budget: str) -> list[object]:
-    asked = ("--seeds", "0-3", "--most", "2", "--num-ar-steps", "2", "--batch-size", "1", "--device", "cpu", "--json")
+    asked = ("--seeds", "0-3", "--most", "2", "--num-ar-steps", "2", "--batch-size", "2", "--device", "cpu", "--json")
     return ["calibrate", "--model", model, "--budget", budget, *asked, "--out", out]
 
 
