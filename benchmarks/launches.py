@@ -137,9 +137,16 @@ def count(name: str, batch: int = 1, policy: StepPolicy | None = None) -> Launch
     return launches
 
 
+def model_name(text: str) -> str:
+    """That of a preset, as an argument of a command. Raises ArgumentTypeError."""
+    if text not in PRESETS:
+        raise argparse.ArgumentTypeError(f"unknown model {text!r}: expected {', '.join(PRESETS)}")
+    return text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("models", nargs="*", type=model_name, default=MODELS, metavar="MODEL")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--steps", help="a schedule; default: the model's own")
     parser.add_argument("--top", type=int, default=0, help="how many kinds of operators are listed")
@@ -148,8 +155,6 @@ def main() -> None:
     asked = parser.parse_args()
     found = dict[str, Any]()
     for name in asked.models:
-        if name not in PRESETS:
-            parser.error(f"unknown model {name!r}: expected {', '.join(PRESETS)}")
         with fused.plain_forms() if asked.plain else nullcontext():
             launches = count(name, asked.batch, parse(asked.steps) if asked.steps else None)
         found[name] = {"launches": launches.total, "copies": launches.copies}

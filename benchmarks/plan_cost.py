@@ -13,7 +13,7 @@ import argparse
 import json
 from typing import Any
 
-from launches import MODELS, count
+from launches import MODELS, count, model_name
 
 from disa.core.steps import constant
 from disa.core.texts import parse
@@ -41,14 +41,12 @@ def cost(name: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("models", nargs="*", type=model_name, default=MODELS, metavar="MODEL")
     parser.add_argument("--us", type=float, default=10.0, help="microseconds of a launch")
     parser.add_argument("--json", action="store_true", help="one JSON object")
     asked = parser.parse_args()
     found = dict[str, Any]()
     for name in asked.models:
-        if name not in PRESETS:
-            parser.error(f"unknown model {name!r}: expected {', '.join(PRESETS)}")
         found[name] = cost(name)
         found[name]["minutes"] = found[name]["launches"] * asked.us / 60e6
     print(json.dumps(found) if asked.json else table(found))

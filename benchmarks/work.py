@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from common import note
-from launches import Launches, draw, on_meta, request_for, solver_of
+from launches import Launches, draw, model_name, on_meta, request_for, solver_of
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry
@@ -127,11 +127,9 @@ def read(path: Path = FILE) -> dict[str, dict[str, int]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("models", nargs="*", type=model_name, default=MODELS, metavar="MODEL")
     parser.add_argument("--out", type=Path, default=FILE)
     asked = parser.parse_args()
-    if unknown := [name for name in asked.models if name not in PRESETS]:
-        parser.error(f"unknown model {unknown[0]!r}: expected {', '.join(PRESETS)}")
     torch.set_num_threads(1)
     for settings in SETTINGS:
         for name in asked.models:
