@@ -23,7 +23,7 @@ from disa.core.counts import MOST_AR_STEPS, denoising_steps
 from disa.core.courses import CalibratedSolver, Course, stretch_of
 from disa.core.multistep import Update
 from disa.core.solver import NUM_LOOKS
-from disa.core.steps import Table, WithSolver
+from disa.core.steps import Table, WithSolver, named
 from disa.core.straight import Bins, Straight, choices
 from disa.errors import DisaError
 from disa.reading import read_json
@@ -49,8 +49,10 @@ class StepPlan:
     def solver(self) -> CalibratedSolver:
         """The solver that goes by its courses."""
         stretches = tuple(tuple(map(_course, stretch)) for stretch in self.content["stretches"])
-        alone = [courses[:1] for courses in stretches]  # of one step, where there is nothing to look at
-        looks = tuple(one + tuple(map(_course, look["courses"])) for one, look in zip(alone, self.looks, strict=False))
+        looks = tuple(
+            courses[:1] + tuple(map(_course, look["courses"]))  # with one step there is nothing to look at
+            for courses, look in (zip(stretches, self.looks, strict=True) if self.looks else ())
+        )
         own = dict(self.measured_for)
         return CalibratedSolver(stretches, self.source, self.hash, own, spread=self.spread, looks=looks)
 
@@ -193,7 +195,7 @@ def planned(text: str, shipped: Path | None = None) -> Planned | Straight:
     """The policy that a text such as `plan@8.5` or `straight:FILE@8.5` names; shipped: as `parse_plan` takes it. Raises
     DisaError."""
     plan, budget = parse_plan(text, shipped)
-    return plan.straight(budget) if text.strip().startswith("straight") else plan.steps(budget)
+    return plan.straight(budget) if named(text) == "straight" else plan.steps(budget)
 
 
 def read_plan(file: Path, source: str) -> StepPlan:

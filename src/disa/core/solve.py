@@ -57,10 +57,11 @@ def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, nois
             f"the solver {describe(solver)} cannot look at rows before they get their counts: choose that of a plan."
         )
     looked = solver.looked
-    said, change, evaluations = look_along(problem, looked, noise)
+    start = noise.initial(problem)
+    said, change, evaluations = look_along(problem, looked, start, noise)
     counts = _after(look, change)
     ways = [Way(rows, grid_for(looked, problem.process, count)) for count, rows in _groups(counts, problem)]
-    tokens, made = go_along_each(problem, looked, ways, noise.initial(problem).clone(), noise, said)
+    tokens, made = go_along_each(problem, looked, ways, start.clone(), noise, said)
     return Solution(tokens, counts, evaluations + made)
 
 
@@ -120,13 +121,15 @@ def go_along_each(
     return tokens, evaluations
 
 
-def look_along(problem: DenoisingProblem, looked: WalkingSolver, noise: Noise) -> tuple[list[Prediction], Tensor, int]:
-    """What the network says in the first evaluations of the solver of a look, what the last of these changed in the
-    predicted data [R], as a mean square, and how many evaluations that makes."""
+def look_along(
+    problem: DenoisingProblem, looked: WalkingSolver, start: Tensor, noise: Noise
+) -> tuple[list[Prediction], Tensor, int]:
+    """What the network says in the first evaluations of the solver of a look from start [R, *shape], what the last of
+    these changed in the predicted data [R], as a mean square, and how many evaluations that makes."""
     process = problem.process
     grid = grid_for(looked, process, NUM_LOOKS)
     bound, added = problem.field.on(grid), _added(problem, looked, grid, noise)
-    walk, said, data = looked.walk(process, grid, noise.initial(problem).clone(), added), [], []
+    walk, said, data = looked.walk(process, grid, start.clone(), added), [], []
     asked, _ = advance(walk)
     while asked is not None:
         x, denoise_step = asked

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
-Clock = Callable[[], Any]
-"""It gives moments; a later one minus an earlier one is in seconds."""
+from disa.core.generate import Clock
 
 
 def clock_of(device: torch.device) -> Clock:
