@@ -7,8 +7,9 @@ Weights are random, and so is the plan: its courses have even times and the upda
 fall from AR step to AR step. Every AR step that is measured is posed once and solved under each policy in turn, round
 after round, the first of which warms up; so all policies meet the same rows and disturbances. An AR step has the
 median of its rounds. Only some of the official AR steps are measured, evenly chosen and with the last; between them
-nothing is drawn, which changes no time. Seconds are CPU time of this process on one thread. "all" adds the
-backbone, measured once in each of these AR steps. Prints Markdown tables; the last line is one JSON object.
+nothing is drawn, which changes no time. Seconds are CPU time of this process on one thread. "image" adds the
+backbone, measured once in each of these AR steps: a whole image under each policy, if all made as many evaluations as
+constant. Prints Markdown tables; the last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -162,17 +163,20 @@ def solve_all(problem: DenoisingProblem, noise: SeededNoise, measured: list[Vari
 
 
 def results(measured: list[Variant], backbone: float) -> list[dict[str, Any]]:
-    def each(variant: Variant, also: float = 0.0) -> float:
-        return (variant.seconds_head + also) / variant.evaluations
+    constant = measured[0].seconds_head / measured[0].evaluations
 
+    def ratio(variant: Variant) -> float:
+        return variant.seconds_head / variant.evaluations / constant
+
+    share = measured[0].seconds_head / (measured[0].seconds_head + backbone)
     return [
         {
             "steps": variant.name,
             "evaluations": variant.evaluations,
             "cpu_seconds_head": variant.seconds_head,
-            "ms_per_evaluation": 1000 * each(variant),
-            "ratio": each(variant) / each(measured[0]),
-            "ratio_all": each(variant, backbone) / each(measured[0], backbone),
+            "ms_per_evaluation": 1000 * ratio(variant) * constant,
+            "ratio": ratio(variant),
+            "ratio_image": 1 + share * (ratio(variant) - 1),
         }
         for variant in measured
     ]
@@ -186,11 +190,11 @@ def chosen(num_ar_steps: int, count: int) -> list[int]:
 
 def show(name: str, batch: int, rows: list[dict[str, Any]]) -> None:
     print(f"\n{name}, batch {batch}\n")
-    print("| steps | evaluations | head, ms each | to constant's | all, to constant's |")
+    print("| steps | evaluations | head, ms each | to constant's | image, to constant's |")
     print("| --- | --- | --- | --- | --- |")
     for row in rows:
         cells = [row["steps"], row["evaluations"], f"{row['ms_per_evaluation']:.2f}"]
-        print("|", *(f"{cell} |" for cell in [*cells, f"{row['ratio']:.2f}", f"{row['ratio_all']:.2f}"]), flush=True)
+        print("|", *(f"{cell} |" for cell in [*cells, f"{row['ratio']:.2f}", f"{row['ratio_image']:.2f}"]), flush=True)
 
 
 def arguments() -> argparse.Namespace:
