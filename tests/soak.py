@@ -4,8 +4,9 @@
 
 Killed with SIGKILL at random moments are, in turn: the driver; one worker; the driver and every process that it
 started, Ray's included. Afterwards every shard must equal that of the other run to the last byte, with nothing missing,
-nothing doubled and no temporary file left. Prints what was done, and ends with one line of JSON; exits with 1 if it is
-not so.
+nothing doubled and no temporary file left. With `--evaluate` workers compute features of what they draw, and `disa
+evaluate` must then tell the numbers that it tells of the other run, whose pictures it looks at. Prints what was done,
+and ends with one line of JSON; exits with 1 if it is not so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import random
 import shutil
@@ -136,6 +138,28 @@ def compare(run: Path, undisturbed: Path) -> list[str]:
     return found
 
 
+def compare_numbers(run: Path, undisturbed: Path, features: str) -> list[str]:
+    """What is wrong with the numbers of an evaluation. Features of the undisturbed run are kept nowhere yet."""
+    told = []
+    for folder, cache in ((run, None), (undisturbed, run.with_name("other-cache"))):
+        command = [sys.executable, "-m", "disa", "evaluate", str(folder), "--against", "digits", "--json"]
+        environment = os.environ | ({} if cache is None else {"DISA_CACHE": str(cache)})
+        done = subprocess.run([*command, "--features", features], capture_output=True, text=True, env=environment)
+        if done.returncode:
+            return [f"evaluate: {done.stderr}"]
+        told.append(json.loads(done.stdout) | {"images": ""})
+    return [] if close(*told) else [f"evaluate: {told[0]} is not {told[1]}"]
+
+
+def close(found: Any, expected: Any) -> bool:
+    """Equal, and numbers within 1e-9."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[name], expected[name]) for name in expected)
+    if isinstance(expected, float):
+        return math.isclose(found, expected, rel_tol=1e-9)
+    return found == expected
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
@@ -170,10 +194,12 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=64)
     parser.add_argument("--longest", type=float, default=20.0, help="seconds to a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--evaluate", help="features that workers compute while they draw, as digits-classifier")
     parser.add_argument("--work", type=Path, help="a folder for the runs; removed if all is well")
     parser.add_argument("--out", type=Path, help="a JSON file for the result")
     asked = parser.parse_args()
     work = Path(tempfile.mkdtemp(prefix="soak-", dir=asked.work))
+    os.environ["DISA_CACHE"] = str(work / "cache")
     draws = ["--model", asked.model, "--labels", "0-9", "--per-label", str(asked.images // 10), "--device", "cpu"]
     draws += ["--steps", asked.steps, "--num-ar-steps", str(asked.num_ar_steps)]
     chunk = ["--chunk", str(asked.chunk)]
@@ -181,14 +207,19 @@ def main() -> None:
     undisturbed = Soak(work / "undisturbed", draws, [*chunk, "--workers", "0"])
     assert undisturbed.start().wait() == 0, log_of(undisturbed)
     alone, started = time.monotonic() - started, time.monotonic()
-    run = Soak(work / "killed", draws, [*chunk, "--workers", str(asked.workers)])
+    features = ["--evaluate", asked.evaluate] if asked.evaluate else []
+    run = Soak(work / "killed", draws, [*chunk, *features, "--workers", str(asked.workers)])
     soak(run, asked.kills, asked.longest, random.Random(asked.seed))
+    kept = len(list((work / "cache" / "features").glob("*.npz")))
     found = compare(run.folder, undisturbed.folder)
+    found += compare_numbers(run.folder, undisturbed.folder, asked.evaluate) if asked.evaluate else []
     result = {
         "images": asked.images,
         "workers": asked.workers,
         "kills": dict(run.kills),
         "starts": run.starts,
+        "evaluate": asked.evaluate,
+        "files_of_features": kept,
         "seconds": round(time.monotonic() - started, 1),
         "seconds_undisturbed": round(alone, 1),
         "wrong": found,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,9 +24,12 @@ import small
 import soak
 from command import Command, complaint, files
 from disa.bulk.on_ray import share_of
+from disa.bulk.recipe import Record
 from disa.bulk.worker import Worker
 from disa.draw.folder import TEXT
 from disa.draw.pictures import text_of
+from disa.evaluate import images
+from disa.evaluate.features import cache
 from disa.models.registry import find_preset
 
 QUICK = ("--steps", "constant:2", "--num-ar-steps", 2, "--device", "cpu", "--workers", 0)
@@ -98,8 +102,9 @@ def test_another_drawing_is_refused_with_what_differs(disa: Command, run: Path, 
         (("--resume", "RUN", "--verify", "RUN"), "give one of --resume and --verify"),
         (("--resume", "RUN", "--labels", "3"), "run.json: leave labels, prompts and seeds out"),
         (("--status", "RUN", "--guidance", "3"), "leave guidance out"),
-        (("--status", "RUN", "--workers", "2"), "only drawing has workers: leave --workers out"),
+        (("--status", "RUN", "--workers", "2"), "these options are of drawing alone: leave --workers out"),
         (("--verify", "RUN", "--address", "auto", "--chunk", "2"), "leave --address, --chunk out"),
+        (("--status", "RUN", "--evaluate", "digits-classifier"), "of drawing alone: leave --evaluate out"),
         (("--resume", "RUN", "--sample", "3"), "--sample goes with --verify"),
         (("--export", "RUN"), "--export and --as go together"),
         (("--export", "RUN", "--as", "adm"), "--export needs --out"),
@@ -159,6 +164,101 @@ def test_ctrl_c_says_how_to_go_on(disa: Command, model: Path, tmp_path: Path, mo
     assert done.err == f"disa: stopped with 4 of 8 images drawn: go on with disa bulk --resume {out}\n"
     monkeypatch.undo()
     assert disa("bulk", "--resume", out, "--workers", 0, "--json").json()["drawn"] == 4
+
+
+# -- features while drawing ----------------------------------------------------------------------------------------
+
+DIGITS = (
+    *("bulk", "--model", "mar-digits", "--labels", "0-9", "--per-label", 4, "--steps", "constant:1"),
+    *("--num-ar-steps", 1, "--device", "cpu", "--workers", 0),
+)
+"""Forty images of 32x32 in grey."""
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of sixteen images."""
+    usual = Record.__init__.__defaults__
+    assert usual is not None
+    monkeypatch.setattr(Record.__init__, "__defaults__", (16, *usual[1:]))
+
+
+class Looks:
+    """Counts what an evaluation decodes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count, decoded = 0, images.decoded
+
+        def counted(content: bytes) -> np.ndarray:
+            self.count += 1
+            return decoded(content)
+
+        monkeypatch.setattr(images, "decoded", counted)
+
+    def evaluate(self, disa: Command, run: Path) -> tuple[int, dict[str, Any]]:
+        """How many pictures were decoded, and what was found."""
+        self.count = 0
+        found = disa("evaluate", run, "--against", "digits", "--resamples", 20, "--device", "cpu", "--json").json()
+        return self.count, found | {"images": ""}
+
+
+def close(found: Any, expected: Any) -> bool:
+    """Equal, and numbers within 1e-9."""
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(close(found[name], expected[name]) for name in expected)
+    return found == (pytest.approx(expected, rel=1e-9) if isinstance(expected, float) else expected)
+
+
+def test_what_is_drawn_with_features_is_evaluated_without_a_look(
+    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, small_shards: None
+) -> None:
+    looks, plain = Looks(monkeypatch), tmp_path / "plain"
+    assert disa(*DIGITS, "--out", plain).code == 0
+    decoded, expected = looks.evaluate(disa, plain)
+    assert decoded == 40
+    for chunk in (1, 7, 16):
+        shutil.rmtree(cache())
+        run, how = tmp_path / f"{chunk}", ("--evaluate", "digits-classifier", "--chunk", chunk, "--batch-size", chunk)
+        assert disa(*DIGITS, *how, "--out", run, "--json").json()["drawn"] == 40
+        assert len(list(cache().iterdir())) == 3  # of a shard each
+        assert soak.contents(run / "shards") == soak.contents(plain / "shards")
+        decoded, found = looks.evaluate(disa, run)
+        assert decoded == 0
+        assert close(found, expected)
+
+
+def test_features_survive_an_interruption(
+    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None, small_shards: None
+) -> None:
+    """Of what was drawn with them, whoever draws the rest; what was drawn without is looked at later."""
+    looks, draw = Looks(monkeypatch), Worker._draw
+
+    def stopped(self: Worker, chunk: Any) -> Any:
+        if 24 in chunk.ids:
+            raise KeyboardInterrupt
+        return draw(self, chunk)
+
+    for again, unseen in ((("--evaluate", "digits-classifier"), 0), ((), 24)):
+        run = tmp_path / f"{unseen}"
+        with monkeypatch.context() as patch:
+            patch.setattr(Worker, "_draw", stopped)
+            assert disa(*DIGITS, "--evaluate", "digits-classifier", "--chunk", 4, "--out", run).code == 130
+        assert disa("bulk", "--resume", run, "--workers", 0, "--chunk", 8, *again, "--json").json()["drawn"] == 16
+        assert looks.evaluate(disa, run)[0] == unseen
+        shutil.rmtree(cache())
+
+
+def test_features_that_do_not_fit_are_refused_before_anything_is_drawn(
+    disa: Command, model: Path, tmp_path: Path
+) -> None:
+    asked = ("bulk", "--model", model, "--labels", 3, *QUICK, "--out", tmp_path / "out")
+    for features, told in {
+        "digits-classifier": "digits-classifier takes images of 32x32, and those that are drawn have 8x8",
+        "inceptoin": "unknown features 'inceptoin'",
+        "dinov2:nowhere": "holds no DINOv2 weights",
+    }.items():
+        assert told in complaint(disa(*asked, "--evaluate", features))
+        assert not (tmp_path / "out" / "run.json").exists()
 
 
 # -- what is made of a run -----------------------------------------------------------------------------------------

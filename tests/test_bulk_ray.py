@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -146,6 +146,12 @@ def test_workers_that_cannot_begin_end_the_run_with_one_line(monkeypatch: pytest
         crew(monkeypatch, FakeRay(failing(0), ready=Failed("no file.")), 1).wait()
     other = Ready(stub_crew.ABOUT, "of the stub", {"torch": "9"}, 1, "there")
     with pytest.raises(DisaError, match="worker 1 on there has torch 9, and this process 0"):
+        crew(monkeypatch, FakeRay(failing(0), ready=other), 1).wait()
+
+
+def test_a_worker_that_would_evaluate_otherwise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = replace(READY, looks="inception:of another file")
+    with pytest.raises(DisaError, match="worker 1 on here has other weights for --evaluate than this process"):
         crew(monkeypatch, FakeRay(failing(0), ready=other), 1).wait()
 
 

@@ -137,7 +137,7 @@ class Driver:
         result, told = outcome.result, self.progress
         if isinstance(result, Drawn):
             started = time.monotonic()
-            self.store.add(result.entries, result.contents)
+            self.store.add(result.entries, result.contents, result.features)
             told.seconds_writing += time.monotonic() - started
             told.drawn += len(result.entries)
             told.evaluations += result.evaluations

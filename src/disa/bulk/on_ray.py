@@ -18,7 +18,7 @@ from typing import Any
 
 from disa.bulk.crew import Died, Member, Outcome
 from disa.bulk.recipe import Recipe
-from disa.bulk.worker import Chunk, Drawn, Failed, Ready, Worker
+from disa.bulk.worker import Chunk, Drawn, Failed, Looking, Ready, Worker
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.runtime.threads import granted_cores
@@ -63,13 +63,21 @@ class RayCrew:
     """See `Crew`. address: `local` starts Ray here, `auto` takes what runs here, others name where it runs."""
 
     def __init__(
-        self, recipe: Recipe, sample: Inputs, expected: Ready, workers: int | None, address: str, device: str | None
+        self,
+        recipe: Recipe,
+        sample: Inputs,
+        expected: Ready,
+        workers: int | None,
+        address: str,
+        device: str | None,
+        looking: Looking | None = None,
     ) -> None:
         """sample: inputs of any image of the run. expected: what the driver found; each worker must find the same.
         workers: None for one per GPU, or one per few cores. Raises DisaError."""
         self._ray = connect(address)
         try:
             self._recipe, self._sample, self._expected, self._device = recipe, sample, expected, device
+            self._looking = looking
             self._share, count = self._shares(workers)
             self._hands = [_Hand(Member(f"worker {i + 1}")) for i in range(count)]
             self.began, self._started = list[Ready](), time.monotonic()
@@ -138,7 +146,7 @@ class RayCrew:
         hand.member.state, hand.member.pid = "starting", None
         threads = max(1, int(self._share["num_cpus"])) if self._share["num_cpus"] else None
         options = self._share | {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        hand.actor = self._ray.remote(**options)(Worker).remote(self._recipe, self._device, threads)
+        hand.actor = self._ray.remote(**options)(Worker).remote(self._recipe, self._device, threads, self._looking)
         hand.chunk, hand.ref, hand.failed = None, hand.actor.begin.remote(self._sample), 0
 
     def _ready(self, hand: _Hand, result: Ready | Failed) -> None:
@@ -159,6 +167,11 @@ class RayCrew:
             raise DisaError(
                 f"{hand.member.name} on {result.machine} would draw other images: it has other weights or settings "
                 "than this process."
+            )
+        if result.looks != self._expected.looks:
+            raise DisaError(
+                f"{hand.member.name} on {result.machine} has other weights for --evaluate than this process: every "
+                "machine needs the same file at the same path."
             )
         hand.deaths = 0
         hand.member.began(result)

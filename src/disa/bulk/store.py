@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -75,13 +76,26 @@ class Shards:
             yield from zip(*joined(containers), strict=True)
 
 
+class Keep(Protocol):
+    """Where goes what is told of images beside their files. digests: the SHA-256 of these, in their order."""
+
+    def add(self, digests: Sequence[str], features: Any) -> None:
+        """Of a chunk."""
+        ...
+
+    def join(self, digests: Sequence[str], chunks: Sequence[Sequence[str]]) -> None:
+        """Before chunks become one file: digests of that, and of each of these."""
+        ...
+
+
 class Store(Shards):
     """The same for the one process that draws; no other one can have it meanwhile."""
 
-    def __init__(self, folder: Path, record: Record, is_new: bool = False) -> None:
+    def __init__(self, folder: Path, record: Record, is_new: bool = False, keep: Keep | None = None) -> None:
         """Finishes or clears what a killed process left. is_new: the run is begun, not gone on with. Raises DisaError
         where another process draws into it."""
         super().__init__(make_folder(folder), record)
+        self._keep = keep
         self._hold: Hold | None = only_writer(folder)
         if is_new:
             check_new(folder)
@@ -108,8 +122,11 @@ class Store(Shards):
             self.record = record
             record.write(self.folder)
 
-    def add(self, entries: Sequence[Entry], contents: Sequence[bytes]) -> None:
-        """The images of a chunk, all of one shard, in the order of their ids. Raises DisaError."""
+    def add(self, entries: Sequence[Entry], contents: Sequence[bytes], features: Any = None) -> None:
+        """The images of a chunk, all of one shard, in the order of their ids, and what is told of them beside. Raises
+        DisaError."""
+        if self._keep is not None and features is not None:
+            self._keep.add(_digests(entries), features)
         shard = entries[0].id // self.record.shard_size
         part = Container(self.folder / PARTS, f"{shard:06d}-{entries[0].id:09d}")
         part.write(self.record.digest, entries, contents)
@@ -131,6 +148,8 @@ class Store(Shards):
         entries, contents = joined(self._parts[shard])
         if len(entries) != len(ids):
             raise DisaError(f"parts of shard {shard} in {self.folder} went while it was drawn: draw it with --resume.")
+        if self._keep is not None:
+            self._keep.join(_digests(entries), [_digests(part.entries()) for part in self._parts[shard]])
         Container(self.folder / SHARDS, f"{shard:06d}").write(self.record.digest, entries, contents)
         for part in self._parts.pop(shard):
             part.remove()
@@ -141,6 +160,10 @@ class Store(Shards):
         for name, part in containers_in(self.folder / PARTS).items():
             if _shard_of(name) in whole:
                 part.remove()
+
+
+def _digests(entries: Sequence[Entry]) -> list[str]:
+    return [entry.sha256 for entry in entries]
 
 
 def _shard_of(name: str) -> int:

@@ -6,11 +6,13 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+
+import torch
 
 from disa.bulk.recipe import Recipe
 from disa.bulk.shards import Entry
@@ -42,6 +44,8 @@ class Drawn:
     seconds: float
     """From the chunk to its files, in the worker."""
     evaluations: int
+    features: Any = None
+    """What `Looking` made of them, if asked."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class Ready:
-    """A worker that has loaded its model."""
+    """A worker that has loaded its model, and what looks at its images."""
 
     about: dict[str, Any]
     """The weights, every option and the device: `Run.about`."""
@@ -63,16 +67,30 @@ class Ready:
     versions: dict[str, str]
     pid: int
     machine: str
+    looks: str = ""
+    """What looks at its images, to the last weight; empty for nothing."""
+
+
+Looking = Callable[[torch.device, tuple[int, int, int]], tuple[str, Callable[[Sequence[bytes]], Any]]]
+"""What is begun in a worker to look at images while they are there: given its device and the shape of images (channels,
+height, width), it says what it is, and gives a function from the files of a chunk's images to whatever is told of them.
+It travels to workers, so it is a function of a module with some arguments (`functools.partial`)."""
 
 
 class Worker:
     """A model, and what is drawn with it. It draws the same images wherever it is."""
 
     def __init__(
-        self, recipe: Recipe, device: str | None, num_threads: int | None = None, sampler: Sampler | None = None
+        self,
+        recipe: Recipe,
+        device: str | None,
+        num_threads: int | None = None,
+        looking: Looking | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         """sampler: the model, if it is loaded already."""
         self.recipe, self.device, self.num_threads, self.sampler = recipe, device, num_threads, sampler
+        self.looking = looking
 
     def begin(self, inputs: Inputs) -> Ready | Failed:
         """Load the model. inputs: of any image of the run, which is checked but not drawn."""
@@ -81,9 +99,11 @@ class Worker:
             self.settings = self.sampler.settings(self.recipe.settings())
             self.about = self.sampler.start(inputs, self.settings).about()
             self.digest = digest(self.about)
+            shape = self.sampler.shape_of(self.settings.size)
+            looks, self.look = self.looking(self.sampler.device, shape) if self.looking else ("", None)
         except Exception as error:  # whatever it is, the driver must be told, and no other process can
             return Failed(_reason(error))
-        return Ready(self.about, self.digest, versions(self.about), os.getpid(), platform.node())
+        return Ready(self.about, self.digest, versions(self.about), os.getpid(), platform.node(), looks)
 
     def draw(self, chunk: Chunk) -> Drawn | Failed:
         """Draw a chunk: all of its images, or none."""
@@ -106,7 +126,8 @@ class Worker:
                 found[i] = Entry(chunk.ids[i], sha256=known_by, rewritten=rewritten, **asked), content
         ordered = [found[i] for i in range(len(chunk.ids))]
         entries, contents = [entry for entry, _ in ordered], [content for _, content in ordered]
-        return Drawn(entries, contents, time.perf_counter() - started, evaluations)
+        features = self.look(contents) if self.look else None
+        return Drawn(entries, contents, time.perf_counter() - started, evaluations, features)
 
 
 def asked_for(inputs: Inputs, i: int) -> dict[str, Any]:

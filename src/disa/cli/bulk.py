@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, fields
 from dataclasses import replace as changed
+from functools import partial
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from disa.bulk.driver import Driver, Progress
     from disa.bulk.recipe import Recipe, Record
     from disa.bulk.store import Shards
+    from disa.bulk.worker import Looking, Ready
+    from disa.draw.inputs import Inputs
     from disa.draw.sampler import Sampler
 
 UNFINISHED = 1
@@ -33,7 +36,7 @@ MOST_TOLD, SAMPLE = 8, 16
 
 @dataclass(frozen=True)
 class Crewing:
-    """Who draws."""
+    """Who draws, and what is told of each image beside its file."""
 
     workers: Annotated[
         str,
@@ -44,6 +47,13 @@ class Crewing:
     ] = "local"
     chunk: Annotated[
         int | None, typer.Option(min=1, help="Images handed to a worker at a time, at most; the batch size by default.")
+    ] = None
+    evaluate: Annotated[
+        str | None,
+        typer.Option(
+            help="Features that workers compute of what they draw, kept for `disa evaluate`: its --features.",
+            show_default=False,
+        ),
     ] = None
 
     @property
@@ -109,7 +119,7 @@ def bulk(
         _resume(run, source, settings, crewing, as_json)
         return
     if given := _given(crewing):
-        raise DisaError(f"only drawing has workers: leave {', '.join(f'--{name}' for name in given)} out.")
+        raise DisaError(f"these options are of drawing alone: leave {', '.join(f'--{name}' for name in given)} out.")
     if task.verify is not None:
         _verify(run, source, settings, SAMPLE if task.sample is None else task.sample, as_json)
     else:
@@ -150,11 +160,14 @@ def _draw(
     as_json: bool,
 ) -> None:
     """record: of the run that is gone on with; None for a new one."""
+    from disa.bulk.crew import Alone
     from disa.bulk.driver import Driver, Progress
     from disa.bulk.recipe import Record
     from disa.bulk.report import write_report
     from disa.bulk.store import Store
+    from disa.bulk.worker import Worker
     from disa.draw.settings import digest
+    from disa.evaluate.features import Drawn
 
     inputs = recipe.inputs
     whole = sampler.start(inputs, recipe.settings())
@@ -162,12 +175,14 @@ def _draw(
     if record is not None:
         record.check_same(about, digest(about), folder)
     asked = record or Record(recipe, about, digest(about), len(inputs))
-    store = Store(folder, asked, is_new=record is None)
+    first, looking = inputs.part([0]), _looking(crewing.evaluate)
+    alone = Alone(Worker(recipe, source.device, source.threads, looking, sampler), first)
+    store = Store(folder, asked, record is None, Drawn(alone.began[0].looks) if looking else None)
     try:
         if not len(store.missing()):
             done = Progress(len(inputs), len(inputs), chunk, finished=True)
         else:
-            crew = _crew(recipe, sampler, source, crewing)
+            crew = alone if crewing.number == 0 else _on_ray(recipe, first, alone.began[0], source, crewing, looking)
             done = _watched(Driver(store, crew, inputs, chunk))
             write_report(store, done)
     except (KeyboardInterrupt, Stopped) as stopped:
@@ -179,17 +194,23 @@ def _draw(
     _print(folder, done, as_json)
 
 
-def _crew(recipe: Recipe, sampler: Sampler, source: Source, crewing: Crewing) -> Crew:
-    from disa.bulk.crew import Alone
-    from disa.bulk.worker import Worker
-
-    first = recipe.inputs.part([0])
-    alone = Alone(Worker(recipe, source.device, source.threads, sampler), first)
-    if crewing.number == 0:
-        return alone
+def _on_ray(
+    recipe: Recipe, first: Inputs, ready: Ready, source: Source, crewing: Crewing, looking: Looking | None
+) -> Crew:
+    """ready: what this process found."""
     from disa.bulk.on_ray import RayCrew
 
-    return RayCrew(recipe, first, alone.began[0], crewing.number, crewing.address, source.device)
+    return RayCrew(recipe, first, ready, crewing.number, crewing.address, source.device, looking)
+
+
+def _looking(features: str | None) -> Looking | None:
+    """What workers compute of each image. Weights are found from another folder too."""
+    from disa.evaluate.features import looking
+
+    if features is None:
+        return None
+    name, colon, place = features.partition(":")
+    return partial(looking, f"{name}:{Path(place).expanduser().absolute()}" if colon else features)
 
 
 def _watched(driver: Driver) -> Progress:

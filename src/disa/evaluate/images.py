@@ -24,6 +24,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -73,6 +74,8 @@ class Images:
     place: str
     entries: list[Entry]
     pixels: Callable[[int], np.ndarray]
+    files: tuple[range, ...] = ()
+    """Which images lie in one file together, where several do."""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -94,9 +97,17 @@ class Images:
         found = [entry.prompt for entry in self.entries if entry.prompt is not None]
         return found if len(found) == len(self) else None
 
+    def parts(self, most: int) -> list[range]:
+        """All indices in their order, cut into parts of so many at most; none reaches over two files."""
+        files = self.files or (range(len(self)),)
+        return [file[start : start + most] for file in files for start in range(0, len(file), most)]
+
     def chosen(self, order: list[int]) -> Images:
         """Some of them, in this order."""
-        return replace(self, entries=[self.entries[i] for i in order], pixels=lambda i: self.pixels(order[i]))
+        if order == list(range(len(self))):
+            return self
+        entries = [self.entries[i] for i in order]
+        return replace(self, entries=entries, pixels=lambda i: self.pixels(order[i]), files=())
 
 
 def open_images(given: str | Path) -> Images:
@@ -214,11 +225,22 @@ def _of_tars(folder: Path, tars: list[Path]) -> Images:
         if sha256(content).hexdigest() != entry.digest:
             raise DisaError(f"{path} was changed while it was evaluated: try again.")
         try:
-            return _array(as_shown(identified(BytesIO(content))))
+            return decoded(content)
         except (DisaError, OSError, SyntaxError, ValueError) as error:
             raise DisaError(f"{entry.name} in {named(path)} cannot be read as a picture: it is damaged.") from error
 
-    return Images(str(folder), [entry for entry, *_ in ordered], pixels)
+    return Images(str(folder), [entry for entry, *_ in ordered], pixels, _files([path for _, path, *_ in ordered]))
+
+
+def decoded(content: bytes) -> np.ndarray:
+    """uint8 [height, width, channels] of the file of a picture. Raises what Pillow does, and DisaError."""
+    return _array(as_shown(identified(BytesIO(content))))
+
+
+def _files(paths: list[Path]) -> tuple[range, ...]:
+    """Where the images of each file are. paths: of each image its file; images of one file may be apart."""
+    edges = [0, *(i for i in range(1, len(paths)) if paths[i] != paths[i - 1]), len(paths)]
+    return tuple(range(*pair) for pair in pairwise(edges))
 
 
 def _members(path: Path) -> Iterator[tuple[str, bytes, int]]:
