@@ -320,10 +320,29 @@ def test_images_that_are_there_twice_are_found(whole: Path) -> None:
 
 def test_chunks_stay_in_their_shards_and_are_nearly_equal() -> None:
     missing = np.array([0, 1, 2, 3, 5, 9, 10, 11, 12, 13])
-    assert [chunk.tolist() for chunk in split(missing, 5, 3)] == [[0, 1], [2, 3], [5, 9], [10, 11], [12, 13]]
-    assert [len(chunk) for chunk in split(np.arange(1000), 1000, 64)] == [63] * 8 + [62] * 8
-    assert list(split(np.array([], dtype=int), 5, 3)) == []
+    assert [chunk.tolist() for chunk in split(missing, 5, 3, 1)] == [[0, 1], [2, 3], [5, 9], [10, 11], [12, 13]]
+    assert [len(chunk) for chunk in split(np.arange(1000), 1000, 64, 1)] == [63] * 8 + [62] * 8
+    assert list(split(np.array([], dtype=int), 5, 3, 1)) == []
     assert [chunk_size(*each) for each in ((1000, 2, 64), (100, 2, 64), (3, 8, 64), (0, 1, 64))] == [64, 12, 1, 1]
+
+
+def test_the_last_chunks_are_small_where_several_draw() -> None:
+    chunks = [len(chunk) for chunk in split(np.arange(2000), 1000, 64, 2)]
+    assert sum(chunks) == 2000
+    assert chunks[:24] == [63] * 8 + [62] * 8 + [63] * 8
+    assert chunks[24:] == sorted(chunks[24:], reverse=True)
+    assert chunks[-1] <= 4
+
+
+def test_workers_of_unlike_speed_end_together() -> None:
+    """One draws an image in a second, three in two. Handed out as they get free, none waits long for the last."""
+    speeds, chunks = [1.0, 2.0, 2.0, 2.0], list(split(np.arange(5000), 1000, 64, 4))
+    ends = [0.0] * 4
+    for chunk in chunks:
+        first = ends.index(min(ends))
+        ends[first] += len(chunk) * speeds[first]
+    assert max(ends) - min(ends) <= 2 * 2 * 4
+    assert len(chunks) < 5000 / 64 + 4 * 10
 
 
 def test_shards_become_whole_one_after_the_other(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 There is no barrier. A worker that is done gets the next chunk before its last one is written. A shard is cut into
 chunks of nearly equal size, which are handed out in the order of their ids: shards become whole one after the other,
-and few parts wait on the disk, however long the run is.
+and few parts wait on the disk, however long the run is. The last chunks are ever smaller, so that workers end together.
 
 A chunk that fails is drawn again image by image, so that one bad image spoils no other; one whose worker died is first
 drawn again as it is. An image that fails alone three times is given up and told of at the end.
@@ -33,6 +33,8 @@ MOST_TRIES = 3
 """Of an image that is drawn alone, before it is given up."""
 MOST_FAILURES = 100
 """Images that may fail before any is drawn: then something is wrong with the run, not with them."""
+SMALLEST_CHUNK = 4
+"""At the end of a run, unless all chunks are smaller: to draw fewer images takes a worker about as long."""
 CHUNKS_PER_WORKER = 4
 """At least, so that no worker waits long for the last one."""
 SECONDS_BETWEEN_REPORTS = 2.0
@@ -107,7 +109,7 @@ class Driver:
         self.store, self.crew, self.inputs = store, crew, inputs
         missing = store.missing()
         chunk = chunk_size(len(missing), len(crew.members), min(chunk, store.record.shard_size))
-        self.queue = Queue(split(missing, store.record.shard_size, chunk))
+        self.queue = Queue(split(missing, store.record.shard_size, chunk, len(crew.members)))
         self.progress = Progress(store.record.num_images, store.num_there, chunk)
         self._started: float | None = None
         self._reported, self._known = -math.inf, 0
@@ -171,9 +173,17 @@ def chunk_size(num_missing: int, num_workers: int, most: int) -> int:
     return max(1, min(most, num_missing // (CHUNKS_PER_WORKER * max(1, num_workers))))
 
 
-def split(missing: np.ndarray, shard_size: int, chunk: int) -> Iterator[np.ndarray]:
-    """Ids in chunks, each of one shard and of at most `chunk`. missing: [M] in their order."""
+def split(missing: np.ndarray, shard_size: int, chunk: int, num_workers: int) -> Iterator[np.ndarray]:
+    """Ids in chunks, each of one shard and of at most `chunk`. missing: [M] in their order.
+
+    Where several workers draw, a chunk is at most half of a worker's share of what is left (guided self-scheduling,
+    Polychronopoulos and Kuck 1987), so that none has a large one when the others are done.
+    """
+    left, least = len(missing), min(chunk, SMALLEST_CHUNK)
     edges = np.flatnonzero(np.diff(missing // shard_size)) + 1
     for of_shard in np.split(missing, edges):
-        if len(of_shard):
-            yield from np.array_split(of_shard, -(-len(of_shard) // chunk))
+        while len(of_shard):
+            most = chunk if num_workers == 1 else max(least, min(chunk, left // (2 * num_workers)))
+            size = -(-len(of_shard) // -(-len(of_shard) // most))
+            yield of_shard[:size]
+            of_shard, left = of_shard[size:], left - size
