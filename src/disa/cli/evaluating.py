@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from disa.evaluate.evaluation import Evaluation
+    from disa.evaluate.geneval import Results
     from disa.evaluate.images import Images
     from disa.evaluate.paired import Paired
     from disa.evaluate.reference import Reference
@@ -58,7 +59,10 @@ class Judging:
 def evaluate(
     images: Annotated[
         str,
-        typer.Argument(help="A folder of images, as of `disa sample` or `disa bulk`, or an .npz file in ADM's form."),
+        typer.Argument(
+            help="A folder of images, as of `disa sample` or `disa bulk`, an .npz file in ADM's form, or results.jsonl "
+            "of GenEval's evaluator."
+        ),
     ],
     judging: Judging,
     other: Annotated[str | None, typer.Argument(help="With --paired: another run of the same seeds.")] = None,
@@ -75,13 +79,19 @@ def evaluate(
 
     Features are kept: what was seen once is not computed again, and an interrupted evaluation goes on.
     """
+    from disa.evaluate.geneval import are_results, read_results
     from disa.evaluate.images import open_images
     from disa.evaluate.reference import open_reference
     from disa.evaluate.spaces import load_space, usual_space
-    from disa.files import write_json
     from disa.runtime import threads
     from disa.runtime.devices import pick_device
 
+    if are_results(Path(images)):
+        _check_alone(judging, other, paired, statistics)
+        _check_file(out)
+        results = read_results(Path(images), judging.resamples)
+        _tell(results, out, as_json)
+        return
     if paired != (other is not None):
         raise DisaError("--paired takes two runs, and without it there is one.")
     if paired and statistics is not None:
@@ -94,15 +104,35 @@ def evaluate(
     reference = None if judging.against is None else open_reference(judging.against)
     space = load_space(judging.features or usual_space(sets[0].size), device)
     found = _evaluated(sets, space, reference, device, judging.resamples)
-    report = found.report()
     if statistics is not None:
         _write_statistics(statistics, sets[0], space, device)
+    _tell(found, out, as_json)
+
+
+def _tell(found: Evaluation | Paired | Results, out: Path | None, as_json: bool) -> None:
+    from disa.files import write_json
+
+    report = found.report()
     if out is not None:
         write_json(out, report)
     if as_json:
         print_json(report)
     else:
         _print(found)
+
+
+def _check_alone(judging: Judging, other: str | None, paired: bool, statistics: Path | None) -> None:
+    """That results are given without what images take. Raises DisaError."""
+    taken = {
+        "--against": judging.against,
+        "--features": judging.features,
+        "--device": judging.device,
+        "--threads": judging.threads,
+        "--statistics": statistics,
+        "--paired": paired or other,
+    }
+    if given := [name for name, value in taken.items() if value]:
+        raise DisaError(f"results of GenEval are read as they are: leave {', '.join(given)} out.")
 
 
 def _check_file(path: Path | None) -> None:
@@ -143,10 +173,13 @@ def _write_statistics(path: Path, images: Images, space: Space, device: torch.de
     write_statistics(path, extract(images, space, device).gaussian, space)
 
 
-def _print(found: Evaluation | Paired) -> None:
+def _print(found: Evaluation | Paired | Results) -> None:
+    from disa.evaluate.geneval import Results
     from disa.evaluate.paired import Paired
 
-    if isinstance(found, Paired):
+    if isinstance(found, Results):
+        _print_results(found)
+    elif isinstance(found, Paired):
         _print_paired(found)
     else:
         _print_evaluation(found)
@@ -193,3 +226,13 @@ def _print_paired(found: Paired) -> None:
         )
     title = f"{counted(found.num_images, 'image')} of each, paired by seed, on {found.features}"
     table(title, ["", *found.images, "second - first"], rows)
+
+
+def _print_results(found: Results) -> None:
+    rows = [[name, f"{score}", ""] for name, score in found.scores.items()]
+    rows += [
+        [f"    {tag}", f"{task.share}", f"{task.num_right} of {task.num_images}"] for tag, task in found.tasks.items()
+    ]
+    title = f"{found.place}, {counted(found.num_images, 'image')} of {counted(found.num_prompts, 'prompt')}"
+    table(title, ["", found.benchmark, "right"], rows)
+    line("[..]: 95 % bootstrap spread, prompts drawn again.")
