@@ -15,6 +15,7 @@ from disa.bulk.store import Store
 from disa.bulk.worker import Chunk, Drawn, Failed, Ready, asked_for
 
 ABOUT = {"model": "stub", "device": "cpu", "torch": "0"}
+MACHINE = {"device": "cpu", "torch": "0", "instructions": "none"}
 
 
 def record(num_images: int, shard_size: int = 4, digest: str = "of the stub") -> Record:
@@ -38,7 +39,7 @@ class StubCrew:
 
     def __init__(self, workers: int = 1, answer: Callable[[Chunk], Drawn | Failed | Died] = drawn) -> None:
         self.members = [Member(f"stub {i}") for i in range(workers)]
-        self.began = [Ready(ABOUT, "of the stub", {}, 0, "here")]
+        self.began = [Ready(ABOUT, "of the stub", {}, MACHINE, 0, "here")]
         self.handed_out: list[list[int]] = []
         self._answer, self._chunks = answer, list[Chunk]()
 

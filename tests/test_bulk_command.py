@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import small
@@ -267,6 +268,10 @@ def test_features_that_do_not_fit_are_refused_before_anything_is_drawn(
 def test_verify_draws_some_again(disa: Command, run: Path, tmp_path: Path) -> None:
     report = disa("bulk", "--verify", run, "--sample", 5, "--json").json()
     assert (report["good"], report["exact"], len(report["redrawn"])) == (True, True, 5)
+    here = {"device": "cpu", "torch": torch.__version__, "instructions": torch.backends.cpu.get_cpu_capability()}
+    assert (report["drawn_with"], report["drawn_again_with"]) == ([here], here)
+    said = disa("bulk", "--verify", run, "--sample", 1).out
+    assert f"these with cpu and torch {torch.__version__} ({here['instructions']} instructions)" in said
     # Whole files of other pictures, whose hashes are those in the manifest.
     tar, manifest = run / "shards" / "000000.tar", run / "shards" / "000000.json"
     picture = io.BytesIO()
@@ -282,6 +287,15 @@ def test_verify_draws_some_again(disa: Command, run: Path, tmp_path: Path) -> No
     done = disa("bulk", "--verify", run, "--sample", 3, "--json")
     report = json.loads(done.out)
     assert (done.code, report["missing"], report["damaged"], len(report["differing"])) == (1, 0, [], 3)
+
+
+@pytest.mark.parametrize("other", [{"instructions": "AVX9"}, {"torch": "1.0"}, {"device": "cuda"}])
+def test_bits_are_compared_only_where_the_machine_is_the_same(disa: Command, run: Path, other: dict[str, str]) -> None:
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(told | {"drawn_with": [told["drawn_with"][0] | other]}))
+    report = disa("bulk", "--verify", run, "--sample", 2, "--json").json()
+    assert (report["good"], report["exact"]) == (True, False)
+    assert next(iter(other.values())) in disa("bulk", "--verify", run, "--sample", 1).out
 
 
 def test_status_and_report(disa: Command, run: Path) -> None:

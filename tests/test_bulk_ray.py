@@ -17,7 +17,7 @@ from disa.bulk.on_ray import RayCrew
 from disa.bulk.worker import Chunk, Drawn, Failed, Ready, chunk_of
 from disa.errors import DisaError
 
-READY = Ready(stub_crew.ABOUT, "of the stub", {"torch": "0"}, 1, "here")
+READY = Ready(stub_crew.ABOUT, "of the stub", {"torch": "0"}, stub_crew.MACHINE, 1, "here")
 INPUTS = stub_crew.record(100).recipe.inputs
 
 
@@ -144,7 +144,7 @@ def test_a_worker_that_dies_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None
 def test_workers_that_cannot_begin_end_the_run_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DisaError, match=r"worker 1 cannot load the model: no file\. Every machine needs the files"):
         crew(monkeypatch, FakeRay(failing(0), ready=Failed("no file.")), 1).wait()
-    other = Ready(stub_crew.ABOUT, "of the stub", {"torch": "9"}, 1, "there")
+    other = Ready(stub_crew.ABOUT, "of the stub", {"torch": "9"}, stub_crew.MACHINE, 1, "there")
     with pytest.raises(DisaError, match="worker 1 on there has torch 9, and this process 0"):
         crew(monkeypatch, FakeRay(failing(0), ready=other), 1).wait()
 

@@ -156,7 +156,7 @@ class Driver:
             self.progress.seconds = time.monotonic() - self._started
         self.progress.workers = [vars(member) for member in self.crew.members]
         for ready in self.crew.began[self._known :]:
-            self.store.told(self.store.record.with_device(ready.about))
+            self.store.told(self.store.record.with_device(ready.drawn_with))
         self._known = len(self.crew.began)
         on_progress(self.progress)
         if time.monotonic() - self._reported > SECONDS_BETWEEN_REPORTS:

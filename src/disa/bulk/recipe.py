@@ -8,6 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from disa.bulk.shards import PARTS, SHARDS, containers_in
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
@@ -67,7 +69,7 @@ class Record:
     num_images: int
     shard_size: int = SHARD_SIZE
     drawn_with: list[dict[str, Any]] = field(default_factory=list)
-    """Every combination of device and PyTorch that has drawn for this run."""
+    """Every combination of device, PyTorch and instructions that has drawn for this run, see `machine_of`."""
 
     @classmethod
     def read(cls, folder: Path) -> Record:
@@ -90,10 +92,9 @@ class Record:
         told = asdict(self)
         write_json(folder / RUN, {"format": FORMAT, **told.pop("recipe"), **told})
 
-    def with_device(self, about: Mapping[str, Any]) -> Record:
-        """The same, and that a worker with these settings draws for it."""
-        here = machine_of(about)
-        return self if here in self.drawn_with else replace(self, drawn_with=[*self.drawn_with, here])
+    def with_device(self, machine: dict[str, Any]) -> Record:
+        """The same, and that a worker on such a machine draws for it."""
+        return self if machine in self.drawn_with else replace(self, drawn_with=[*self.drawn_with, machine])
 
     def check_same(self, about: Mapping[str, Any], of_now: str, folder: Path) -> None:
         """Refuse to mix images of two kinds in one run. about, of_now: the settings now, and their digest. Raises
@@ -116,8 +117,10 @@ def check_new(folder: Path) -> None:
 
 
 def machine_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What decides rounding: the kind of device, and PyTorch."""
-    return {"device": str(about["device"]).partition(":")[0], "torch": about["torch"]}
+    """What decides rounding where this is called: the kind of device, PyTorch, and the processor's instructions that it
+    uses, as AVX2 or AVX512."""
+    device = str(about["device"]).partition(":")[0]
+    return {"device": device, "torch": about["torch"], "instructions": torch.backends.cpu.get_cpu_capability()}
 
 
 def _short(value: Any) -> str:

@@ -20,7 +20,7 @@ from disa.errors import DisaError
 
 TOLERANCE = 2.0
 """Levels of 255: the largest mean absolute difference of an image that is drawn again on another device or with another
-version of PyTorch. On the CPU of the same version it is equal to the bit."""
+version of PyTorch, or by a processor with other instructions. On the CPU with the same ones it is equal to the bit."""
 MOST_TOLD = 20
 
 
@@ -39,6 +39,9 @@ class Findings:
     """Ids."""
     exact: bool = True
     """Whether these had to be equal to the bit."""
+    drawn_with: list[dict[str, Any]] = field(default_factory=list)
+    """Device, PyTorch and instructions that the run was drawn with, see `machine_of`."""
+    drawn_again_with: dict[str, Any] = field(default_factory=dict)
     differing: dict[int, float] = field(default_factory=dict)
     """Ids, and the mean absolute difference in levels of 255."""
 
@@ -73,6 +76,7 @@ def check_some(
         raise DisaError(f"the sample could not be drawn again: {result.reason}")
     here = machine_of(worker.about)
     found.redrawn, found.exact = chosen, here["device"] == "cpu" and run.record.drawn_with == [here]
+    found.drawn_with, found.drawn_again_with = run.record.drawn_with, here
     stored = _stored(run, set(chosen))
     for entry, content in _pairs(result):
         if (difference := _difference(stored[entry.id], content)) > (0.0 if found.exact else TOLERANCE):

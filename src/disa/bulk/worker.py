@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from disa.bulk.recipe import Recipe
+from disa.bulk.recipe import Recipe, machine_of
 from disa.bulk.shards import Entry
 from disa.draw.folder import about_image, identities, image_file
 from disa.draw.inputs import Inputs
@@ -65,6 +65,8 @@ class Ready:
     """The weights, every option and the device: `Run.about`."""
     digest: str
     versions: dict[str, str]
+    drawn_with: dict[str, Any]
+    """What decides rounding there: `machine_of`."""
     pid: int
     machine: str
     looks: str = ""
@@ -103,7 +105,8 @@ class Worker:
             looks, self.look = self.looking(self.sampler.device, shape) if self.looking else ("", None)
         except Exception as error:  # whatever it is, the driver must be told, and no other process can
             return Failed(_reason(error))
-        return Ready(self.about, self.digest, versions(self.about), os.getpid(), platform.node(), looks)
+        told = self.about, self.digest, versions(self.about), machine_of(self.about)
+        return Ready(*told, os.getpid(), platform.node(), looks)
 
     def draw(self, chunk: Chunk) -> Drawn | Failed:
         """Draw a chunk: all of its images, or none."""

@@ -271,6 +271,9 @@ def _verify(run: Path, source: Source, settings: Settings, count: int, as_json: 
         alike = "equal to the bit" if found.exact else "within the tolerance"
         line(f"{found.num_images - found.missing} of {counted(found.num_images, 'image')} are there and whole")
         line(f"{counted(len(found.redrawn), 'image')} drawn again: {len(found.redrawn) - len(found.differing)} {alike}")
+        if found.redrawn:
+            before = " and ".join(map(_machine, found.drawn_with))
+            line(f"the run was drawn with {before}, these with {_machine(found.drawn_again_with)}")
         told = found.damaged + [f"image {id} differs by {by:.2f} levels of 255" for id, by in found.differing.items()]
         told += [f"missing: {', '.join(found.spans)}"] if found.missing else []
         told += [f"{counted(found.doubled, 'image')} there more than once"] if found.doubled else []
@@ -282,6 +285,12 @@ def _verify(run: Path, source: Source, settings: Settings, count: int, as_json: 
             line(f"remove a damaged file, and {command('disa', 'bulk', '--resume', run)} draws its images again")
     if not found.is_good:
         raise typer.Exit(UNFINISHED)
+
+
+def _machine(told: dict[str, Any]) -> str:
+    """What images were drawn with, in words. A run of an earlier version does not tell the instructions."""
+    instructions = told.get("instructions", "unknown")
+    return f"{told['device']} and torch {told['torch']} ({instructions} instructions)"
 
 
 def _status(run: Path, as_json: bool) -> None:
