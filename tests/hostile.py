@@ -35,6 +35,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import save, save_file
 
 import disa
@@ -43,7 +44,8 @@ from disa.cli import app
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.study import bench, calibrate, compare, evidence, fit, planning  # noqa: F401  all that a command imports is loaded
+from disa.evaluate import evaluation, geneval, paired  # noqa: F401
+from disa.study import bench, calibrate, compare, evidence, fit, planning, scores  # noqa: F401  all that a command imports is loaded
 
 USE, REFUSE, OPEN = "used", "refused", "open"
 MOST_SECONDS, MOST_BYTES = 5.0, 1 << 30
@@ -334,6 +336,25 @@ def studies() -> Iterator[Case]:
         yield command("train", "mar-digits", *given)
 
 
+def evaluations() -> Iterator[Case]:
+    """Sets of images, references and results."""
+    quick = ("--device", "cpu", "--resamples", "20")
+    for name, meant in (IMAGES | STRANGE_IMAGES).items():
+        yield command("evaluate", name, "--against", "i-folder", *quick, meant=meant)
+        yield command("evaluate", "i-digits.npz", "--against", name, *quick, meant=meant)
+    for name, meant in STATISTICS.items():
+        yield command("evaluate", "i-digits.npz", "--against", name, *quick, meant=meant)
+    for name, (_, meant) in RESULTS.items():
+        yield command("evaluate", name, meant=meant)
+    for given in (("--features", "inception"), ("--features", ""), ("--features", "inception:absent"), ("--paired",),
+                  ("--features", "dinov2:i-stray"), ("--features", "inception:i-digits.npz"), ("--resamples", "19"),
+                  ("--resamples", "x"), ("--out", "folder"), ("--statistics", "folder"), ("--device", "gpu"),
+                  ("--against", ""), ("--against", "i-digits.npz", "--paired")):  # fmt: skip
+        yield command("evaluate", "i-digits.npz", *given)
+    yield command("evaluate", "i-digits.npz", "i-digits.npz", "--paired")
+    yield command("evaluate", "r-good.jsonl", "--against", "digits")
+
+
 # -- the library ---------------------------------------------------------------------------------------------------
 
 
@@ -508,6 +529,27 @@ PLANS = {
     "pl-noise.json": (json.dumps(PLAN | {"stretches": [[{**each, "times": [1.0, 0.5][: len(each["times"])]} for each in PLAN["stretches"][0]]]}), REFUSE),
     "pl-huge.json": (json.dumps(PLAN | {"rows": [10**40] * 4, "gains": [10**40] * 4}), OPEN), "pl-long.json": ("[" + "1," * 5_000_000 + "1]", REFUSE),
 }  # fmt: skip
+IMAGES = {"i-digits.npz": USE, "i-folder": USE}
+STRANGE_IMAGES = {
+    "i-large.npz": REFUSE, "i-float.npz": REFUSE, "i-first.npz": REFUSE, "i-few.npz": REFUSE, "i-none.npz": REFUSE,
+    "i-cut.npz": REFUSE, "i-colour.npz": REFUSE, "i-objects.npz": REFUSE, "i-other.npz": REFUSE, "i-labels.npz": REFUSE,
+    "i-lie.npz": REFUSE, "i-stray": REFUSE, "i-overview": REFUSE, "i-cut": REFUSE, "i-empty": REFUSE, "i-text": REFUSE,
+    "i-tar": REFUSE, "i-hole": REFUSE, "noise.bin": REFUSE, "empty": REFUSE, "fifo": REFUSE, "absent": REFUSE,
+    "/dev/zero": REFUSE, "": REFUSE, "good.png": REFUSE, "good.safetensors": REFUSE,
+}  # fmt: skip
+STATISTICS = {
+    "s-good.npz": USE, "s-nan.npz": REFUSE, "s-infinity.npz": REFUSE, "s-shape.npz": REFUSE, "s-flat.npz": REFUSE,
+    "s-negative.npz": REFUSE, "s-skew.npz": REFUSE, "s-text.npz": REFUSE, "s-other.npz": REFUSE, "s-half.npz": REFUSE,
+    "s-cut.npz": REFUSE, "s-none.npz": REFUSE, "s-width.npz": REFUSE,
+}  # fmt: skip
+RIGHT = '{"tag": "counting", "prompt": "two cats", "correct": true}\n'
+RESULTS = {
+    "r-good.jsonl": (RIGHT, USE), "r-blank.jsonl": ("\n\n" + RIGHT, USE), "r-empty.jsonl": ("", REFUSE), "r-number.jsonl": ("3", REFUSE),
+    "r-cut.jsonl": (RIGHT + RIGHT[:20], REFUSE), "r-text.jsonl": (RIGHT.replace("true", '"yes"'), REFUSE),
+    "r-deep.jsonl": ("[" * 100_000, REFUSE), "r-tag.jsonl": (RIGHT.replace("tag", "task"), REFUSE),
+    "r-good.json": ("[[0.5, 1], [0]]", USE), "r-list.json": ("[]", REFUSE), "r-inner.json": ("[[]]", REFUSE),
+    "r-large.json": ("[[2]]", REFUSE), "r-nan.json": ("[[NaN]]", REFUSE), "r-deep.json": ("[" * 100_000, REFUSE),
+}  # fmt: skip
 PROBES = {
     "p-empty.safetensors": b"",
     "p-noise.safetensors": b"x" * 1000,
@@ -560,8 +602,11 @@ def write_files() -> None:
     for name, text in CONFIGS.items():
         (Path("models") / name).mkdir()
         (Path("models") / name / "config.json").write_text(text)
+    for name, (text, _) in RESULTS.items():
+        Path(name).write_text(text, encoding="utf-8")
     write_weights()
     write_pictures()
+    write_sets()
 
 
 def write_weights() -> None:
@@ -617,6 +662,51 @@ def write_pictures() -> None:
     Image.new("1", (60_000, 60_000)).save("bomb.png")
     good = Path("good.png").read_bytes()
     Path("cut.png").write_bytes(good[: len(good) // 2])
+
+
+def write_sets() -> None:
+    """Sets of images and statistics of every kind."""
+    random = np.random.default_rng(0)
+    grey = random.integers(0, 255, (30, 32, 32, 1), np.uint8)
+    for name, arrays in {
+        "digits": {"arr_0": grey}, "large": {"arr_0": grey.repeat(2, axis=1).repeat(2, axis=2)},
+        "float": {"arr_0": grey / 255}, "first": {"arr_0": grey.transpose(0, 3, 1, 2)}, "few": {"arr_0": grey[:5]},
+        "none": {"arr_0": grey[:0]}, "colour": {"arr_0": random.integers(0, 255, (30, 32, 32, 3), np.uint8)},
+        "objects": {"arr_0": np.array([{}] * 30)}, "other": {"images": grey},
+        "labels": {"arr_0": grey, "arr_1": np.zeros((30, 10))},
+    }.items():  # fmt: skip
+        np.savez(f"i-{name}.npz", **arrays)
+    good = Path("i-digits.npz").read_bytes()
+    Path("i-cut.npz").write_bytes(good[: len(good) // 2])
+    Path("i-lie.npz").write_bytes(good.replace(b"(30, 32, 32, 1)", b"(90, 32, 32, 1)"))
+    for name in ("folder", "stray", "overview", "cut", "hole"):
+        Path(f"i-{name}").mkdir()
+        for i, pixels in enumerate(grey):
+            Image.fromarray(pixels[..., 0]).save(f"i-{name}/{i:02d}.png")
+    Image.fromarray(grey[:9, ..., 0].reshape(96, 96)).save("i-stray/grid.png")
+    about = PngInfo()
+    about.add_text("disa", '{"digest": "x"}')
+    Image.fromarray(grey[0, ..., 0]).save("i-overview/grid.png", pnginfo=about)
+    picture = Path("i-cut/07.png").read_bytes()
+    Path("i-cut/07.png").write_bytes(picture[: len(picture) // 2])
+    Path("i-hole/07.png").write_bytes(picture[:60] + b"\0" * (len(picture) - 80) + picture[-20:])
+    for name in ("empty", "text", "tar"):
+        Path(f"i-{name}").mkdir()
+    Path("i-text/notes.txt").write_text("x")
+    Path("i-tar/0.tar").write_bytes(b"no tar" * 1000)
+    mean, spread = np.zeros(64), np.eye(64)
+    for name, (mu, sigma, of) in {
+        "good": (mean, spread, "digits-classifier"), "nan": (mean, spread * np.nan, "digits-classifier"),
+        "infinity": (mean + np.inf, spread, "digits-classifier"), "shape": (mean, spread[:5], "digits-classifier"),
+        "flat": (mean, mean, "digits-classifier"), "negative": (mean, -spread, "digits-classifier"),
+        "skew": (mean, np.triu(np.ones((64, 64))), "digits-classifier"), "other": (mean, spread, "inception"),
+        "text": (np.array(["x"] * 64), spread, "digits-classifier"), "none": (mean[:0], spread[:0, :0], "digits-classifier"),
+        "width": (np.zeros(8), np.eye(8), "digits-classifier"),
+    }.items():  # fmt: skip
+        np.savez(f"s-{name}.npz", mu=mu, sigma=sigma, features=np.array(of))
+    np.savez("s-half.npz", mu=mean)
+    good = Path("s-good.npz").read_bytes()
+    Path("s-cut.npz").write_bytes(good[: len(good) // 2])
 
 
 # -- trying --------------------------------------------------------------------------------------------------------
@@ -680,7 +770,7 @@ def main(arguments: list[str]) -> int:
     work.mkdir()
     os.chdir(work)
     write_files()
-    cases = [case for group in (options, words, names, pictures, studies, calls) for case in group()]
+    cases = [case for group in (options, words, names, pictures, studies, evaluations, calls) for case in group()]
     chosen = [case for case in cases if not arguments or arguments[0] in case.text]
     outcomes, bad = Counter[str](), 0
     for case in chosen:

@@ -9,6 +9,9 @@ import os
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +121,45 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, whole: Path, monkeypatch: pyt
     there = draw(tmp_path / "full", Record.read(tmp_path / "full")).there_before
     assert 0 < there < 10
     assert shards_of(tmp_path / "full") == shards_of(whole)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root of Linux can mount a small tmpfs")
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "none", place], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_full_loses_nothing(tmp_path: Path, small_disk: Path) -> None:
+    """A real one, which is full while a part, a shard or a manifest is written."""
+
+    def large(chunk: Chunk) -> Drawn:
+        contents = [np.random.default_rng(i).bytes(29_000) for i in chunk.ids]
+        hashes = [sha256(content).hexdigest() for content in contents]
+        entries = [replace(entry, sha256=hash) for entry, hash in zip(drawn(chunk).entries, hashes, strict=True)]
+        return Drawn(entries, contents, 0.0, len(entries))
+
+    draw(tmp_path / "whole", record(10), StubCrew(answer=large))
+    folder, of = small_disk / "run", record(10)
+    with pytest.raises(DisaError, match=r"could not write .*No space left on device\. Nothing was changed"):
+        draw(folder, of, StubCrew(answer=large), chunk=1)
+    found = findings(folder)
+    assert 0 < found.missing < 10
+    assert (found.damaged, found.doubled) == ([], 0)
+    assert [name for name in files(folder) if Path(name).name.startswith(".")] == []
+    with pytest.raises(DisaError, match="No space left on device"):  # still
+        draw(folder, Record.read(folder), StubCrew(answer=large), chunk=1)
+    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    assert draw(folder, Record.read(folder), StubCrew(answer=large)).failures == {}
+    assert shards_of(folder) == shards_of(tmp_path / "whole")
+    assert findings(folder).is_good
 
 
 def test_a_shard_may_have_a_part_for_each_of_its_images(tmp_path: Path) -> None:

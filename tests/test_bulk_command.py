@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import types
+from functools import partial
 from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
@@ -400,6 +401,48 @@ def test_without_ray_it_says_what_to_install(model: Path, tmp_path: Path) -> Non
     assert done.stderr == (
         "disa: several workers need Ray: pip install 'disa[bulk]', or draw in this process with --workers 0.\n"
     )
+
+
+def without_memory(place: str, device: object, shape: object) -> tuple[str, Any]:
+    """What looks at images in a worker: of the first chunk that has an image, its process is killed as the kernel kills
+    one; from then on several images at once find no memory."""
+
+    def look(contents: list[bytes]) -> None:
+        if not Path(place).exists():
+            Path(place).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if len(contents) > 1:
+            import resource
+
+            limit, most = resource.getrlimit(resource.RLIMIT_AS)
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, most))
+            try:
+                np.ones(1 << 32)
+            finally:
+                resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+
+    return "", look
+
+
+@needs_ray
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_workers_without_memory_lose_nothing(
+    disa: Command, model: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.exceptions
+
+    assert issubclass(ray.exceptions.OutOfMemoryError, ray.exceptions.RayError)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
+    monkeypatch.setattr(
+        sys.modules["disa.cli.bulk"], "_looking", lambda features: partial(without_memory, str(tmp_path / "killed"))
+    )
+    out = tmp_path / "out"
+    asked = ("--labels", "0-9", "--per-label", 3, *QUICK[:-2], "--workers", 1, "--chunk", 10, "--out", out)
+    done = disa("bulk", "--model", model, *asked, "--json").json()
+    assert (done["drawn"], done["failures"]) == (30, {})
+    assert done["deaths"] == 1
+    assert soak.contents(out / "shards") == soak.contents(run / "shards")
 
 
 @needs_ray

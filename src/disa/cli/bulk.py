@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from contextlib import redirect_stdout
 from dataclasses import dataclass, fields
 from dataclasses import replace as changed
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from signal import SIGINT
 from typing import TYPE_CHECKING, Annotated, Any
@@ -215,7 +217,8 @@ def _looking(features: str | None) -> Looking | None:
 
 def _watched(driver: Driver) -> Progress:
     """Draw to the end, and tell how far it is. Its workers are ended, whatever happens."""
-    with progress("drawing", driver.progress.num_images) as advance:
+    # Ray tells of workers that died on standard output, which is for what the command says.
+    with progress("drawing", driver.progress.num_images) as advance, redirect_stdout(StringIO()):
 
         def tell(now: Progress) -> None:
             if now.drawn:  # loading the model says nothing of the time that is left

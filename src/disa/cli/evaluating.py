@@ -102,7 +102,8 @@ def evaluate(
     device = pick_device(judging.device)
     sets = [open_images(given) for given in (images, other) if given is not None]
     reference = None if judging.against is None else open_reference(judging.against)
-    space = load_space(judging.features or usual_space(sets[0].size), device)
+    text = usual_space(sets[0].size) if judging.features is None else judging.features
+    space = load_space(text, device)
     found = _evaluated(sets, space, reference, device, judging.resamples)
     if statistics is not None:
         _write_statistics(statistics, sets[0], space, device)
