@@ -32,11 +32,12 @@ from torch.nn import functional as F
 
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
+from disa.core.orders import COSINE
 from disa.core.request import Guidance, Request
 from disa.core.solvers import DDPM
 from disa.core.texts import parse
 from disa.models.mar.config import MARConfig
-from disa.models.mar.model import MAR, masked_counts
+from disa.models.mar.model import MAR
 from disa.models.registry import PRESETS
 from disa.runtime import packing
 from disa.runtime.clock import clock_of
@@ -131,7 +132,7 @@ def needed_flops(config: MARConfig, work: Work, batch_size: int) -> int:
     queries and outputs of the drawn tokens only.
     """
     c, halves = config, 2 if work.guidance != 1 else 1
-    channels, width, counts = c.token_channels, c.head_width, masked_counts(c.num_tokens, work.ar_steps)
+    channels, width, counts = c.token_channels, c.head_width, COSINE.masked(c.num_tokens, work.ar_steps)
     total = 0
     for k, (masked, after) in enumerate(pairwise(counts)):
         known, drawn, everything = c.num_tokens - masked, masked - after, c.buffer_size + c.num_tokens

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from disa.core.multistep import updates
 from disa.core.noise import SeededNoise
+from disa.core.orders import COSINE
 from disa.core.plans import FORMAT, read_plan
 from disa.core.problem import DenoisingProblem
 from disa.core.request import Request
@@ -41,7 +42,6 @@ from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.models.harmon.text import FixedLength
-from disa.models.mar.model import masked_counts
 from disa.policies.adaptive import counts_between
 
 LONGEST = 3
@@ -80,7 +80,7 @@ def write_plan(sampler: Sampler, num_ar_steps: int, most: int, path: Path) -> st
     process, config = sampler.model.process, sampler.model.config
     rows = [1] * num_ar_steps
     if sampler.model.capabilities.any_size:
-        masked = masked_counts(config.num_tokens, num_ar_steps)
+        masked = COSINE.masked(config.num_tokens, num_ar_steps)
         rows = [before - after for before, after in pairwise(masked)]
     courses = []
     for count in range(1, most + 1):

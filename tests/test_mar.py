@@ -16,6 +16,7 @@ from torch import Tensor
 import small
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
+from disa.core.orders import COSINE
 from disa.core.problem import ARStep, DenoisingProblem
 from disa.core.request import Guidance, Request
 from disa.core.solve import solve
@@ -24,7 +25,7 @@ from disa.core.steps import StepPolicy, constant, linear
 from disa.errors import DisaError
 from disa.models.layers import initialise
 from disa.models.mar.config import MARConfig
-from disa.models.mar.model import MAR, masked_counts
+from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
 from disa.models.registry import PRESETS
 from disa.runtime.packing import PackedLinear
@@ -181,7 +182,7 @@ def test_our_names_are_checked_on_the_way_out(plain: MAR):
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 16, 64, 100, 256])
 def test_every_ar_step_draws_at_least_one_token_and_all_are_drawn(num_tokens: int):
     for num_ar_steps in range(1, num_tokens + 1):
-        counts = masked_counts(num_tokens, num_ar_steps)
+        counts = COSINE.masked(num_tokens, num_ar_steps)
         drawn = [before - after for before, after in pairwise(counts)]
         assert (len(drawn), sum(drawn)) == (num_ar_steps, num_tokens)
         assert min(drawn) >= 1, num_ar_steps
@@ -189,10 +190,10 @@ def test_every_ar_step_draws_at_least_one_token_and_all_are_drawn(num_tokens: in
 
 def test_masked_counts_worked_out_by_hand():
     # floor(64 cos(pi/2 k/4)): 59.1, 45.3, 24.5, then everything.
-    assert masked_counts(64, 4) == [64, 59, 45, 24, 0]
+    assert COSINE.masked(64, 4) == [64, 59, 45, 24, 0]
     # The cosine alone would draw nothing in the first AR steps: one token at least.
-    assert masked_counts(4, 4) == [4, 3, 2, 1, 0]
-    assert masked_counts(16, 1) == [16, 0]
+    assert COSINE.masked(4, 4) == [4, 3, 2, 1, 0]
+    assert COSINE.masked(16, 1) == [16, 0]
 
 
 @pytest.mark.parametrize("num_ar_steps", [1, 2, 7, 63, 64])

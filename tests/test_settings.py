@@ -38,6 +38,8 @@ CHANGED: dict[str, Any] = {
     "interval": (0.0, 0.9),
     "progress": (0.5, 1.0),
     "num_ar_steps": 3,
+    "order": "checkerboard:3",
+    "counts": "linear",
     "size": (12, 8),
     "height": 12,
     "width": 12,
@@ -77,7 +79,7 @@ def test_every_command_that_draws_has_every_option(
 class More(Settings):
     """The settings with an option that there is not yet."""
 
-    order: str | None = option("In which order tokens are drawn.")
+    tint: str | None = option("Which tint images have.")
 
 
 def test_a_new_option_is_a_new_field() -> None:
@@ -88,13 +90,13 @@ def test_a_new_option_is_a_new_field() -> None:
         seen.append(settings)
 
     parameters = inspect.signature(flat(draw)).parameters
-    told = parameters["order"].annotation.__metadata__[0]
-    assert "--order" in (told.default, *(told.param_decls or ()))
-    flat(draw)(**dict.fromkeys(parameters) | {"order": "raster"})
-    assert seen == [More.of(order="raster")]
-    assert seen[0].to_json()["order"] == "raster"
+    told = parameters["tint"].annotation.__metadata__[0]
+    assert "--tint" in (told.default, *(told.param_decls or ()))
+    flat(draw)(**dict.fromkeys(parameters) | {"tint": "sepia"})
+    assert seen == [More.of(tint="sepia")]
+    assert seen[0].to_json()["tint"] == "sepia"
     assert digest(seen[0].to_json()) != digest(More().to_json())
-    assert "| `--order` | `order` | In which order tokens are drawn. |" in page(More)
+    assert "| `--tint` | `tint` | Which tint images have. |" in page(More)
 
 
 def test_every_option_is_tried_below() -> None:

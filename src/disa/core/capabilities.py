@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from disa.core.orders import COSINE, RANDOM, Counts, Order
 from disa.core.request import Request
 from disa.errors import DisaError
 
@@ -37,6 +38,9 @@ class Capabilities:
     def check(self, request: Request) -> None:
         """Refuse a request that the model cannot draw. Raises DisaError."""
         request.check_fits(self.family, self.condition, *(["token_grid"] if self.any_size else []))
+        if self.in_order:
+            self.check_order(*(None if own == given else given
+                               for own, given in ((RANDOM, request.order), (COSINE, request.counts))))  # fmt: skip
         if request.labels is not None:
             self.check_labels(request.labels.tolist())
         if request.known is not None:
@@ -54,6 +58,17 @@ class Capabilities:
         count = self.num_tokens if num_tokens is None else num_tokens
         if not 1 <= num_ar_steps <= count:
             raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
+
+    @property
+    def in_order(self) -> bool:
+        """Whether what AR steps draw is fixed."""
+        return self.num_ar_steps is not None
+
+    def check_order(self, order: Order | None, counts: Counts | None) -> None:
+        """Refuse an order or counts where what AR steps draw is fixed; None where none is asked for. Raises
+        DisaError."""
+        if self.in_order and (asked := [str(part) for part in (order, counts) if part is not None]):
+            raise DisaError(f"{self._in_order}: leave {' and '.join(asked)} out.")
 
     def check_size(self, token_grid: tuple[int, int], stride: int) -> None:
         """Refuse an image of too many tokens; stride: pixels along one side of a token. Raises DisaError."""

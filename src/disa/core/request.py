@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disa.core.orders import COSINE, RANDOM, Counts, Order
 from disa.errors import DisaError
 from disa.values import many, number, one_of, shown
 
@@ -116,6 +117,10 @@ class Request:
     """One per image, followed by one unconditional prompt per image where guidance is active."""
     token_grid: tuple[int, int] | None = None
     """Rows and columns of tokens; None for those that the model was made for."""
+    order: Order = RANDOM
+    """In which order tokens are drawn."""
+    counts: Counts = COSINE
+    """How many in each AR step."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.prompts is not None:
@@ -127,6 +132,7 @@ class Request:
         if self.prompts is not None and len(self.prompts) not in {rows, 2 * self.batch_size}:
             also = " and as many unconditional ones after them, for guidance" if self.guidance.active else ""
             raise DisaError(f"expected {self.batch_size} prompts{also}: {rows} rows, found {len(self.prompts)}.")
+        self.counts.check_ar_steps(self.num_ar_steps)
         if self.token_grid is not None and min(self.token_grid) < 1:
             raise DisaError(f"an image has at least one row and one column of tokens, found {self.token_grid}.")
         if (self.known is None) != (self.mask is None):

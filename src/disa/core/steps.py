@@ -247,7 +247,7 @@ class Table(Schedule):
 
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing; the counts too, since a list has no name and a file can change."""
-        return {"steps": str(self), "counts": list(self.values)}
+        return {"steps": str(self), "step_counts": list(self.values)}
 
 
 def constant(num_steps: int) -> Constant:

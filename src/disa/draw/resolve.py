@@ -10,6 +10,7 @@ from typing import Any
 
 from disa.core import texts
 from disa.core.courses import CalibratedSolver
+from disa.core.orders import COSINE, RANDOM
 from disa.core.plans import parse_plan, planned
 from disa.core.request import Guidance
 from disa.core.solver import AtARStep, NamedSolver, Solver
@@ -22,14 +23,14 @@ from disa.policies import adaptive
 from disa.values import LONGEST_SHOWN, shown
 from disa.weights.package import in_package
 
-NOT_MEASURED_FOR = NO_CHANGE | {"steps", "counts", "probe", "plan", "looks", "num_ar_steps"}
+NOT_MEASURED_FOR = NO_CHANGE | {"steps", "step_counts", "probe", "plan", "looks", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
 
 
 def for_model(settings: Settings, loaded: Loaded) -> Settings:
     """Every option filled in from the model's defaults, as objects, and checked. Raises DisaError."""
     alone = [each.name for each in fields(settings) if not each.metadata["part_of"]]
-    own = {name: getattr(settings, name) for name in alone}
+    own = {name: getattr(settings, name) for name in alone} | _order(settings, loaded)
     own |= {name: getattr(loaded.defaults, name, None) for name, value in own.items() if value is None}
     own["steps"] = _policy(own["steps"], loaded)
     own |= {
@@ -49,6 +50,18 @@ def _parts(settings: Settings, whole: str) -> dict[str, Any]:
     """The options given that are part of another one."""
     parts = [each.name for each in fields(settings) if each.metadata["part_of"] == whole]
     return {name: getattr(settings, name) for name in parts if getattr(settings, name) is not None}
+
+
+def _order(settings: Settings, loaded: Loaded) -> dict[str, Any]:
+    """Order and counts, and the number of AR steps that follows from these; none where a model's order is fixed."""
+    capabilities = loaded.model.capabilities
+    capabilities.check_order(settings.order, settings.counts)
+    if capabilities.in_order:
+        return {}
+    counts, asked = settings.counts or COSINE, settings.num_ar_steps
+    if asked is not None:
+        counts.check_ar_steps(asked)
+    return {"order": settings.order or RANDOM, "counts": counts, "num_ar_steps": asked or counts.num_ar_steps}
 
 
 def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:
@@ -109,7 +122,10 @@ def _size(settings: Settings, loaded: Loaded) -> tuple[int, int] | None:
 
 def _check(settings: Settings, loaded: Loaded) -> None:
     grid, capabilities = loaded.token_grid_of(settings.size), loaded.model.capabilities
-    capabilities.check_ar_steps(settings.num_ar_steps, None if grid is None else math.prod(grid))
+    num_tokens = None if grid is None else math.prod(grid)
+    capabilities.check_ar_steps(settings.num_ar_steps, num_tokens)
+    if settings.counts is not None:
+        settings.counts.masked(num_tokens or capabilities.num_tokens, settings.num_ar_steps)
     if settings.batch_size < 1:
         raise DisaError(f"the batch size must be 1 or more, found {settings.batch_size}.")
     if settings.rewrite and capabilities.condition != "prompts":

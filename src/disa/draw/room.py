@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from itertools import pairwise
 
 from disa.core.steps import Schedule
 from disa.draw.loaded import Loaded
@@ -58,10 +60,11 @@ def needed(loaded: Loaded, settings: Settings, size: tuple[int, int]) -> tuple[i
     config, codec = loaded.model.config, loaded.spec.codec
     grid = size[0] // loaded.stride, size[1] // loaded.stride
     num_tokens = math.prod(grid) if loaded.model.capabilities.any_size else config.num_tokens
+    most_drawn = _most_drawn(settings, num_tokens)
     halves, bytes_of = 2 if settings.guidance.active else 1, devices.pick_dtype(loaded.dtype).itemsize
-    drawing = halves * bytes_of * config.working_values(num_tokens, settings.num_ar_steps)
+    drawing = halves * bytes_of * config.working_values(num_tokens, most_drawn)
     if settings.solver.stochastic:
-        drawing += NOISE_BYTES * _most_steps(settings) * config.values_drawn(num_tokens, settings.num_ar_steps)
+        drawing += NOISE_BYTES * _most_steps(settings) * config.values_drawn(num_tokens, most_drawn)
     pixels = size[0] * size[1]
     decoding = 0 if codec is None else DECODED_AT_ONCE * bytes_of * pixels * codec.finest_width
     return decoding, drawing + IMAGE_BYTES * pixels * loaded.image_shape[0]
@@ -79,6 +82,15 @@ def _most_steps(settings: Settings) -> int:
         return max(settings.steps.counts(settings.num_ar_steps))
     spending = getattr(settings.steps, "spending", None)
     return 1 if spending is None else spending.early
+
+
+def _most_drawn(settings: Settings, num_tokens: int) -> int:
+    """The most tokens of an image that an AR step draws; all of them where nothing says."""
+    if settings.counts is not None:
+        with suppress(DisaError):  # of an image that is too small for so many AR steps
+            masked = settings.counts.masked(num_tokens, settings.num_ar_steps)
+            return max(before - after for before, after in pairwise(masked))
+    return num_tokens
 
 
 def _smaller(loaded: Loaded, settings: Settings, there: int) -> str:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
+from disa.core.orders import COSINE, RANDOM
 from disa.core.problem import ARStep
 from disa.core.request import Request
 from disa.draw.conditioning import Condition
@@ -156,6 +157,8 @@ class Run:
                 raise DisaError("a mask leaves no token to draw: it must be true where tokens are drawn.")
             everything = None if grid is None else math.prod(grid)
             capabilities.check_ar_steps(self.settings.num_ar_steps, everything if count < 0 else count)
+            if count > 0 and self.settings.counts is not None:
+                self.settings.counts.masked(count, self.settings.num_ar_steps)
         size = self.settings.batch_size
         return [group[i : i + size] for group in groups.values() for i in range(0, len(group), size)]
 
@@ -188,6 +191,8 @@ class Run:
             mask,
             condition.prompts,
             self.token_grid,
+            self.settings.order or RANDOM,
+            self.settings.counts or COSINE,
         )
 
     def _finished(

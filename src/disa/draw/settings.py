@@ -15,6 +15,7 @@ from hashlib import sha256
 from typing import Any
 
 from disa.core import steps
+from disa.core.orders import COUNT_FORMS, ORDER_FORMS, parse_counts, parse_order
 from disa.core.steps import describe
 from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown, text, truth, whole_number
@@ -122,6 +123,14 @@ class Settings:
         flag="--guidance-progress",
     )
     num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; FlowAR, xAR as the model has.", kind=int)
+    order: Any = option(
+        f"In which order MAR and Harmon draw tokens: {ORDER_FORMS}. Each image has its own, from its seed.",
+        read=parse_order,
+    )
+    counts: Any = option(
+        f"Tokens that MAR and Harmon draw in each AR step: {COUNT_FORMS}. Stages and tables say how many AR steps.",
+        read=parse_counts,
+    )
     size: Any = option(
         "HEIGHTxWIDTH in pixels, such as 512x768, for models that draw other sizes.", read=read_size, looks=SIZE
     )
@@ -162,6 +171,8 @@ class Settings:
         others = options.get("steps") is not None and options.get("solver") is None and base._is_filled
         if others and (steps.is_planned(options["steps"]) or steps.is_planned(base.steps)):
             base = replace(base, solver=None)  # a plan has its own, which goes with it
+        if options.get("counts") is not None and options.get("num_ar_steps") is None and base._is_filled:
+            base = replace(base, num_ar_steps=None)  # counts may say how many
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):
             changed = replace(changed, guidance=replace(base.guidance, scale=changed.guidance))
@@ -216,7 +227,7 @@ def _value(each: Field[Any], value: Any) -> Any:
     if about["objects_have"] and hasattr(value, about["objects_have"]) and not isinstance(value, type):
         return value
     if not about["looks"]:
-        return READ[about["kind"]](value, each.name)
+        return about["read"](value) if about["read"] else READ[about["kind"]](value, each.name)
     try:
         return (about["read"] or partial(READ[about["kind"]], what=each.name))(value)
     except (TypeError, ValueError, DisaError) as error:

@@ -158,7 +158,7 @@ def compare(
     images = [each.images for each in samples]
     unmeasured = measure.refusal(images[0], inputs) if measure else ""
     measured = measure.measure(images, inputs) if measure and not unmeasured else None
-    told = {name: value for name, value in samples[0].settings.items() if name not in ("counts", "probe")}
+    told = {name: value for name, value in samples[0].settings.items() if name not in ("step_counts", "probe")}
     about = told | {"steps": list(variants)}
     return Comparison(
         _results(list(variants), samples, measured),

@@ -47,10 +47,10 @@ class HarmonConfig(MARConfig):
         """Places that an image takes in the language model, buffer included; grid: None for the model's own."""
         return math.prod(grid or self.grid) + self.buffer_size
 
-    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+    def working_values(self, num_tokens: int, most_drawn: int) -> int:
         following = num_tokens + self.buffer_size
         language = following * (12 * self.llm_width + 3 * self.llm_hidden + following)
-        return max(super().working_values(num_tokens, num_ar_steps), language)
+        return max(super().working_values(num_tokens, most_drawn), language)
 
     @property
     def capabilities(self) -> Capabilities:

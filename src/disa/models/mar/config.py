@@ -54,15 +54,14 @@ class MARConfig:
     def token_channels(self) -> int:
         return self.latent_channels * self.patch_size**2
 
-    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
-        """Numbers of one image that an AR step draws, at most."""
-        return min(num_tokens, 2 * num_tokens // num_ar_steps + 1) * self.token_channels
+    def values_drawn(self, num_tokens: int, most_drawn: int) -> int:
+        """Numbers of one image that an AR step draws, at most; most_drawn: tokens likewise, where an order says."""
+        return most_drawn * self.token_channels
 
-    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+    def working_values(self, num_tokens: int, most_drawn: int) -> int:
         """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
-        rows = self.values_drawn(num_tokens, num_ar_steps) // self.token_channels
         backbone = 12 * (num_tokens + self.buffer_size) * max(self.encoder_width, self.decoder_width)
-        return max(backbone, rows * self.head_width * (3 * self.head_depth + 8))
+        return max(backbone, most_drawn * self.head_width * (3 * self.head_depth + 8))
 
     @property
     def condition_width(self) -> int:

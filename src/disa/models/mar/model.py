@@ -19,6 +19,8 @@ from torch.nn import functional
 
 from disa.core.capabilities import Capabilities
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
+from disa.core.orders import COSINE
+from disa.core.places import ordered
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Guidance, Request
 from disa.errors import DisaError
@@ -98,9 +100,11 @@ class MAR(nn.Module):
 
     def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
         """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
-        num_tokens = math.prod(request.token_grid or self.config.grid)
-        known, orders, num_unknown = self._known(request, noise.orders(num_tokens))
-        num_masked = masked_counts(num_unknown, request.num_ar_steps)
+        grid = request.token_grid or self.config.grid
+        num_tokens = math.prod(grid)
+        orders = ordered(request.order, noise.orders(num_tokens), grid)
+        known, orders, num_unknown = self._known(request, orders)
+        num_masked = request.counts.masked(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
         # The official formula leaves one token masked at the last AR step.
         shares = [(num_tokens - max(1, masked)) / num_tokens for masked in num_masked[1:]]
@@ -163,7 +167,8 @@ class MAR(nn.Module):
         """What is left to draw, as a request for one AR step without guidance."""
         known, undrawn = self.preview(state)
         assert undrawn is not None
-        return replace(state.request, num_ar_steps=1, guidance=Guidance(), known=known, mask=undrawn[:, 0])
+        rest = {"num_ar_steps": 1, "counts": COSINE, "guidance": Guidance()}
+        return replace(state.request, **rest, known=known, mask=undrawn[:, 0])
 
     def finish(self, state: MARState) -> Tensor:
         """Latents [B, C, H, W]."""
@@ -291,12 +296,3 @@ class MAR(nn.Module):
 
 def _blocks(depth: int, width: int, heads: int, config: MARConfig) -> nn.ModuleList:
     return nn.ModuleList(Block(width, heads, config.mlp_ratio, config.norm_eps) for _ in range(depth))
-
-
-def masked_counts(num_tokens: int, num_ar_steps: int) -> list[int]:
-    """[K + 1] tokens still masked before each AR step and after the last, on a cosine (MaskGIT, MAR section 3.4)."""
-    counts = [num_tokens]
-    for k in range(num_ar_steps - 1):
-        share = math.cos(math.pi / 2 * (k + 1) / num_ar_steps)
-        counts.append(max(1, min(counts[-1] - 1, math.floor(num_tokens * share))))
-    return [*counts, 0]

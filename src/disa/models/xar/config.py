@@ -63,11 +63,11 @@ class XARConfig:
     def depth(self) -> int:
         return self.encoder_depth + self.decoder_depth
 
-    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
-        """Numbers of one image that an AR step draws, at most."""
+    def values_drawn(self, num_tokens: int, most_drawn: int) -> int:
+        """Numbers of one image that an AR step draws, at most; most_drawn: tokens likewise, where an order says."""
         return math.prod(self.cell_size) * self.latent_channels
 
-    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+    def working_values(self, num_tokens: int, most_drawn: int) -> int:
         """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
         cached = 2 * self.depth * self.width * num_tokens
         return cached + math.prod(self.cell_size) * (12 * self.width)
