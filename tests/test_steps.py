@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 import torch
 
+import small
 from disa.core import steps
 from disa.core.problem import DenoisingProblem
 from disa.core.texts import parse, table
@@ -271,3 +272,50 @@ def test_every_generation_has_its_own_of_a_policy_that_remembers():
     assert [first(problem), first(problem), second(problem)] == [1, 2, 1]
     assert policy.count == 0
     assert steps.fresh(plain) is plain
+
+
+# -- over the share of the image that is drawn ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("linear:50-10/drawn", [50, 40, 30, 20]),
+        ("cosine:50-10/drawn", [50, 44, 30, 15]),
+        ("two-stage:50-10/drawn", [50, 50, 10, 10]),
+        ("constant:7/drawn", [7, 7, 7, 7]),
+        ("linear:10-50 /drawn", [10, 20, 30, 40]),
+    ],
+)
+def test_schedules_over_the_share_that_is_drawn(text: str, expected: list[int]) -> None:
+    schedule = parse(text)
+    assert [schedule.along(share) for share in (0, 0.25, 0.5, 0.75)] == expected
+    assert schedule.counts(4) == expected  # each of four AR steps draws as much
+    assert parse(str(schedule)) == schedule
+
+
+def test_a_table_over_the_share_that_is_drawn(tmp_path: Path) -> None:
+    schedule = parse(f"table:{write(tmp_path, '[9, 5, 1]')}/drawn")
+    assert [schedule.along(share) for share in (0, 0.25, 0.5, 0.75, 1)] == [9, 7, 5, 3, 1]
+
+
+@pytest.mark.parametrize("text", ["plan@8/drawn", "mlp/drawn", "linear:50-5/drawn/drawn", "/drawn", "linear:5/drawn"])
+def test_what_cannot_go_by_the_share_that_is_drawn_is_one_line(text: str) -> None:
+    with pytest.raises(DisaError) as error:
+        parse(text)
+    assert "\n" not in str(error.value)
+
+
+def test_steps_follow_the_tokens_that_are_drawn() -> None:
+    sampler = small.sampler()
+    settings = sampler.settings(steps="linear:40-8/drawn", counts="stages:2-1-1", order="checkerboard:3")
+    samples = sampler.sample([1, 2], [0, 1], settings=settings)
+    assert [step.steps for step in samples.trace] == settings.steps.counts(4) == [40, 36, 32, 24]
+    assert settings.to_json()["steps"] == "linear:40-8/drawn"
+
+
+def test_a_model_that_does_not_say_what_is_drawn_is_one_line() -> None:
+    nothing: Any = None
+    image = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(DisaError, match="does not say"):
+        parse("linear:5-2/drawn")(DenoisingProblem(nothing, nothing, (1,), image, image, 0, 4))

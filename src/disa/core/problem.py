@@ -186,6 +186,8 @@ class DenoisingProblem:
     """The scale in this AR step."""
     rows_to_come: int | None = None
     """Rows of each image that later AR steps draw; None where that is not known."""
+    known: float | None = None
+    """The share of the image that is known before this AR step; None where a model does not say."""
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))

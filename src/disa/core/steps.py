@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from disa.core.problem import DenoisingProblem, Look, Plan
 
 
+DRAWN = "/drawn"
+"""The end of the text of a schedule that goes by the share of the image that is drawn."""
+
+
 class StepPolicy(Protocol):
     """Denoising steps for a problem: one whole number for all rows, an int64 tensor [R], a `Look` or a `Plan`.
 
@@ -131,6 +135,14 @@ class Schedule:
         """Denoising steps of AR step k = 0..K-1. Raises DisaError outside of these."""
         raise NotImplementedError
 
+    def along(self, share: float) -> int:
+        """Denoising steps where a share of the way from the first AR step (0) to the last (1) is made."""
+        raise DisaError(f"the step policy {describe(self)} goes by AR steps alone.")
+
+    def over_drawn(self) -> OverDrawn:
+        """The same over the share of the image that is drawn."""
+        return OverDrawn(self)
+
     def counts(self, num_ar_steps: int) -> list[int]:
         """[K] denoising steps of every AR step."""
         return [denoising_steps(self.at(k, num_ar_steps)) for k in range(ar_steps(num_ar_steps))]
@@ -150,6 +162,9 @@ class Constant(Schedule):
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
         _place(ar_step, num_ar_steps)
+        return self.num_steps
+
+    def along(self, share: float) -> int:
         return self.num_steps
 
     def __str__(self) -> str:
@@ -172,12 +187,17 @@ class Annealed(Schedule):
         object.__setattr__(self, "early", denoising_steps(self.early))
         object.__setattr__(self, "late", denoising_steps(self.late))
 
-    def share(self, ar_step: int, last: int) -> float:
+    def share(self, ar_step: float, last: float) -> float:
         """1 at the first AR step, 0 at the last."""
         raise NotImplementedError
 
     def at(self, ar_step: int, num_ar_steps: int) -> int:
-        ar_step, last = _place(ar_step, num_ar_steps)
+        return self._between(*_place(ar_step, num_ar_steps))
+
+    def along(self, share: float) -> int:
+        return self._between(share, 1)
+
+    def _between(self, ar_step: float, last: float) -> int:
         return self.late + int(self.share(ar_step, last) * (self.early - self.late))
 
     def __str__(self) -> str:
@@ -237,7 +257,10 @@ class Table(Schedule):
         if ar_step == 0:
             held = counted(len(self.values), "count")
             warn(f"{self} has {held} and is resampled to {last + 1}")
-        place = ar_step / max(1, last) * (len(self.values) - 1)
+        return self.along(ar_step / max(1, last))
+
+    def along(self, share: float) -> int:
+        place = share * (len(self.values) - 1)
         below = min(int(place), len(self.values) - 1)
         above = min(below + 1, len(self.values) - 1)
         return round(self.values[below] + (place - below) * (self.values[above] - self.values[below]))
@@ -248,6 +271,39 @@ class Table(Schedule):
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing; the counts too, since a list has no name and a file can change."""
         return {"steps": str(self), "step_counts": list(self.values)}
+
+
+@dataclass(frozen=True)
+class OverDrawn(Schedule):
+    """A schedule over the share of the image that is drawn: early where nothing is, late where nearly all is.
+
+    Under counts that draw half of the image in the last AR steps, a schedule over AR steps would give that half few
+    denoising steps. Where an AR step draws one of K groups, the share is k / K.
+    """
+
+    schedule: Schedule
+    shares: tuple[float, ...] = field(default=(), compare=False, repr=False)
+    """[K] what is drawn before each AR step, for those who ask before anything is drawn; k / K if empty."""
+
+    def at(self, ar_step: int, num_ar_steps: int) -> int:
+        place, _ = _place(ar_step, num_ar_steps)
+        return self.along(self.shares[place] if len(self.shares) == num_ar_steps else place / num_ar_steps)
+
+    def along(self, share: float) -> int:
+        return self.schedule.along(share)
+
+    def __call__(self, problem: DenoisingProblem) -> int:
+        if problem.known is None:
+            raise DisaError(f"{self} goes by the share of the image that is drawn, which this model does not say.")
+        return self.along(problem.known)
+
+    def __str__(self) -> str:
+        return f"{describe(self.schedule)}{DRAWN}"
+
+    def to_json(self) -> dict[str, Any]:
+        """By the names of the options of drawing; the counts of a table, too."""
+        own = self.schedule.to_json() if isinstance(self.schedule, Table) else {}
+        return own | {"steps": str(self)}
 
 
 def constant(num_steps: int) -> Constant:

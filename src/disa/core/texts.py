@@ -5,6 +5,7 @@
 | `constant:50`, or `50` alone | as many steps in every AR step |
 | `linear:50-5`, `cosine:50-5`, `two-stage:50-5` | from early to late |
 | `table:FILE` | the counts in a file, see `table` |
+| `linear:50-5/drawn`, and others with this end | the same over the share of the image that is drawn |
 | `plan:FILE@8.5` | the counts of a plan for 8.5 evaluations per row, or without `@` for its own budget |
 
 Spaces around the parts are left out. Numbers are digits of ASCII and whole. Everything else is refused, with a text
@@ -41,7 +42,9 @@ _LOOSE = re.compile(r"([a-z]*(?:[ _-]?stage)?)[^a-z0-9]*([0-9.]+(?:e[0-9]+)?)(?:
 
 def parse(text: str) -> Schedule:
     """The policy that `text` names, such as `linear:50-5`. Raises DisaError."""
-    name, _, rest = values.text(text, "a step policy").partition(":")
+    if values.text(text, "a step policy").rstrip().endswith(steps.DRAWN):
+        return _over_drawn(text.rstrip().removesuffix(steps.DRAWN))
+    name, _, rest = text.partition(":")
     if name.strip() == "table" and rest:
         return table(rest)
     if steps.named(text) == "plan":
@@ -55,6 +58,12 @@ def parse(text: str) -> Schedule:
     if policy is None:
         raise DisaError(f"unknown step policy {shown(text)}: expected {FORMS}.{near(text)}")
     return policy
+
+
+def _over_drawn(text: str) -> Schedule:
+    if steps.named(text) == "plan" or text.endswith(steps.DRAWN):
+        raise DisaError(f"{shown(text)} cannot go by the share of the image that is drawn: leave {steps.DRAWN} out.")
+    return parse(text).over_drawn()
 
 
 def is_adaptive(text: str) -> bool:

@@ -15,7 +15,7 @@ from disa.core.plans import parse_plan, planned
 from disa.core.request import Guidance
 from disa.core.solver import AtARStep, NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
-from disa.core.steps import Schedule, StepPolicy, WithSolver, describe, is_planned, named
+from disa.core.steps import OverDrawn, Schedule, StepPolicy, WithSolver, describe, is_planned, named
 from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
@@ -40,7 +40,7 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
     }
     filled = Settings(**own)
     _check(filled, loaded)
-    filled = replace(filled, steps=_fitted(filled, loaded))
+    filled = replace(filled, steps=_fitted(_aware(filled, loaded), loaded))
     _warn_of_others(filled, loaded)
     _warn_of_own(filled)
     return filled
@@ -147,6 +147,16 @@ def _shipped_plan(loaded: Loaded) -> Path | None:
     """That of the package for this model, if there is one."""
     shipped = in_package(f"{loaded.preset.name}-plan.json")
     return shipped if shipped.is_file() else None
+
+
+def _aware(settings: Settings, loaded: Loaded) -> Settings:
+    """A schedule over the share that is drawn is told how much that is before each AR step."""
+    if not isinstance(settings.steps, OverDrawn) or settings.counts is None:
+        return settings
+    grid = loaded.token_grid_of(settings.size)
+    num_tokens = loaded.model.capabilities.num_tokens if grid is None else math.prod(grid)
+    shares = settings.counts.known(num_tokens, settings.num_ar_steps)
+    return replace(settings, steps=replace(settings.steps, shares=tuple(shares)))
 
 
 def _fitted(settings: Settings, loaded: Loaded) -> StepPolicy:

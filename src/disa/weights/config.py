@@ -16,6 +16,7 @@ from disa.core.problem import Process
 from disa.core.request import Guidance
 from disa.core.solvers import grid_for, make_solver
 from disa.core.spending import parse_spending
+from disa.core.steps import DRAWN
 from disa.errors import DisaError
 from disa.models.families import FAMILIES
 from disa.models.registry import PRESETS, find_preset
@@ -251,7 +252,7 @@ def _read_defaults(content: Any) -> Defaults:
         raise DisaError(f"defaults: {error}") from error
     for name in ("steps", "original"):
         text = getattr(defaults, name)
-        if text.startswith("table:") or "/" in text or "\\" in text or ".safetensors" in text:
+        if text.startswith("table:") or "/" in text.removesuffix(DRAWN) or "\\" in text or ".safetensors" in text:
             raise DisaError(f"defaults.{name} is {shown(text)}: expected a step policy that reads no file.")
     try:
         parse_spending(defaults.spending)

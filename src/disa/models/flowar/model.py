@@ -107,6 +107,7 @@ class FlowAR(Trunk):
             condition=halves[0],
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - state.ar_step,
+            known=state.ar_step / self.config.num_ar_steps,
         )
 
     def accept(self, state: FlowARState, tokens: Tensor) -> None:

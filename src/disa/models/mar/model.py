@@ -143,6 +143,7 @@ class MAR(nn.Module):
             condition=halves[0],
             guidance=scale,
             rows_to_come=state.num_masked[step + 1],
+            known=1 - state.num_masked[step] / state.tokens.shape[1],
         )
 
     def accept(self, state: MARState, tokens: Tensor) -> None:

@@ -99,6 +99,7 @@ class XAR(Trunk):
             condition=embedding[0],
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - cell,
+            known=cell / self.config.num_ar_steps,
         )
 
     def accept(self, state: XARState, tokens: Tensor) -> None:
