@@ -130,6 +130,7 @@ def _print(report: dict[str, Any], target: Target) -> None:
         f"head {percent(report['seconds_head'], report['seconds'])}, "
         f"backbone {percent(report['seconds_backbone'], report['seconds'])} of the time)"
     )
+    line(f"{counted(report['backbone_tokens'], 'backbone token')}, {report['operations'] / 1e12:.3g} TFLOP")
     told = zip(report.get("prompts", ()), report.get("rewritten", ()), strict=False)
     for prompt, words in islice(told, MOST_TOLD):
         if words is not None:

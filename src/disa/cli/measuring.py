@@ -88,7 +88,7 @@ def bench(
         return
     table(
         f"{source.model}, {counted(chosen.num_ar_steps, 'AR step')}, {sampler.device}, {source.dtype}",
-        ["steps", "batch", "s/image", "images/s", "head", "evaluations/row"],
+        ["steps", "batch", "s/image", "images/s", "head", "evaluations/row", "backbone tokens", "GFLOP"],
         [
             [
                 timing.steps,
@@ -97,6 +97,8 @@ def bench(
                 f"{timing.images_per_second:.2f}",
                 f"{timing.share_head:.0%}",
                 f"{timing.evaluations_per_row:.1f}",
+                f"{timing.backbone_tokens:.0f}",
+                f"{timing.operations / 1e9:.4g}",
             ]
             for timing in timings
         ],

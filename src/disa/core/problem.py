@@ -188,6 +188,8 @@ class DenoisingProblem:
     """Rows of each image that later AR steps draw; None where that is not known."""
     known: float | None = None
     """The share of the image that is known before this AR step; None where a model does not say."""
+    operations: int = 0
+    """Of one evaluation of one row, as `Work` counts them; 0 where a model does not say."""
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.shape))
@@ -373,6 +375,10 @@ class ARStep:
     moments: Moments
     state: Any = None
     """The model's, after this AR step."""
+    backbone_tokens: int = 0
+    """Tokens that blocks of the backbone ran over, outside of evaluations, see `Work`."""
+    operations: int = 0
+    """Of the backbone, and of all evaluations, see `Work`."""
 
     @property
     def seconds_backbone(self) -> float:

@@ -282,7 +282,8 @@ class SampleFolder:
     # -- the trace -----------------------------------------------------------------------------------------------
 
     def _report(self) -> dict[str, Any]:
-        evaluations, rows = (sum(getattr(step, name) for step in self.trace) for name in ("evaluations", "rows"))
+        names = ("evaluations", "rows", "backbone_tokens", "operations")
+        evaluations, rows, tokens, operations = (sum(getattr(step, name) for step in self.trace) for name in names)
         rewritten = [self.rewritten.get(i) for i in range(len(self.inputs))]
         return {
             "settings": self.settings,
@@ -291,6 +292,8 @@ class SampleFolder:
             **({"rewritten": rewritten} if self.rewritten else {}),
             "evaluations": evaluations,
             "evaluations_per_row": evaluations / rows if rows else 0.0,
+            "backbone_tokens": tokens,
+            "operations": operations,
             **self.numbers,
             "seconds_backbone": sum(step.seconds_backbone for step in self.trace),
             "seconds_head": sum(step.seconds_head for step in self.trace),

@@ -103,6 +103,16 @@ class Samples:
         return self.evaluations / self.rows
 
     @property
+    def backbone_tokens(self) -> int:
+        """Tokens that blocks of the backbone ran over."""
+        return sum(step.backbone_tokens for step in self.trace)
+
+    @property
+    def operations(self) -> int:
+        """Of matrix products: of the backbone, and of all evaluations; without the autoencoder."""
+        return sum(step.operations for step in self.trace)
+
+    @property
     def seconds_backbone(self) -> float:
         return sum(step.seconds_backbone for step in self.trace)
 
@@ -134,8 +144,8 @@ class Samples:
 
     def report(self) -> dict[str, Any]:
         """Everything but tensors, for JSON."""
-        numbers = ("evaluations", "evaluations_per_row", "seconds", "seconds_backbone", "seconds_head",
-                   "seconds_decode")  # fmt: skip
+        numbers = ["evaluations", "evaluations_per_row", "backbone_tokens", "operations"]
+        numbers += ["seconds", "seconds_backbone", "seconds_head", "seconds_decode"]
         rewritten = {} if self.rewritten is None else {"rewritten": self.rewritten}
         return {
             "settings": self.settings,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.core.problem import Prediction, TimeGrid
+from disa.core.work import product
 from disa.models.guided import LOOKAHEAD_VALUES, BoundNetwork, Lookahead, RaggedNetwork, Together, network_times
 from disa.models.layers import TIME_FEATURES, embed_times
 from disa.runtime.fused import gated_linear, modulated_linear
@@ -61,6 +62,13 @@ class DiffusionHead(nn.Module):
         """x: [R, C], t: [R], condition: [R, D]."""
         modulation = self.modulation(swish(self.time_table(t) + self.condition(condition)))
         return Prediction(*self.denoise(self.input(x), modulation).float().chunk(2, dim=1))
+
+    @property
+    def operations(self) -> int:
+        """Of one evaluation of one row, see `disa.core.work`."""
+        own = product(1, self.input.in_features, self.width) + product(1, self.width, self.output.out_features)
+        modulations = product(1, self.width, self.modulation.out_features)
+        return own + modulations + len(self.blocks) * product(1, self.width, self.width, self.width)
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""

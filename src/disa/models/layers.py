@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from disa.core.request import Request
+from disa.core.work import attention, product, ran
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import in_tiles
@@ -78,9 +79,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
         """x: [B, L, D]; with `wanted` [B, W] only those tokens are computed beyond their keys and values."""
+        self._say(x, x.shape[1] if wanted is None else wanted.shape[1])
         attended = self.attn(self.norm1(x), wanted)
         x = (x if wanted is None else take(x, wanted)) + attended
         return x + self.mlp(self.norm2(x))
+
+    def _say(self, x: Tensor, queries: int) -> None:
+        """Count what a call computes."""
+        rows, length, width = x.shape
+        made = product(rows * length, width, 3 * width) + attention(rows, queries, length, width)
+        made += product(rows * queries, width, width)
+        ran(rows * length, made + product(rows * queries, width, self.mlp.fc1.out_features, width))
 
 
 def take(x: Tensor, index: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from disa.core.work import attention, product, ran
 from disa.runtime.fused import gated_norm, gelu_gate, modulated_norm, turned
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
@@ -136,10 +137,16 @@ class ModulatedBlock(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """x: [B, L, D]; modulation: [B, 1 or L, 6, D]."""
+        ran(x.shape[0] * x.shape[1], self.operations(*x.shape, 0 if cache is None else cache.length))
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         attended = self.attn(modulated(x, shift1, scale1), rotation, cache, layer, mask)
         x, normed = gated_norm(x, gate1, attended, shift2, scale2, NORM_EPS)
         return torch.addcmul(x, gate2, self.mlp(normed))
+
+    def operations(self, rows: int, length: int, width: int, cached: int = 0) -> int:
+        """Of a call with x [rows, length, width] after so many tokens."""
+        made = product(rows * length, width, 4 * width) + attention(rows, length, cached + length, width)
+        return made + 3 * product(rows * length, width, self.mlp.out.in_features)
 
 
 class TrunkConfig(Protocol):
@@ -196,6 +203,7 @@ class Trunk(nn.Module):
     def block_modulations(self, condition: Tensor) -> Tensor:
         """Conditions [..., D] -> [..., depth, 6, D], of all blocks: they depend on no token."""
         width = self.encoder_positions.shape[-1]
+        ran(0, product(condition[..., 0].numel(), width, self.modulation.out_features))
         return self.modulation(swish(condition)).unflatten(-1, (-1, PARTS, width))
 
     def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
@@ -218,6 +226,7 @@ class Trunk(nn.Module):
         layers, rotation = enumerate(modulations), rotation.select(span)
         for block, (layer, modulation) in zip(self.encoder, layers, strict=False):
             x = block(x, modulation, rotation, cache, layer, mask)
+        ran(0, product(x.shape[0] * x.shape[1], x.shape[2], x.shape[2]))
         x = self.decoder_in(self.encoder_norm(x)) + self.decoder_positions[:, span]
         for block, (layer, modulation) in zip(self.decoder, layers, strict=True):
             x = block(x, modulation, rotation, cache, layer, mask)

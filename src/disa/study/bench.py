@@ -24,13 +24,18 @@ class Timing:
     images_per_second: float
     share_head: float
     evaluations_per_row: float
+    backbone_tokens: float
+    """Of an image, see `disa.core.work`."""
+    operations: float
+    """Of an image, likewise."""
 
     @classmethod
     def of(cls, steps: str, batch_size: int, repeats: list[Samples]) -> Timing:
         """From repeats of one cell."""
         seconds = statistics.median(samples.seconds for samples in repeats) / batch_size
+        work = repeats[0].backbone_tokens / batch_size, repeats[0].operations / batch_size
         head = statistics.median(samples.seconds_head / samples.seconds for samples in repeats)
-        return cls(steps, batch_size, seconds, 1 / seconds, head, repeats[0].evaluations_per_row)
+        return cls(steps, batch_size, seconds, 1 / seconds, head, repeats[0].evaluations_per_row, *work)
 
 
 def bench(

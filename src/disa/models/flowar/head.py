@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from disa.core.work import attention, product, ran
 from disa.models.layers import TIME_FEATURES, embed_times
 from disa.models.transformer import NORM_EPS, PARTS, GatedMLP, ModulatedBlock, RotaryAttention, Rotation, modulated
 from disa.runtime.kernels import attend, swish
@@ -81,6 +82,11 @@ class CrossBlock(nn.Module):
         gate, scale, shift = mixed.unbind(2)
         return torch.addcmul(x, gate, self.mlp(modulated(x, shift, scale)))
 
+    def operations(self, rows: int, length: int, width: int) -> int:
+        """Of a call with x [rows, length, width]."""
+        attentions = 2 * attention(rows, length, length, width) + product(rows * length, width, 6 * width)
+        return attentions + 3 * product(rows * length, width, self.mlp.out.in_features)
+
 
 class FlowHead(nn.Module):
     """(x_t [R, L, C], t, condition vectors [R, L, D]) -> velocity [R, L, C]; the L tokens of a row see each other.
@@ -114,6 +120,12 @@ class FlowHead(nn.Module):
         h = self.input(x.to(times.dtype))
         return self.denoise(h, times, self.timed(times), self.remember(condition[None], rotation), rotation)
 
+    def operations(self, length: int) -> int:
+        """Of one evaluation of a row of `length` tokens, see `disa.core.work`."""
+        made = sum(product(length, self.width, each.out_features) for each in self.modulation)
+        made += sum(block.operations(1, length, self.width) for block in self.blocks)
+        return made + product(length, self.input.in_features, self.width, self.output.out_features)
+
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
         return embed_times(times, self.time_in, self.time_out)
@@ -125,6 +137,8 @@ class FlowHead(nn.Module):
 
     def remember(self, condition: Tensor, rotation: Rotation) -> Memory:
         """From [P, R, L, D]."""
+        rows, depth = condition[..., 0].numel(), len(self._crossing())
+        ran(0, product(rows, condition.shape[-1], (1 + 2 * depth) * self.width))
         pairs = [block.cross.remember(condition, rotation) for block in self._crossing()]
         return Memory(self.condition(condition), pairs)
 

@@ -25,6 +25,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
+from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadNetwork
@@ -107,6 +108,7 @@ class FlowAR(Trunk):
             condition=halves[0],
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - state.ar_step,
+            operations=self.head.operations(z.shape[1]),
             known=state.ar_step / self.config.num_ar_steps,
         )
 
@@ -134,6 +136,7 @@ class FlowAR(Trunk):
         if state.sample is None:
             return self._first(state.embedding)
         tokens = self.resized(to_latents(state.sample), self.config.scales[state.ar_step])
+        ran(0, product(tokens[..., 0].numel(), tokens.shape[2], self.config.width))
         x = self.token_in(tokens.to(self.encoder_positions.dtype))
         return x.repeat(len(state.embedding) // len(x), 1, 1)
 

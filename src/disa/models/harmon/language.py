@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from disa.core.work import attention, product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.layers import Swish
@@ -102,9 +103,21 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **_: Any
 ) -> tuple[Tensor, None]:
     """Grouped-query attention as transformers asks for it: [R, heads, T, d] -> [R, T, heads, d]."""
+    _say(module, query, key)
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
+
+
+def _say(module: Any, query: Tensor, key: Tensor) -> None:
+    """Count what the layer of the attention computes in this call."""
+    rows, heads, length, size = query.shape
+    width, hidden = module.config.hidden_size, module.config.intermediate_size
+    made = product(rows * length, width, (heads + 2 * key.shape[1]) * size) + product(
+        rows * length, heads * size, width
+    )
+    made += attention(rows, length, key.shape[2], heads * size) + 3 * product(rows * length, width, hidden)
+    ran(rows * length, made)
 
 
 def causal(count: int, like: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
+from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import (
@@ -171,6 +172,8 @@ class Harmon(nn.Module):
         """
         buffer = self.config.buffer_size
         rows = torch.cat([prefix.rows for prefix in prefixes])
+        width, llm = self.config.encoder_width, self.config.llm_width
+        ran(0, product(len(x) * x.shape[1], width, llm, llm) + product(len(rows) * x.shape[1], llm, llm, width))
         z = self.proj_in(x).roll(-buffer, 1)
         heard = torch.cat([self._continued(z[prefix.rows % len(z)], prefix) for prefix in prefixes])[rows.argsort()]
         return x.repeat(len(rows) // len(x), 1, 1) + self.proj_out(heard.roll(buffer, 1))

@@ -23,6 +23,7 @@ from disa.core.orders import COSINE
 from disa.core.places import ordered
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Guidance, Request
+from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
@@ -132,6 +133,7 @@ class MAR(nn.Module):
         drawn = state.drawn[step]
         batch, count = drawn.shape
         halves, scale = z.flatten(0, 1).split(batch * count), state.scales[step]
+        ran(0, product(len(z) * count, z.shape[2], self.config.head_width))
         return DenoisingProblem(
             field=Guided(HeadNetwork.of(self.head, *halves), scale, request.guidance.interval),
             process=self.process,
@@ -143,6 +145,7 @@ class MAR(nn.Module):
             condition=halves[0],
             guidance=scale,
             rows_to_come=state.num_masked[step + 1],
+            operations=self.head.operations,
             known=1 - state.num_masked[step] / state.tokens.shape[1],
         )
 
@@ -207,6 +210,7 @@ class MAR(nn.Module):
         buffer = self.config.buffer_size
         halves = len(embedding) // len(tokens)
         dtype = self.no_class.dtype
+        ran(0, product(visible.numel(), self.config.token_channels, self.config.encoder_width))
         x = self.token_in(take(tokens, visible).to(dtype)).repeat(halves, 1, 1)
         x = torch.cat([embedding[:, None].expand(-1, buffer, -1), x], dim=1)
         x = self.token_norm(x + functional.embedding(self._with_buffer(visible).repeat(halves, 1), positions.encoder))
@@ -218,6 +222,7 @@ class MAR(nn.Module):
         """Condition vectors [B', N, D] from what `encode` gave. Only the last block may leave tokens out: everything
         before it feeds keys and values that the wanted tokens attend to."""
         halves = len(x) // len(visible)
+        ran(0, product(len(x) * x.shape[1], x.shape[2], self.config.decoder_width))
         x = self.decoder_in(x)
         places = self._with_buffer(visible).repeat(halves, 1)[:, :, None].expand(-1, -1, x.shape[-1])
         x = self.mask_token.expand(len(x), len(positions.decoder), -1).to(x.dtype).scatter(1, places, x)

@@ -22,6 +22,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
+from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
 from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, table
@@ -99,6 +100,7 @@ class XAR(Trunk):
             condition=embedding[0],
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - cell,
+            operations=self.operations(cell),
             known=cell / self.config.num_ar_steps,
         )
 
@@ -148,10 +150,19 @@ class XAR(Trunk):
 
         Both halves of B' share x; n is 1, or the number of cells in training. rotation: of all L tokens.
         """
+        ran(0, product(x[..., 0].numel(), x.shape[-1], self.config.width))
         x = self.token_in(x.to(self.encoder_positions.dtype))
         h = self.token_norm(x + self.encoder_positions[:, span]).repeat(len(modulation) // len(x), 1, 1)
         parts = (_spread(part, h) for part in modulation.unbind(2))
         return self.through(h, parts, span, rotation, cache, mask)
+
+    def operations(self, cell: int) -> int:
+        """Of one evaluation of a row, see `disa.core.work`."""
+        span, width = self.span(cell), self.config.width
+        length, channels = span.stop - span.start, self.config.latent_channels
+        made = sum(block.operations(1, length, width, span.start) for block in [*self.encoder, *self.decoder])
+        made += product(length, channels, width, width) + product(length, width, channels)
+        return made + product(1, width, self.modulation.out_features)
 
     def velocity(self, h: Tensor) -> Tensor:
         """[B', N, D] of `transform` -> [B', N, C], float32."""
