@@ -40,6 +40,7 @@ CHANGED: dict[str, Any] = {
     "num_ar_steps": 3,
     "order": "checkerboard:3",
     "counts": "linear",
+    "reuse": "residual:2",
     "size": (12, 8),
     "height": 12,
     "width": 12,

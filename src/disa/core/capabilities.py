@@ -9,6 +9,7 @@ from typing import Literal
 
 from disa.core.orders import COSINE, RANDOM, Counts, Order
 from disa.core.request import Request
+from disa.core.reuse import Reuse
 from disa.errors import DisaError
 
 
@@ -26,6 +27,8 @@ class Capabilities:
     """Whether images of other sizes than its own can be drawn."""
     keeps_tokens: bool = False
     """Whether tokens that are known can be kept, and the others drawn."""
+    reuses: tuple[str, ...] = ()
+    """What of the backbone can be kept from earlier AR steps: `residual`, `tokens`."""
     describes: bool = False
     """Whether it can write a text about an image."""
     num_ar_steps: int | None = None
@@ -41,6 +44,7 @@ class Capabilities:
         if self.in_order:
             self.check_order(*(None if own == given else given
                                for own, given in ((RANDOM, request.order), (COSINE, request.counts))))  # fmt: skip
+        self.check_reuse(request.reuse)
         if request.labels is not None:
             self.check_labels(request.labels.tolist())
         if request.known is not None:
@@ -69,6 +73,14 @@ class Capabilities:
         DisaError."""
         if self.in_order and (asked := [str(part) for part in (order, counts) if part is not None]):
             raise DisaError(f"{self._in_order}: leave {' and '.join(asked)} out.")
+
+    def check_reuse(self, reuse: Reuse) -> None:
+        """Refuse to keep what cannot be kept. Raises DisaError."""
+        if not reuse.kinds or set(reuse.kinds) <= set(self.reuses):
+            return
+        if self.in_order:
+            raise DisaError(f"{self._in_order}, and each has tokens of its own: leave {reuse} out.")
+        raise DisaError(f"{self.family} can reuse {' and '.join(self.reuses)} of earlier AR steps, found {reuse}.")
 
     def check_size(self, token_grid: tuple[int, int], stride: int) -> None:
         """Refuse an image of too many tokens; stride: pixels along one side of a token. Raises DisaError."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from disa.core.orders import COSINE, RANDOM, Counts, Order
+from disa.core.reuse import NONE, Reuse
 from disa.errors import DisaError
 from disa.values import many, number, one_of, shown
 
@@ -121,6 +122,8 @@ class Request:
     """In which order tokens are drawn."""
     counts: Counts = COSINE
     """How many in each AR step."""
+    reuse: Reuse = NONE
+    """What of the backbone is kept from earlier AR steps."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.prompts is not None:

@@ -13,6 +13,7 @@ from disa.core.courses import CalibratedSolver
 from disa.core.orders import COSINE, RANDOM
 from disa.core.plans import parse_plan, planned
 from disa.core.request import Guidance
+from disa.core.reuse import NONE
 from disa.core.solver import AtARStep, NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
 from disa.core.steps import OverDrawn, Schedule, StepPolicy, WithSolver, describe, is_planned, named
@@ -53,15 +54,22 @@ def _parts(settings: Settings, whole: str) -> dict[str, Any]:
 
 
 def _order(settings: Settings, loaded: Loaded) -> dict[str, Any]:
-    """Order and counts, and the number of AR steps that follows from these; none where a model's order is fixed."""
+    """Order, counts and reuse, and the number of AR steps that follows; none where a model's order is fixed."""
     capabilities = loaded.model.capabilities
     capabilities.check_order(settings.order, settings.counts)
+    reuse = settings.reuse or NONE
+    capabilities.check_reuse(reuse)
     if capabilities.in_order:
-        return {}
+        return {"reuse": None}
     counts, asked = settings.counts or COSINE, settings.num_ar_steps
     if asked is not None:
         counts.check_ar_steps(asked)
-    return {"order": settings.order or RANDOM, "counts": counts, "num_ar_steps": asked or counts.num_ar_steps}
+    return {
+        "order": settings.order or RANDOM,
+        "counts": counts,
+        "reuse": reuse,
+        "num_ar_steps": asked or counts.num_ar_steps,
+    }
 
 
 def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:

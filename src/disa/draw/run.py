@@ -22,6 +22,7 @@ from disa.core.noise import SeededNoise
 from disa.core.orders import COSINE, RANDOM
 from disa.core.problem import ARStep
 from disa.core.request import Request
+from disa.core.reuse import NONE
 from disa.draw.conditioning import Condition
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded
@@ -193,6 +194,7 @@ class Run:
             self.token_grid,
             self.settings.order or RANDOM,
             self.settings.counts or COSINE,
+            self.settings.reuse or NONE,
         )
 
     def _finished(

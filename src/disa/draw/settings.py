@@ -16,6 +16,7 @@ from typing import Any
 
 from disa.core import steps
 from disa.core.orders import COUNT_FORMS, ORDER_FORMS, parse_counts, parse_order
+from disa.core.reuse import REUSE_FORMS, parse_reuse
 from disa.core.steps import describe
 from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown, text, truth, whole_number
@@ -131,6 +132,10 @@ class Settings:
     counts: Any = option(
         f"Tokens that MAR and Harmon draw in each AR step: {COUNT_FORMS}. Stages and tables say how many AR steps.",
         read=parse_counts,
+    )
+    reuse: Any = option(
+        f"What of MAR's and Harmon's backbone is kept from earlier AR steps: {REUSE_FORMS}.",
+        read=parse_reuse,
     )
     size: Any = option(
         "HEIGHTxWIDTH in pixels, such as 512x768, for models that draw other sizes.", read=read_size, looks=SIZE

@@ -55,9 +55,15 @@ class HarmonConfig(MARConfig):
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            "Harmon", "prompts", self.num_tokens, any_size=True, keeps_tokens=True, describes=True,
+            "Harmon",
+            "prompts",
+            self.num_tokens,
+            any_size=True,
+            keeps_tokens=True,
+            reuses=("residual",),
+            describes=True,
             most_tokens=max(self.num_tokens, self.max_positions - self.buffer_size - SHORT_PROMPT),
-        )  # fmt: skip
+        )
 
     @classmethod
     def from_official(cls, arguments: dict) -> HarmonConfig:

@@ -92,7 +92,7 @@ class Harmon(nn.Module):
         self.capabilities.check(request)
         if request.prompts is None:
             raise DisaError("Harmon draws from prompts: found none. Give one prompt per image.")
-        planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1))
+        planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1), True)
         rows = request.batch_size * (2 if request.guidance.active else 1)
         prompts = Prompts(request.prompts.ids[:rows], request.prompts.lengths[:rows])
         self._check_prompts(prompts, planned.tokens.shape[1] + self.config.buffer_size)
@@ -101,12 +101,12 @@ class Harmon(nn.Module):
 
     def pose(self, state: HarmonState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
-        visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
+        visible, wanted = state.visible[state.ar_step], state.wanted
         # Nothing before the language model depends on the prompt, so the encoder sees each image once.
         x = self.mar.encode(state.tokens, state.embedding, visible, state.positions)
-        prefixes = state.prefixes if state.guided else conditional(state.prefixes, len(drawn))
+        prefixes = state.prefixes if state.turn.num_halves > 1 else conditional(state.prefixes, len(wanted))
         x = self.continued(x, prefixes)
-        return self.mar.problem(state, self.mar.decode(x, visible, drawn, state.positions))
+        return self.mar.problem(state, self.mar.decode(x, visible, wanted, state.positions))
 
     def accept(self, state: HarmonState, tokens: Tensor) -> None:
         """tokens: [B N, C] of the problem posed last."""

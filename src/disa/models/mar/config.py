@@ -70,7 +70,9 @@ class MARConfig:
 
     @property
     def capabilities(self) -> Capabilities:
-        return Capabilities("MAR", "labels", self.num_tokens, self.num_classes, any_size=True, keeps_tokens=True)
+        return Capabilities(
+            "MAR", "labels", self.num_tokens, self.num_classes, any_size=True, keeps_tokens=True, reuses=("residual",)
+        )
 
     @classmethod
     def from_official(cls, arguments: dict) -> MARConfig:

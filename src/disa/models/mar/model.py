@@ -23,6 +23,7 @@ from disa.core.orders import COSINE
 from disa.core.places import ordered
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Guidance, Request
+from disa.core.reuse import NONE, Turn
 from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided
@@ -55,12 +56,21 @@ class MARState:
     embedding: Tensor
     positions: Positions
     scales: list[float]
+    turns: list[Turn]
     ar_step: int = 0
+    residual: Tensor | None = None
+    """[B, N', D] unconditional less conditional vectors, of the tokens of later AR steps."""
 
     @property
-    def guided(self) -> bool:
-        """Whether guidance acts in this AR step; where it does not, nothing unconditional is computed."""
-        return self.scales[self.ar_step] != 1
+    def turn(self) -> Turn:
+        """What this AR step computes; where guidance does not act, nothing unconditional."""
+        return self.turns[self.ar_step]
+
+    @property
+    def wanted(self) -> Tensor:
+        """[B, N + N'] the tokens whose condition vectors this AR step computes: its own, then those of AR steps for
+        which it keeps the difference between the halves."""
+        return torch.cat([self.drawn[k] for k in (self.ar_step, *self.turn.ahead)], dim=1)
 
 
 class MAR(nn.Module):
@@ -97,10 +107,11 @@ class MAR(nn.Module):
         """Check the request and plan every AR step from the token orders."""
         self.capabilities.check(request)
         embedding = class_embeddings(request, self.class_embedding, self.no_class, request.guidance.active)
-        return self.plan(request, noise, embedding)
+        return self.plan(request, noise, embedding, len(embedding) > request.batch_size)
 
-    def plan(self, request: Request, noise: Noise, embedding: Tensor) -> MARState:
-        """A generation with what fills the encoder's buffer: embedding [B or B', D]."""
+    def plan(self, request: Request, noise: Noise, embedding: Tensor, has_halves: bool) -> MARState:
+        """A generation with what fills the encoder's buffer: embedding [B or B', D]. has_halves: whether there is
+        something unconditional to compute."""
         grid = request.token_grid or self.config.grid
         num_tokens = math.prod(grid)
         orders = ordered(request.order, noise.orders(num_tokens), grid)
@@ -109,6 +120,7 @@ class MAR(nn.Module):
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
         # The official formula leaves one token masked at the last AR step.
         shares = [(num_tokens - max(1, masked)) / num_tokens for masked in num_masked[1:]]
+        scales = request.guidance.scales(shares)
         return MARState(
             request,
             known,
@@ -118,18 +130,18 @@ class MAR(nn.Module):
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
             embedding=embedding,
             positions=self.positions(request.token_grid),
-            scales=request.guidance.scales(shares),
+            scales=scales,
+            turns=request.reuse.turns([scale != 1 and has_halves for scale in scales]),
         )
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
-        visible, drawn = state.visible[state.ar_step], state.drawn[state.ar_step]
-        embedding = state.embedding if state.guided else state.embedding[: len(drawn)]
-        return self.problem(state, self.condition(state.tokens, embedding, visible, drawn, state.positions))
+        visible, embedding = state.visible[state.ar_step], state.embedding[: state.turn.num_halves * len(state.tokens)]
+        return self.problem(state, self.condition(state.tokens, embedding, visible, state.wanted, state.positions))
 
     def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
-        """The problem of this AR step, given the condition vectors [B', N, D] of its tokens."""
-        step, request = state.ar_step, state.request
+        """The problem of this AR step, given the condition vectors [B', N + N', D] of the tokens that it wants."""
+        step, request, z = state.ar_step, state.request, self._with_residual(state, z)
         drawn = state.drawn[step]
         batch, count = drawn.shape
         halves, scale = z.flatten(0, 1).split(batch * count), state.scales[step]
@@ -148,6 +160,18 @@ class MAR(nn.Module):
             operations=self.head.operations,
             known=1 - state.num_masked[step] / state.tokens.shape[1],
         )
+
+    def _with_residual(self, state: MARState, z: Tensor) -> Tensor:
+        """Condition vectors [B', N, D] of both halves where guidance acts. What is kept for later AR steps is put by,
+        and taken in their order."""
+        count = state.drawn[state.ar_step].shape[1]
+        if state.turn.ahead:
+            conditional, unconditional = z[:, count:].chunk(2)
+            z, state.residual = z[:, :count], unconditional - conditional
+        if state.turn.adds and state.residual is not None:
+            now, state.residual = state.residual[:, :count], state.residual[:, count:]
+            z = torch.cat([z, z + now])
+        return z
 
     def accept(self, state: MARState, tokens: Tensor) -> None:
         """tokens: [B N, C] of the problem posed last."""
@@ -171,7 +195,7 @@ class MAR(nn.Module):
         """What is left to draw, as a request for one AR step without guidance."""
         known, undrawn = self.preview(state)
         assert undrawn is not None
-        rest = {"num_ar_steps": 1, "counts": COSINE, "guidance": Guidance()}
+        rest = {"num_ar_steps": 1, "counts": COSINE, "reuse": NONE, "guidance": Guidance()}
         return replace(state.request, **rest, known=known, mask=undrawn[:, 0])
 
     def finish(self, state: MARState) -> Tensor:
