@@ -110,10 +110,41 @@ def test_the_unconditional_half_is_the_conditional_one_and_what_was_kept() -> No
     assert sorted(kept) == [6, 7, 9, 10]
 
 
+@torch.no_grad()
+def test_new_tokens_alone_are_exact_where_all_are_new() -> None:
+    """What is kept is overwritten everywhere: keys and values of zero would show."""
+    model = small.model()
+    state = model.begin(request("none"), SeededNoise(SEEDS))
+    state.ar_step, state.tokens = 6, torch.randn(state.tokens.shape, generator=torch.Generator().manual_seed(0))
+    visible, positions = state.visible[6], state.positions
+    undrawn = torch.cat(state.drawn[6:], dim=1)
+    kept: dict[int, Tensor] = {}
+    expected = model.condition(state.tokens, state.embedding, visible, undrawn, positions, kept)
+    assert len(kept) == 3
+    kept = {number: torch.zeros_like(pair) for number, pair in kept.items()}
+    found = model.renewed(state.tokens, state.embedding, visible, visible, undrawn, positions, kept)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_tokens_that_nothing_has_changed_are_exact_when_kept() -> None:
+    """The same AR step again, of which only one token counts as new."""
+    model = small.model()
+    state = model.begin(request("none"), SeededNoise(SEEDS))
+    state.ar_step, state.tokens = 6, torch.randn(state.tokens.shape, generator=torch.Generator().manual_seed(0))
+    visible, drawn, kept = state.visible[6], state.drawn[6], dict[int, Tensor]()
+    expected = model.condition(state.tokens, state.embedding, visible, drawn, state.positions, kept)
+    given = state.tokens, state.embedding, visible
+    found = model.renewed(*given, state.drawn[5], drawn, state.positions, kept)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    other = model.renewed(state.tokens + 1, *given[1:], state.drawn[5], drawn, state.positions, kept)
+    assert not torch.allclose(other, expected, rtol=1e-2)
+
+
 def test_every_reuse_of_every_ar_step_changes_no_bit() -> None:
     sampler = small.sampler()
     expected = sampler.sample(LABELS, SEEDS, num_ar_steps=12)
-    for reuse in ("none", "residual:1"):
+    for reuse in ("none", "residual:1", "tokens:1", "residual:1+tokens:1"):
         found = sampler.sample(LABELS, SEEDS, num_ar_steps=12, reuse=reuse)
         assert torch.equal(found.latents, expected.latents)
         assert found.backbone_tokens == expected.backbone_tokens
@@ -123,9 +154,13 @@ def drawn_in(sampler: Any, sizes: Sequence[int], **options: Any) -> list[Tensor]
     return [sampler.sample(LABELS, SEEDS, batch_size=size, **options).latents for size in sizes]
 
 
-@pytest.mark.parametrize("reuse", ["residual:2"])
+@pytest.mark.parametrize("reuse", ["residual:2", "tokens:2", "tokens:4", "residual:2+tokens:2"])
 def test_an_image_does_not_depend_on_its_batch(reuse: str) -> None:
-    for options in ({}, {"progress": (0.3, 0.9)}, {"counts": "stages:4-3-1", "num_ar_steps": None, "order": "checkerboard:3"}):
+    for options in (
+        {},
+        {"progress": (0.3, 0.9)},
+        {"counts": "stages:4-3-1", "num_ar_steps": None, "order": "checkerboard:3"},
+    ):
         whole, pairs, single = drawn_in(small.sampler(), (3, 2, 1), reuse=reuse, **({"num_ar_steps": 10} | options))
         assert torch.equal(whole, pairs)
         assert torch.equal(whole, single)
@@ -138,6 +173,14 @@ def test_what_is_not_computed_is_not_counted() -> None:
         assert after.backbone_tokens * (2 if k in {6, 7, 9, 10} else 1) == before.backbone_tokens
         assert after.evaluations == before.evaluations
     assert less.operations < full.operations
+
+
+def test_light_ar_steps_compute_new_tokens_the_buffer_and_those_to_draw() -> None:
+    sampler = small.sampler()
+    samples = sampler.sample(LABELS, SEEDS, num_ar_steps=8, counts="linear", reuse="tokens:2")
+    full, light = samples.trace[6], samples.trace[7]
+    assert full.backbone_tokens == 3 * 2 * ((4 + 12) + 2 * (4 + 16))
+    assert light.backbone_tokens == 3 * 2 * ((4 + 2) + 2 * (4 + 2 + 2))
 
 
 def test_without_classes_there_is_nothing_to_keep() -> None:

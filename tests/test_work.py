@@ -13,6 +13,7 @@ from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.orders import Counts
 from disa.core.request import Guidance, Prompts, Request
+from disa.core.reuse import parse_reuse
 from disa.core.solvers import make_solver
 from disa.core.texts import parse
 from disa.core.work import Work, attention, product, ran
@@ -48,6 +49,14 @@ def counted(name: str, guidance: Guidance, steps: str = "constant:2", **options:
         sum(turn.operations for turn in turns),
         counter.get_total_flops(),
     )
+
+
+@pytest.mark.parametrize("reuse", ["residual:2", "tokens:2"])
+def test_operations_that_reuse_leaves_out_are_not_counted(reuse: str) -> None:
+    _, operations, expected = counted(
+        "mar-digits", Guidance(2.0), "constant:1", num_ar_steps=8, reuse=parse_reuse(reuse)
+    )
+    assert 0.99 * expected < operations <= expected
 
 
 @pytest.mark.parametrize("name", ["mar-digits", "harmon-shapes", "flowar-digits", "xar-digits"])

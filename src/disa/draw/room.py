@@ -63,6 +63,8 @@ def needed(loaded: Loaded, settings: Settings, size: tuple[int, int]) -> tuple[i
     most_drawn = _most_drawn(settings, num_tokens)
     halves, bytes_of = 2 if settings.guidance.active else 1, devices.pick_dtype(loaded.dtype).itemsize
     drawing = halves * bytes_of * config.working_values(num_tokens, most_drawn)
+    if settings.reuse is not None and settings.reuse.tokens:
+        drawing += halves * bytes_of * config.kept_values(num_tokens)
     if settings.solver.stochastic:
         drawing += NOISE_BYTES * _most_steps(settings) * config.values_drawn(num_tokens, most_drawn)
     pixels = size[0] * size[1]

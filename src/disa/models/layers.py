@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from disa.core.request import Request
 from disa.core.work import attention, product, ran
+from disa.models.kept import KeptBlock
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import in_tiles
@@ -37,12 +38,15 @@ class Attention(nn.Module):
         self.qkv = Linear(width, 3 * width)
         self.proj = Linear(width, width)
 
-    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """x: [B, L, D] -> [B, L, D], or [B, W, D] for the token indices `wanted` [B, W] only."""
+    def forward(self, x: Tensor, wanted: Tensor | None = None, kept: KeptBlock | None = None) -> Tensor:
+        """x: [B, L, D] -> [B, L, D], or [B, W, D] for the token indices `wanted` [B, W] only. kept: of the tokens of
+        earlier AR steps, which are attended to as well."""
         batch, length, width = x.shape
         query, key, value = (
             self.qkv(x).view(batch, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
         )
+        if kept is not None:
+            key, value = kept(key, value)
         if wanted is not None:
             query = query.gather(2, wanted[:, None, :, None].expand(-1, self.num_heads, -1, query.shape[-1]))
         return self.proj(attend(query, key, value).transpose(1, 2).reshape(batch, -1, width))
@@ -77,17 +81,19 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps=eps)
         self.mlp = MLP(width, int(width * mlp_ratio))
 
-    def forward(self, x: Tensor, wanted: Tensor | None = None) -> Tensor:
-        """x: [B, L, D]; with `wanted` [B, W] only those tokens are computed beyond their keys and values."""
-        self._say(x, x.shape[1] if wanted is None else wanted.shape[1])
-        attended = self.attn(self.norm1(x), wanted)
+    def forward(self, x: Tensor, wanted: Tensor | None = None, kept: KeptBlock | None = None) -> Tensor:
+        """x: [B, L, D]; with `wanted` [B, W] only those tokens are computed beyond their keys and values. kept: see
+        `Attention`."""
+        length = x.shape[1]
+        self._say(x, length if wanted is None else wanted.shape[1], kept.num_keys(length) if kept else length)
+        attended = self.attn(self.norm1(x), wanted, kept)
         x = (x if wanted is None else take(x, wanted)) + attended
         return x + self.mlp(self.norm2(x))
 
-    def _say(self, x: Tensor, queries: int) -> None:
+    def _say(self, x: Tensor, queries: int, keys: int) -> None:
         """Count what a call computes."""
         rows, length, width = x.shape
-        made = product(rows * length, width, 3 * width) + attention(rows, queries, length, width)
+        made = product(rows * length, width, 3 * width) + attention(rows, queries, keys, width)
         made += product(rows * queries, width, width)
         ran(rows * length, made + product(rows * queries, width, self.mlp.fc1.out_features, width))
 

@@ -63,6 +63,11 @@ class MARConfig:
         backbone = 12 * (num_tokens + self.buffer_size) * max(self.encoder_width, self.decoder_width)
         return max(backbone, most_drawn * self.head_width * (3 * self.head_depth + 8))
 
+    def kept_values(self, num_tokens: int) -> int:
+        """Numbers of the keys and values of one image, without guidance."""
+        widths = self.encoder_depth * self.encoder_width + self.decoder_depth * self.decoder_width
+        return 2 * (num_tokens + self.buffer_size) * widths
+
     @property
     def condition_width(self) -> int:
         """Of the vectors that the head is conditioned on."""
@@ -71,7 +76,13 @@ class MARConfig:
     @property
     def capabilities(self) -> Capabilities:
         return Capabilities(
-            "MAR", "labels", self.num_tokens, self.num_classes, any_size=True, keeps_tokens=True, reuses=("residual",)
+            "MAR",
+            "labels",
+            self.num_tokens,
+            self.num_classes,
+            any_size=True,
+            keeps_tokens=True,
+            reuses=("residual", "tokens"),
         )
 
     @classmethod

@@ -11,7 +11,7 @@ D width, K AR steps; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
+from disa.models.kept import Keeping, Pairs
 from disa.models.layers import Block, class_embeddings, table, take
 from disa.models.mar.config import MARConfig
 from disa.runtime.packing import Linear
@@ -60,6 +61,8 @@ class MARState:
     ar_step: int = 0
     residual: Tensor | None = None
     """[B, N', D] unconditional less conditional vectors, of the tokens of later AR steps."""
+    kept: Pairs = field(default_factory=dict)
+    """Keys and values of every block, for AR steps that compute new tokens alone."""
 
     @property
     def turn(self) -> Turn:
@@ -136,8 +139,13 @@ class MAR(nn.Module):
 
     def pose(self, state: MARState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
-        visible, embedding = state.visible[state.ar_step], state.embedding[: state.turn.num_halves * len(state.tokens)]
-        return self.problem(state, self.condition(state.tokens, embedding, visible, state.wanted, state.positions))
+        k, turn, tokens, positions = state.ar_step, state.turn, state.tokens, state.positions
+        visible, embedding = state.visible[k], state.embedding[: turn.num_halves * len(tokens)]
+        if turn.light:
+            new, kept = state.drawn[k - 1], state.kept
+            return self.problem(state, self.renewed(tokens, embedding, visible, new, state.drawn[k], positions, kept))
+        kept = state.kept if turn.keeps else None
+        return self.problem(state, self.condition(tokens, embedding, visible, state.wanted, positions, kept))
 
     def problem(self, state: MARState, z: Tensor) -> DenoisingProblem:
         """The problem of this AR step, given the condition vectors [B', N + N', D] of the tokens that it wants."""
@@ -219,17 +227,56 @@ class MAR(nn.Module):
     # -- the backbone --------------------------------------------------------------------------------------------
 
     def condition(
-        self, tokens: Tensor, embedding: Tensor, visible: Tensor, wanted: Tensor, positions: Positions | None = None
+        self,
+        tokens: Tensor,
+        embedding: Tensor,
+        visible: Tensor,
+        wanted: Tensor,
+        positions: Positions | None = None,
+        kept: Pairs | None = None,
     ) -> Tensor:
         """Condition vectors [B', N, D] of the tokens at `wanted` [B, N], given those at `visible` [B, V].
 
         tokens: [B, L, C], embedding: [B', D] of classes (or of none). positions: of another grid of tokens than that
-        of the configuration.
+        of the configuration. kept: filled with the keys and values of all tokens.
         """
-        positions = positions or self.positions()
-        return self.decode(self.encode(tokens, embedding, visible, positions), visible, wanted, positions)
+        positions, encoding, decoding = positions or self.positions(), None, None
+        if kept is not None:
+            every = torch.arange(len(positions.decoder), device=tokens.device).expand(len(embedding), -1)
+            places = self._with_buffer(visible).repeat(len(embedding) // len(tokens), 1)
+            encoding = Keeping(kept, 0, every.shape[1], places)
+            decoding = Keeping(kept, len(self.encoder), every.shape[1], every)
+        x = self.encode(tokens, embedding, visible, positions, encoding)
+        return self.decode(x, visible, wanted, positions, decoding)
 
-    def encode(self, tokens: Tensor, embedding: Tensor, visible: Tensor, positions: Positions) -> Tensor:
+    def renewed(
+        self,
+        tokens: Tensor,
+        embedding: Tensor,
+        visible: Tensor,
+        new: Tensor,
+        wanted: Tensor,
+        positions: Positions,
+        kept: Pairs,
+    ) -> Tensor:
+        """Condition vectors [B', N, D] of the tokens at `wanted` [B, N], of which nothing is computed anew but these,
+        the buffer and the visible tokens at `new` [B, V']: all others have the keys and values that were kept."""
+        halves, num_places, buffer = len(embedding) // len(tokens), len(positions.decoder), self.config.buffer_size
+        fresh, seen = (self._with_buffer(each).repeat(halves, 1) for each in (new, visible))
+        encoding = Keeping(kept, 0, num_places, fresh, renews=True, seen=seen)
+        x = self.encode(tokens, embedding, new, positions, encoding)
+        ran(0, product(len(x) * x.shape[1], x.shape[2], self.config.decoder_width))
+        x, places = self.decoder_in(x), wanted.repeat(halves, 1)
+        x = torch.cat([x, self.mask_token.expand(*places.shape, -1).to(x.dtype)], dim=1)
+        fresh = torch.cat([fresh, places + buffer], dim=1)
+        x = x + functional.embedding(fresh, positions.decoder)
+        last = torch.arange(x.shape[1] - wanted.shape[1], x.shape[1], device=x.device).expand(len(x), -1)
+        decoding = Keeping(kept, len(self.encoder), num_places, fresh, renews=True)
+        return self._decoded(x, last, places, positions, decoding)
+
+    def encode(
+        self, tokens: Tensor, embedding: Tensor, visible: Tensor, positions: Positions, keeping: Keeping | None = None
+    ) -> Tensor:
         """What the encoder makes of the buffer and the visible tokens: [B', P + V, D], buffer first."""
         buffer = self.config.buffer_size
         halves = len(embedding) // len(tokens)
@@ -238,13 +285,14 @@ class MAR(nn.Module):
         x = self.token_in(take(tokens, visible).to(dtype)).repeat(halves, 1, 1)
         x = torch.cat([embedding[:, None].expand(-1, buffer, -1), x], dim=1)
         x = self.token_norm(x + functional.embedding(self._with_buffer(visible).repeat(halves, 1), positions.encoder))
-        for block in self.encoder:
-            x = block(x)
+        for i, block in enumerate(self.encoder):
+            x = block(x, kept=keeping and keeping.block(i))
         return self.encoder_norm(x)
 
-    def decode(self, x: Tensor, visible: Tensor, wanted: Tensor, positions: Positions) -> Tensor:
-        """Condition vectors [B', N, D] from what `encode` gave. Only the last block may leave tokens out: everything
-        before it feeds keys and values that the wanted tokens attend to."""
+    def decode(
+        self, x: Tensor, visible: Tensor, wanted: Tensor, positions: Positions, keeping: Keeping | None = None
+    ) -> Tensor:
+        """Condition vectors [B', N, D] from what `encode` gave."""
         halves = len(x) // len(visible)
         ran(0, product(len(x) * x.shape[1], x.shape[2], self.config.decoder_width))
         x = self.decoder_in(x)
@@ -252,8 +300,17 @@ class MAR(nn.Module):
         x = self.mask_token.expand(len(x), len(positions.decoder), -1).to(x.dtype).scatter(1, places, x)
         x = x + positions.decoder
         places = wanted.repeat(halves, 1)
+        return self._decoded(x, places + self.config.buffer_size, places, positions, keeping)
+
+    def _decoded(
+        self, x: Tensor, last: Tensor, places: Tensor, positions: Positions, keeping: Keeping | None
+    ) -> Tensor:
+        """Condition vectors [B', N, D] of the tokens of x [B', L, D] at `last` [B', N], which are at `places`.
+
+        Only the last block may leave tokens out: everything before it feeds keys and values that they attend to.
+        """
         for i, block in enumerate(self.decoder):
-            x = block(x, places + self.config.buffer_size if i == len(self.decoder) - 1 else None)
+            x = block(x, last if i == len(self.decoder) - 1 else None, keeping and keeping.block(i))
         return self.decoder_norm(x) + functional.embedding(places, positions.head)
 
     def _with_buffer(self, visible: Tensor) -> Tensor:
