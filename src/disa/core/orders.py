@@ -25,7 +25,7 @@ ORDER_FORMS = "random, raster, checkerboard:3 or halton"
 COUNT_FORMS = "cosine, exp, linear, stages:24-6-2 or table:FILE"
 MOST_STAGES = 16
 STEEPNESS = 5.0
-"""Of the curve `exp`, as eMIGM has it (You et al. 2025)."""
+"""Of the curve `exp`, as eMIGM has it."""
 
 
 @dataclass(frozen=True)

@@ -29,12 +29,12 @@ from disa.errors import DisaError
 from disa.reading import read_json
 from disa.values import LONGEST_SHOWN, named, path, shown, whole_number
 
-ADAPTIVE = ("mlp", "variance", "straight")
+ADAPTIVE = ("mlp", "variance", "straight", "frequency")
 ANNEALED = {kind.name: kind for kind in (TwoStage, Linear, Cosine)}
 NAMES = ("constant", *ANNEALED, "table", "plan", *ADAPTIVE)
 FORMS = (
     "constant:N, two-stage:50-5, linear:50-5, cosine:50-5, table:FILE or plan:FILE@8.5 "
-    "(with a model also plan@8.5, straight@8.5, mlp, variance)"
+    "(with a model also plan@8.5, straight@8.5, mlp, variance, frequency:50-5)"
 )
 _STRICT = re.compile(r"(?:([a-z-]+)\s*:\s*)?([0-9]+)(?:\s*-\s*([0-9]+))?")
 _LOOSE = re.compile(r"([a-z]*(?:[ _-]?stage)?)[^a-z0-9]*([0-9.]+(?:e[0-9]+)?)(?:[^a-z0-9]+([0-9.]+(?:e[0-9]+)?))?\W*")

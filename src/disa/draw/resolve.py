@@ -21,6 +21,7 @@ from disa.draw.loaded import Loaded
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
 from disa.policies import adaptive
+from disa.policies.frequency import ByFrequency
 from disa.values import LONGEST_SHOWN, shown
 from disa.weights.package import in_package
 
@@ -178,7 +179,8 @@ def _fitted(settings: Settings, loaded: Loaded) -> StepPolicy:
     else:
         for count in set(counts):
             grid_for(solver, process, count)
-    return policy.fitted_to(settings.solver, process) if isinstance(policy, adaptive.Adaptive) else policy
+    looks = isinstance(policy, adaptive.Adaptive | ByFrequency)
+    return policy.fitted_to(settings.solver, process) if looks else policy
 
 
 # -- identity ------------------------------------------------------------------------------------------------------

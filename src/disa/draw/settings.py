@@ -82,7 +82,8 @@ class Settings:
         "Denoising steps of each row: constant:50, linear:50-5, cosine:50-5, two-stage:50-5, table:FILE, each over the "
         "share of the image that is drawn with /drawn behind it, as linear:50-5/drawn; a calibrated "
         "plan with its own times and solver, as plan@8.5 or plan:FILE@8.5 for 8.5 evaluations per row, or by row as "
-        "straight@8.5; policies that look: mlp, variance, each with bounds and a budget, as mlp:50-5@20."
+        "straight@8.5; policies that look: mlp, variance, each with bounds and a budget, as mlp:50-5@20, and "
+        "frequency:50-5, which gives a tenth of the tokens the early count."
     )
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "

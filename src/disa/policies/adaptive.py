@@ -26,8 +26,11 @@ from disa.core.solver import Solver
 from disa.core.solvers import grid_for, num_evaluations
 from disa.core.spending import Spending, parse_spending
 from disa.core.steps import Remembering
+from disa.core.steps import named as steps_named
 from disa.errors import DisaError
 from disa.models.spec import Preset
+from disa.policies import frequency
+from disa.policies.frequency import ByFrequency
 from disa.policies.probe import ErrorModel, FittedProbe
 from disa.policies.scores import Score, learned_variance, spread_of_draws
 from disa.values import counted, either, named, number, one_of, path, shown, whole_number
@@ -184,11 +187,13 @@ _TEXT = re.compile(
 )
 
 
-def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive:
-    """The policy that a text such as `mlp:50-5@20`, `variance:draws` or `mlp:50-5@20:FILE` names.
+def parse(text: str, preset: Preset, weights: Callable[[], str]) -> Adaptive | ByFrequency:
+    """The policy that a text such as `mlp:50-5@20`, `variance:draws`, `mlp:50-5@20:FILE` or `frequency:50-5` names.
 
     weights: the hash of the model's, which takes a while and is asked for last. Raises DisaError.
     """
+    if steps_named(text) == "frequency":
+        return frequency.parse(text, preset)
     found = _TEXT.fullmatch(text.strip())
     if found is None or (found["by"] and found["form"] != "variance"):
         raise DisaError(
