@@ -209,7 +209,7 @@ class Linear(Annealed):
 
     name = "linear"
 
-    def share(self, ar_step: int, last: int) -> float:
+    def share(self, ar_step: float, last: float) -> float:
         return (last - ar_step) / last if last else 1.0
 
 
@@ -218,7 +218,7 @@ class Cosine(Annealed):
 
     name = "cosine"
 
-    def share(self, ar_step: int, last: int) -> float:
+    def share(self, ar_step: float, last: float) -> float:
         return (math.cos(math.pi * ar_step / last) + 1) / 2 if last else 1.0
 
 
@@ -227,7 +227,7 @@ class TwoStage(Annealed):
 
     name = "two-stage"
 
-    def share(self, ar_step: int, last: int) -> float:
+    def share(self, ar_step: float, last: float) -> float:
         return 1.0 if ar_step < last / 2 else 0.0
 
 

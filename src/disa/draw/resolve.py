@@ -179,8 +179,8 @@ def _fitted(settings: Settings, loaded: Loaded) -> StepPolicy:
     else:
         for count in set(counts):
             grid_for(solver, process, count)
-    looks = isinstance(policy, adaptive.Adaptive | ByFrequency)
-    return policy.fitted_to(settings.solver, process) if looks else policy
+    looks = (adaptive.Adaptive, ByFrequency)
+    return policy.fitted_to(settings.solver, process) if isinstance(policy, looks) else policy
 
 
 # -- identity ------------------------------------------------------------------------------------------------------

@@ -137,7 +137,8 @@ class ModulatedBlock(nn.Module):
         mask: Tensor | None = None,
     ) -> Tensor:
         """x: [B, L, D]; modulation: [B, 1 or L, 6, D]."""
-        ran(x.shape[0] * x.shape[1], self.operations(*x.shape, 0 if cache is None else cache.length))
+        rows, length, width = x.shape
+        ran(rows * length, self.operations(rows, length, width, 0 if cache is None else cache.length))
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation.unbind(2)
         attended = self.attn(modulated(x, shift1, scale1), rotation, cache, layer, mask)
         x, normed = gated_norm(x, gate1, attended, shift2, scale2, NORM_EPS)

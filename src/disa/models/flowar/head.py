@@ -7,6 +7,7 @@ n denoising steps; P halves of the rows, conditional first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +123,10 @@ class FlowHead(nn.Module):
 
     def operations(self, length: int) -> int:
         """Of one evaluation of a row of `length` tokens, see `disa.core.work`."""
-        made = sum(product(length, self.width, each.out_features) for each in self.modulation)
-        made += sum(block.operations(1, length, self.width) for block in self.blocks)
+        modulations: Any = self.modulation
+        blocks: Any = self.blocks
+        made = sum(product(length, self.width, each.out_features) for each in modulations)
+        made += sum(block.operations(1, length, self.width) for block in blocks)
         return made + product(length, self.input.in_features, self.width, self.output.out_features)
 
     def time_table(self, times: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -160,7 +161,8 @@ class XAR(Trunk):
         """Of one evaluation of a row, see `disa.core.work`."""
         span, width = self.span(cell), self.config.width
         length, channels = span.stop - span.start, self.config.latent_channels
-        made = sum(block.operations(1, length, width, span.start) for block in [*self.encoder, *self.decoder])
+        blocks: list[Any] = [*self.encoder, *self.decoder]
+        made = sum(block.operations(1, length, width, span.start) for block in blocks)
         made += product(length, channels, width, width) + product(length, width, channels)
         return made + product(1, width, self.modulation.out_features)
 
