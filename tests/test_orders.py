@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -182,12 +183,22 @@ def test_stages_and_tables_say_how_many_ar_steps(tmp_path: Path) -> None:
     assert settings.num_ar_steps == 6
     assert sampler.settings(settings, counts="cosine").num_ar_steps == sampler.defaults.num_ar_steps
     assert sampler.settings(settings, steps="constant:3").num_ar_steps == 6
+    assert sampler.settings(sampler.settings(num_ar_steps=9), counts="linear").num_ar_steps == 9
     assert len(sampler.sample(1, 0, settings=settings).trace) == 6
     for base in (None, settings):
         with pytest.raises(DisaError, match="stages:3-2-1 make 6 AR steps: leave 5 out"):
             sampler.settings(base, counts="stages:3-2-1", num_ar_steps=5)
     with pytest.raises(DisaError, match="stage 2 of stages:3-5-1 has 5 AR steps, and 4 of 16 tokens"):
         sampler.settings(counts="stages:3-5-1")
+
+
+def test_a_table_of_steps_that_was_measured_in_another_order_is_warned_of(tmp_path: Path) -> None:
+    sampler, file = small.sampler(), tmp_path / "steps.json"
+    file.write_text('{"counts": [4, 3, 2, 2], "measured_for": {"grid": "uniform"}}')
+    with warnings.catch_warnings(action="error"):
+        sampler.settings(steps=f"table:{file}")
+    with pytest.warns(UserWarning, match="measured for order random .here raster."):
+        sampler.settings(steps=f"table:{file}", order="raster")
 
 
 @pytest.mark.parametrize("name", ["flowar-digits", "xar-digits"])

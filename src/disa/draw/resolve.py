@@ -28,6 +28,9 @@ from disa.weights.package import in_package
 NOT_MEASURED_FOR = NO_CHANGE | {"steps", "step_counts", "probe", "plan", "looks", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
 
+UNSAID = {"order": str(RANDOM), "counts": str(COSINE), "reuse": str(NONE)}
+"""What a table or a probe was measured for where its file does not say."""
+
 
 def for_model(settings: Settings, loaded: Loaded) -> Settings:
     """Every option filled in from the model's defaults, as objects, and checked. Raises DisaError."""
@@ -195,7 +198,9 @@ def facts(settings: Settings, loaded: Loaded) -> dict[str, Any]:
 def _warn_of_others(settings: Settings, loaded: Loaded) -> None:
     """Warn where the step policy or the solver was measured for something else."""
     for part in (settings.steps, settings.solver):
-        measured_for = getattr(part, "measured_for", None) or {}
+        measured_for = dict(getattr(part, "measured_for", None) or {})
+        if measured_for and settings.order is not None:
+            measured_for = UNSAID | measured_for
         others = [
             f"{name} {_brief(measured_for[name])} (here {_brief(here)})"
             for name, here in (facts(settings, loaded).items() if measured_for else ())

@@ -178,11 +178,13 @@ class Settings:
         others = options.get("steps") is not None and options.get("solver") is None and base._is_filled
         if others and (steps.is_planned(options["steps"]) or steps.is_planned(base.steps)):
             base = replace(base, solver=None)  # a plan has its own, which goes with it
-        if options.get("counts") is not None and options.get("num_ar_steps") is None and base._is_filled:
-            base = replace(base, num_ar_steps=None)  # counts may say how many
         changed = replace(base, **{name: value for name, value in options.items() if value is not None})
         if hasattr(base.guidance, "scale") and isinstance(changed.guidance, float):
             changed = replace(changed, guidance=replace(base.guidance, scale=changed.guidance))
+        if base._is_filled and options.get("num_ar_steps") is None and changed.counts != base.counts:
+            own, before = (None if counts is None else counts.num_ar_steps for counts in (changed.counts, base.counts))
+            if own or before:  # as many AR steps as there were go with the counts that there were
+                changed = replace(changed, num_ar_steps=own)
         return changed
 
     @property
