@@ -41,9 +41,8 @@ class Capabilities:
     def check(self, request: Request) -> None:
         """Refuse a request that the model cannot draw. Raises DisaError."""
         request.check_fits(self.family, self.condition, *(["token_grid"] if self.any_size else []))
-        if self.in_order:
-            self.check_order(*(None if own == given else given
-                               for own, given in ((RANDOM, request.order), (COSINE, request.counts))))  # fmt: skip
+        order = None if request.order == RANDOM else request.order
+        self.check_order(order, None if request.counts == COSINE else request.counts)
         self.check_reuse(request.reuse)
         if request.labels is not None:
             self.check_labels(request.labels.tolist())

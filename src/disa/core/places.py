@@ -36,7 +36,8 @@ def stages_of(grid: tuple[int, int], num_stages: int) -> np.ndarray:
     and so on.
     """
     diagonal = np.add.outer(np.arange(grid[0]), np.arange(grid[1])).flatten()
-    return num_stages - 1 - sum((diagonal % 2**power == 0).astype(np.int64) for power in range(1, num_stages))
+    powers = 2 ** np.arange(1, num_stages)
+    return num_stages - 1 - (diagonal[:, None] % powers == 0).sum(axis=1)
 
 
 @lru_cache(maxsize=64)

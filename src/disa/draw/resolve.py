@@ -65,15 +65,13 @@ def _order(settings: Settings, loaded: Loaded) -> dict[str, Any]:
     capabilities.check_reuse(reuse)
     if capabilities.in_order:
         return {"reuse": None}
-    counts, asked = settings.counts or COSINE, settings.num_ar_steps
-    if asked is not None:
-        counts.check_ar_steps(asked)
-    return {
-        "order": settings.order or RANDOM,
-        "counts": counts,
-        "reuse": reuse,
-        "num_ar_steps": asked or counts.num_ar_steps,
-    }
+    counts, num_ar_steps = settings.counts or COSINE, settings.num_ar_steps
+    if num_ar_steps is None:
+        num_ar_steps = counts.num_ar_steps
+    else:
+        counts.check_ar_steps(num_ar_steps)
+    order = settings.order or RANDOM
+    return {"order": order, "counts": counts, "reuse": reuse, "num_ar_steps": num_ar_steps}
 
 
 def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:
