@@ -75,7 +75,8 @@ def test_the_noise_of_an_ar_step_is_one_kernel(shape: tuple[int, ...], first: in
     seeds = [0, 7, 2**40 + 1, 2**64 - 1]
     problem, values = all_rows(len(seeds), 5, ar_step=9, shape=shape), torch.Size(shape).numel()
     key = SeededNoise(seeds).key
-    arguments = (key.to(DEVICE), problem.image.to(DEVICE), problem.position.to(DEVICE), 9, first, count, values)
+    ar_step = torch.tensor(9, device=DEVICE)
+    arguments = (key.to(DEVICE), problem.image.to(DEVICE), problem.position.to(DEVICE), ar_step, first, count, values)
     found = triton_kernels.normals(*arguments)
     expected = noise.normals(*arguments)
     # log and cos alone may be rounded in another way: a wrong bit of Philox would change everything.
@@ -150,8 +151,8 @@ def test_linear_layers_of_few_rows(dtype: torch.dtype, rows: int) -> None:
 @pytest.mark.parametrize("halves", [1, 2])
 def test_guided(dtype: torch.dtype, halves: int) -> None:
     value, variance = normal(halves, 7, 12, dtype=dtype).chunk(2, dim=-1)
-    agrees(fused.guided, value, variance, 2.5)
-    agrees(fused.guided, normal(halves, 3, 4, 6, dtype=dtype), None, 0.5)
+    agrees(fused.guided, value, variance, torch.tensor(2.5, device=DEVICE))
+    agrees(fused.guided, normal(halves, 3, 4, 6, dtype=dtype), None, torch.tensor(0.5, device=DEVICE))
 
 
 # -- which form runs -------------------------------------------------------------------------------------------------

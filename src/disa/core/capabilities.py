@@ -40,6 +40,8 @@ class Capabilities:
 
     def check(self, request: Request) -> None:
         """Refuse a request that the model cannot draw. Raises DisaError."""
+        if request.checked:
+            return
         request.check_fits(self.family, self.condition, *(["token_grid"] if self.any_size else []))
         order = None if request.order == RANDOM else request.order
         self.check_order(order, None if request.counts == COSINE else request.counts)

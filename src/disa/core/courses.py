@@ -8,6 +8,7 @@ Shapes: R rows, n denoising steps, G stretches of the AR steps, N the most denoi
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -106,6 +107,10 @@ class CalibratedSolver(Walking, Looking, AtARStep):
 
     def plan(self, process: Process, num_steps: int) -> TimeGrid:
         return process.grid_at(np.array(self.course(num_steps).times))
+
+    def way(self, grid: TimeGrid) -> Hashable:
+        course = self.course(grid.num_evaluations)
+        return course.times, course.updates, self.spread * self.temperature, self.stochastic
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         updates = self.course(grid.num_evaluations).updates

@@ -9,6 +9,7 @@ Shapes: B images, L tokens, R rows, n draws.
 from __future__ import annotations
 
 import math
+from copy import copy
 from collections.abc import Callable, Sequence
 from numbers import Integral
 
@@ -38,15 +39,18 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
     return c0, c1, c2, c3
 
 
-def normals(key: Tensor, image: Tensor, position: Tensor, ar_step: int, first: int, count: int, values: int) -> Tensor:
+def normals(
+    key: Tensor, image: Tensor, position: Tensor, ar_step: int | Tensor, first: int, count: int, values: int
+) -> Tensor:
     """[count, R, values] standard normal numbers of rows, for draws `first` and following; draw 0 is where denoising
     starts.
 
-    key: [2, B] low and high words of the seeds; image, position: [R] of each row.
+    key: [2, B] low and high words of the seeds; image, position: [R] of each row. ar_step: a tensor [] where it is
+    known to the device alone.
     """
     block = torch.arange(-(-values // 4), device=key.device)
     draw = torch.arange(first, first + count, device=key.device)[:, None, None]
-    purpose = torch.tensor(ar_step << 1 | _NORMAL, device=key.device)
+    purpose = torch.as_tensor(ar_step << 1 | _NORMAL, device=key.device)
     key = key[:, image, None]
     words = philox((block, position[:, None], draw, purpose), (key[0], key[1]))
     found = torch.cat([*_box_muller(words[0], words[1]), *_box_muller(words[2], words[3])], dim=-1)
@@ -63,7 +67,7 @@ class SeededNoise:
         self,
         seeds: Sequence[int],
         device: torch.device | str | None = None,
-        make: Callable[[Tensor, Tensor, Tensor, int, int, int, int], Tensor] = normals,
+        make: Callable[[Tensor, Tensor, Tensor, int | Tensor, int, int, int], Tensor] = normals,
     ) -> None:
         wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64]
         if wrong:
@@ -72,6 +76,12 @@ class SeededNoise:
         low, high = [seed & _LOW for seed in whole], [seed >> 32 for seed in whole]
         self.key = torch.tensor([low, high], dtype=torch.int64, device=device)
         self.make = make
+
+    def with_key(self, key: Tensor) -> SeededNoise:
+        """The same of other seeds, by their words [2, B]."""
+        other = copy(self)
+        other.key = key
+        return other
 
     def branch(self, number: int) -> SeededNoise:
         """Other noise for the same images, independent of this one's and of that of every other branch."""

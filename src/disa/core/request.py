@@ -124,6 +124,8 @@ class Request:
     """How many in each AR step."""
     reuse: Reuse = NONE
     """What of the backbone is kept from earlier AR steps."""
+    checked: bool = False
+    """Whether it was held against the model already: its values are not looked at again."""
 
     def __post_init__(self) -> None:
         if self.labels is not None and self.prompts is not None:

@@ -5,7 +5,7 @@ Shapes: R rows, n denoising steps.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,8 +32,15 @@ class Solution:
     """Made for all rows together; guidance counts two."""
 
 
-def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | Tensor, noise: Noise) -> Solution:
-    """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes.
+def solve(
+    problem: DenoisingProblem,
+    solver: Solver,
+    plan: Plan | Look | int | Tensor,
+    noise: Noise,
+    along: Callable[[DenoisingProblem, Solver, TimeGrid], tuple[Tensor, int]] | None = None,
+) -> Solution:
+    """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes. along: what takes the place
+    of `from_noise` where all rows go along one grid.
 
     Rows are evaluated together where they can be, which changes no row. After a look each row goes on in its own
     number of steps, from what is known by then. Raises DisaError.
@@ -44,7 +51,7 @@ def solve(problem: DenoisingProblem, solver: Solver, plan: Plan | Look | int | T
     assert plan.counts is not None
     if isinstance(plan.counts, int):
         grid = grid_for(solver, problem.process, plan.counts)
-        tokens, made = go_along(problem, solver, grid, noise.initial(problem).clone(), noise)
+        tokens, made = along(problem, solver, grid) if along else from_noise(problem, solver, grid, noise)
         return Solution(tokens, plan.counts, made)
     ways = [Way(rows, grid_for(solver, problem.process, count)) for count, rows in _groups(plan.counts, problem)]
     tokens, made = go_along_each(problem, solver, ways, noise.initial(problem).clone(), noise)
@@ -82,6 +89,11 @@ def _groups(counts: Tensor, problem: DenoisingProblem) -> list[tuple[int, Tensor
         rows = counted(problem.num_rows, "row")
         raise DisaError(f"the step policy gave {counted(len(counts), 'count')} for {rows}.")
     return [(count, torch.nonzero(counts == count).flatten().to(problem.device)) for count in counts.unique().tolist()]
+
+
+def from_noise(problem: DenoisingProblem, solver: Solver, grid: TimeGrid, noise: Noise) -> tuple[Tensor, int]:
+    """Tokens [R, *shape] of all rows, that go along one grid, and how many evaluations that makes."""
+    return go_along(problem, solver, grid, noise.initial(problem).clone(), noise)
 
 
 def go_along(

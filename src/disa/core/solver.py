@@ -5,7 +5,7 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, Protocol, TypeGuard
 
@@ -55,6 +55,10 @@ class Walking:
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         """x, which it may change, and noise: as in `Solver.run`."""
         raise NotImplementedError
+
+    def way(self, grid: TimeGrid) -> Hashable:
+        """What its walk along a grid follows from beside the process, so that two that are equal go alike."""
+        return self
 
     def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         """The whole way by itself."""

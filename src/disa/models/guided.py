@@ -6,14 +6,16 @@ Shapes: R rows, P halves of them (conditional first, then unconditional), n deno
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from disa.core.problem import Bound, BoundEach, Prediction, RaggedField, TimeGrid
-from disa.runtime.fused import guided
+from disa.runtime.constants import constant
+from disa.runtime.fused import guided, number_for
+from disa.runtime.parts import CHANGES
 
 LOOKAHEAD_VALUES = 1 << 21
 """How many modulation values are computed at once: enough to read the weights rarely, small enough for any machine."""
@@ -91,8 +93,14 @@ class Guided(RaggedField):
     """
 
     network: Network
-    scale: float
+    scale: float | Tensor = field(metadata=CHANGES)
     interval: tuple[float, float] = (0.0, 1.0)
+    mixes: bool = True
+    """Whether the scale is another number than 1."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scale, Tensor):
+            object.__setattr__(self, "mixes", self.scale != 1)
 
     def select(self, rows: Tensor) -> Guided:
         return replace(self, network=self.network.select(rows))
@@ -109,22 +117,27 @@ class Guided(RaggedField):
         return _BoundGuidedEach(self.network.on_each(rows, grids, together), together, costs, self.scale)
 
     def _costs(self, grid: TimeGrid) -> list[int]:
-        most = self.network.num_halves if self.scale != 1 else 1
+        most = self.network.num_halves if self.mixes else 1
         return [most if acts else 1 for acts in grid.within(self.interval)]
 
 
 class _BoundGuided:
-    def __init__(self, network: BoundNetwork, costs: Sequence[int], scale: float) -> None:
+    def __init__(self, network: BoundNetwork, costs: Sequence[int], scale: float | Tensor) -> None:
         self.network, self.costs, self.scale = network, costs, scale
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
+        self.scale = number_for(x, self.scale)
         said = guided(*self.network(x, denoise_step), self.scale)
         return Prediction(*(each[: len(x)] for each in said))
 
 
 class _BoundGuidedEach:
     def __init__(
-        self, network: BoundNetwork, together: list[Together], costs: Sequence[Sequence[int]], scale: float
+        self,
+        network: BoundNetwork,
+        together: list[Together],
+        costs: Sequence[Sequence[int]],
+        scale: float | Tensor,
     ) -> None:
         self.network, self.together, self.costs, self.scale = network, together, costs, scale
 
@@ -167,7 +180,11 @@ class Lookahead:
 
 def network_times(grid: TimeGrid, device: torch.device) -> Tensor:
     """[n] what time embeddings are fed, float32."""
-    return torch.tensor(grid.network_times, dtype=torch.float32).to(device, non_blocking=True)
+
+    def make() -> Tensor:
+        return torch.tensor(grid.network_times, dtype=torch.float32).to(device, non_blocking=True)
+
+    return constant(("network times", grid.network_times.tobytes(), device), make)
 
 
 def halves_to_come(scales: Sequence[float], ar_step: int, num_halves: int) -> int:

@@ -65,7 +65,7 @@ class KVCache:
     def empty(cls, depth: int, batch: int, num_heads: int, num_tokens: int, like: Tensor, head_width: int) -> KVCache:
         """Room for `num_tokens`, on the device and in the type of `like`."""
         size = (depth, batch, num_heads, num_tokens, head_width)
-        return cls(like.new_empty(size), like.new_empty(size))
+        return cls(like.new_zeros(size), like.new_zeros(size))
 
     def put(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write [B, H, L, d] behind the kept tokens; returns all [B, H, M + L, d] of the layer."""

@@ -10,7 +10,7 @@ Shapes: B images, L tokens, R rows, P halves of them, C channels, D and E width,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -63,14 +63,26 @@ def _kernels() -> Any:
         return None
 
 
+def number_for(x: Tensor, value: float | Tensor) -> float | Tensor:
+    """A number as operators on such a tensor take it: where they are fused a tensor [] beside it, float32 or int64."""
+    if isinstance(value, Tensor) or not is_fused(x):
+        return value
+    kind = torch.int64 if isinstance(value, int) else torch.float32
+    return torch.full((), value, dtype=kind, device=x.device)
+
+
 class Operator:
     """One launch on CUDA.
 
-    plain: the same in PyTorch's own operators. shapes: empty results of the right shapes and types.
+    plain: the same in PyTorch's own operators. shapes: empty results of the right shapes and types. numbers: places of
+    arguments that the kernel reads from the device, where another one may be written before a captured kernel runs
+    again; a caller may give Python's numbers.
     """
 
-    def __init__(self, schema: str, plain: Callable[..., Any], shapes: Callable[..., Any]) -> None:
-        self.name, self.plain = schema.partition("(")[0], plain
+    def __init__(
+        self, schema: str, plain: Callable[..., Any], shapes: Callable[..., Any], numbers: Sequence[int] = ()
+    ) -> None:
+        self.name, self.plain, self.numbers = schema.partition("(")[0], plain, numbers
         self.agreed, self.refused = set[Any](), set[Any]()
         _LIBRARY.define(schema)
         _LIBRARY.impl(self.name, shapes, "Meta")
@@ -78,7 +90,12 @@ class Operator:
         self.operator = getattr(torch.ops.disa, self.name).default
 
     def __call__(self, *arguments: Any) -> Any:
-        return (self.operator if is_fused(arguments[0]) else self.plain)(*arguments)
+        if not is_fused(arguments[0]):
+            return self.plain(*arguments)
+        given = list(arguments)
+        for place in self.numbers:
+            given[place] = number_for(arguments[0], given[place])
+        return self.operator(*given)
 
     def launch(self, *arguments: Any) -> Any:
         """What the kernel gives, once it has agreed with the plain form on such a device and type; else what that
@@ -122,15 +139,16 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _shape_of_normals(
-    key: Tensor, image: Tensor, position: Tensor, ar_step: int, first: int, count: int, values: int
+    key: Tensor, image: Tensor, position: Tensor, ar_step: Tensor, first: int, count: int, values: int
 ) -> Tensor:
     return key.new_empty(count, len(image), values, dtype=torch.float32)
 
 
 normals = Operator(
-    "normals(Tensor key, Tensor image, Tensor position, int ar_step, int first, int count, int values) -> Tensor",
+    "normals(Tensor key, Tensor image, Tensor position, Tensor ar_step, int first, int count, int values) -> Tensor",
     noise.normals,
     _shape_of_normals,
+    numbers=[3],
 )
 """`noise.normals`, whose bits depend on the device's log and cos alone."""
 
@@ -247,20 +265,21 @@ def gated_linear(layer: Any, x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return torch.addcmul(x, gate, layer(y))
 
 
-def _guided(value: Tensor, variance: Tensor | None, scale: float) -> list[Tensor]:
+def _guided(value: Tensor, variance: Tensor | None, scale: float | Tensor) -> list[Tensor]:
     value = value.float()
     mixed = torch.lerp(value[1], value[0], scale) if len(value) == 2 else value[0]
     return [mixed] if variance is None else [mixed, variance[0].float()]
 
 
-def _shapes_of_guided(value: Tensor, variance: Tensor | None, scale: float) -> list[Tensor]:
+def _shapes_of_guided(value: Tensor, variance: Tensor | None, scale: Tensor) -> list[Tensor]:
     return [value.new_empty(value.shape[1:], dtype=torch.float32) for _ in range(1 if variance is None else 2)]
 
 
 guided = Operator(
-    "guided(Tensor value, Tensor? variance, float scale) -> Tensor[]",
+    "guided(Tensor value, Tensor? variance, Tensor scale) -> Tensor[]",
     _guided,
     _shapes_of_guided,
+    numbers=[2],
 )
 """unconditional + scale (conditional - unconditional) of value [P, R, ..., C], and the conditional half of variance, in
 float32; with one half of value, that."""

@@ -33,7 +33,7 @@ def _normals(
     total,
     first,
     values,
-    PURPOSE,
+    ar_step,
     BLOCKS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
@@ -45,7 +45,7 @@ def _normals(
     low = tl.load(key + whose, mask=inside, other=0)
     high = tl.load(key + num_images + whose, mask=inside, other=0)
     where = tl.load(position + row, mask=inside, other=0)
-    purpose = tl.zeros_like(place) + PURPOSE
+    purpose = tl.zeros_like(place) + (tl.load(ar_step) * 2 + 1)
     a, b, c, d = tl.philox(
         low | (high << 32),
         block.to(tl.uint32),
@@ -66,7 +66,9 @@ def _normals(
     tl.store(here + 3 * BLOCKS, radius * tl.sin(angle), mask=inside & (block + 3 * BLOCKS < values))
 
 
-def normals(key: Tensor, image: Tensor, position: Tensor, ar_step: int, first: int, count: int, values: int) -> Tensor:
+def normals(
+    key: Tensor, image: Tensor, position: Tensor, ar_step: Tensor, first: int, count: int, values: int
+) -> Tensor:
     num_rows, blocks = len(image), -(-values // 4)
     out = torch.empty(count, num_rows, values, dtype=torch.float32, device=key.device)
     total = count * num_rows * blocks
@@ -80,7 +82,7 @@ def normals(key: Tensor, image: Tensor, position: Tensor, ar_step: int, first: i
         total,
         first,
         values,
-        ar_step << 1 | 1,
+        ar_step,
         BLOCKS=blocks,
         SIZE=BLOCK,
     )
@@ -305,14 +307,14 @@ def _guided(
     h = tl.load(value + here, mask=inside, other=0.0).to(tl.float32)
     if TWO:
         without = tl.load(value + half + here, mask=inside, other=0.0).to(tl.float32)
-        h = without + scale * (h - without)
+        h = without + tl.load(scale) * (h - without)
     tl.store(mixed + place, h, mask=inside)
     if VARIANCE:
         here = place // channels * half_row + place % channels
         tl.store(spread + place, tl.load(variance + here, mask=inside, other=0.0).to(tl.float32), mask=inside)
 
 
-def guided(value: Tensor, variance: Tensor | None, scale: float) -> list[Tensor]:
+def guided(value: Tensor, variance: Tensor | None, scale: Tensor) -> list[Tensor]:
     out = [
         torch.empty(value.shape[1:], dtype=torch.float32, device=value.device)
         for each in (value, variance)

@@ -5,8 +5,9 @@ Shapes: R rows, T tokens, F tokens that may follow, E width of the language mode
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -44,6 +45,18 @@ class Prefix:
         return Prefix(
             self.places[:count], self.rows[:count], self.lengths[:count], self.width, self.mask[:count], cache
         )
+
+    def parts(self) -> tuple[Hashable, list[Tensor]]:
+        """See `disa.runtime.parts.Parted`."""
+        pairs = [each for layer in self.cache.layers for each in (layer.keys, layer.values)]
+        return (tuple(self.places), self.width), [self.rows, self.lengths, self.mask, *pairs]
+
+    def with_parts(self, parts: Sequence[Tensor]) -> Prefix:
+        """See `disa.runtime.parts.Parted`."""
+        made, pairs = self.first(len(self.places)), iter(parts[3:])
+        for layer in made.cache.layers:
+            layer.keys, layer.values = next(pairs), next(pairs)
+        return replace(made, rows=parts[0], lengths=parts[1], mask=parts[2])
 
 
 def conditional(prefixes: list[Prefix], num_images: int) -> list[Prefix]:

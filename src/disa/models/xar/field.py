@@ -15,21 +15,22 @@ from torch import Tensor
 from disa.core.problem import Prediction, TimeGrid
 from disa.errors import DisaError
 from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
-from disa.models.transformer import KVCache
+from disa.models.transformer import KVCache, Rotation
 
 
 @dataclass(frozen=True)
 class CellNetwork(Network):
     """The transformer with the keys and values of the cells before one, and the classes of its rows.
 
-    model: an `XAR`; cache: its first P R rows are those of embedding [P, R, D]. Valid until the generation poses its
-    next problem, which writes to the same cache; `select` makes a copy that stays valid.
+    model: an `XAR`; cache: its first P R rows are those of embedding [P, R, D]; rotation: of all L tokens. Valid until
+    the generation poses its next problem, which writes to the same cache; `select` makes a copy that stays valid.
     """
 
     model: Any
     cell: int
     cache: KVCache
     embedding: Tensor
+    rotation: Rotation
 
     @property
     def num_halves(self) -> int:
@@ -50,7 +51,7 @@ class _BoundCell:
     def __init__(self, network: CellNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
         self.network, self.model, self.num_halves = network, network.model, num_halves
         device, rows = network.embedding.device, network.embedding.shape[:2].numel()
-        self.span, self.rotation = self.model.span(network.cell), self.model.rotation(device)
+        self.span, self.rotation = self.model.span(network.cell), network.rotation
         self.times = self.model.time_table(network_times(grid, device))
         self.modulation = Lookahead(num_halves, rows * self.model.modulation.out_features)
 

@@ -89,7 +89,7 @@ class XAR(Trunk):
         embedding = state.embedding.unflatten(0, (-1, batch))
         if cell:
             self._keep(state, cell - 1, halves_to_come(state.scales, cell, len(embedding)))
-        network = CellNetwork(self, cell, state.cache, embedding[: 2 if scale != 1 else 1])
+        network = CellNetwork(self, cell, state.cache, embedding[: 2 if scale != 1 else 1], state.rotation)
         return DenoisingProblem(
             field=Guided(network, scale, state.request.guidance.interval),
             process=self.process,

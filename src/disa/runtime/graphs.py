@@ -1,0 +1,135 @@
+"""Work that is recorded once and replayed: CUDA graphs, held against eager mode at their first replay.
+
+A graph launches all kernels of a function by one call, on the memory that it was captured with. So what goes in is
+copied to that memory before, and what comes out is written over by the next replay.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from disa.errors import warn
+from disa.runtime.constants import kept_in
+from disa.values import first_line
+
+TOLERANCE = {torch.bfloat16: 3e-2}
+"""How far a replay may be from eager mode, as a share of the largest value; 1e-4 for other floats. Whole numbers are
+equal."""
+Work = Callable[[], Sequence[Tensor]]
+"""What is recorded: it reads and writes tensors that stay where they are, and returns new ones."""
+
+
+class Tape(Protocol):
+    """Records what a device is asked to do."""
+
+    def eager(self, work: Work) -> Sequence[Tensor]:
+        """Do it where it would be recorded, without recording it."""
+        ...
+
+    def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
+        """How to replay it, what it returned, whose memory a replay writes to, and how many bytes that and everything
+        in between takes."""
+        ...
+
+    def renew(self) -> None:
+        """What is captured from now on takes no memory that graphs which are gone have left."""
+        ...
+
+
+class CudaTape:
+    """CUDA graphs of one device. Their memory is one pool: what a graph has in between is free for the next one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.stream = device, torch.cuda.Stream(device)
+        self.renew()
+
+    def renew(self) -> None:
+        self.pool = torch.cuda.graph_pool_handle()
+
+    def eager(self, work: Work) -> Sequence[Tensor]:
+        # On the stream of the captures, whose workspaces of libraries are made here.
+        with torch.cuda.device(self.device):
+            now = torch.cuda.current_stream(self.device)
+            self.stream.wait_stream(now)
+            with torch.cuda.stream(self.stream):
+                found = work()
+            now.wait_stream(self.stream)
+        torch.cuda.synchronize(self.device)
+        return found
+
+    def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
+        torch.cuda.synchronize(self.device)
+        before, collects = torch.cuda.memory_reserved(self.device), gc.isenabled()
+        graph = torch.cuda.CUDAGraph()
+        gc.disable()  # what it frees could end the capture
+        try:
+            with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                try:
+                    found = work()
+                finally:
+                    graph.capture_end()
+        finally:
+            if collects:
+                gc.enable()
+        return graph.replay, found, max(0, torch.cuda.memory_reserved(self.device) - before)
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """A graph that gave what eager mode gave."""
+
+    replay: Callable[[], object]
+    returned: Sequence[Tensor]
+    constants: dict[Hashable, Tensor]
+    """What it reads beside its inputs."""
+    size: int
+    """Bytes."""
+
+
+def record(tape: Tape, work: Work, written: Sequence[Tensor], what: str) -> Recording | None:
+    """Do a work, and record it. None where that fails or a replay gives something else, which one warning tells; what
+    it wrote is then that of eager mode.
+
+    written: tensors from outside that it writes to; a second time it must write the same. what: its name in a warning.
+    """
+    constants = dict[Hashable, Tensor]()
+    with kept_in(constants):
+        expected = [each.clone() for each in (*tape.eager(work), *written)]
+        try:
+            replay, returned, size = tape.capture(work)
+        except Exception as error:  # whatever a driver or a library raises
+            return _refused(what, first_line(error))
+    replay()
+    found = [*returned, *written]
+    if all(_agree(*pair) for pair in zip(found, expected, strict=True)):
+        return Recording(replay, returned, constants, size)
+    for mine, right in zip(found, expected, strict=True):
+        mine.copy_(right)
+    return _refused(what, "its replay differs from eager mode by more than rounding")
+
+
+def _refused(what: str, reason: str) -> None:
+    warn(f"{what} is drawn without a captured graph: {reason}")
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are equal up to rounding."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        return False
+    if torch.equal(found, expected) or not found.is_floating_point():
+        return torch.equal(found, expected)
+    largest = expected.abs().where(expected.isfinite(), 0).amax()
+    apart = (found - expected).abs().where(found != expected, 0).amax()  # a mask holds -inf
+    return bool(apart <= TOLERANCE.get(found.dtype, 1e-4) * largest)
+
+
+def nbytes(tensors: Sequence[Any]) -> int:
+    """Bytes of the values of tensors."""
+    return sum(each.nbytes for each in tensors if isinstance(each, Tensor))

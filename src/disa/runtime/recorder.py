@@ -1,0 +1,130 @@
+"""Which generations are replayed from graphs, and how many graphs are kept."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
+from threading import RLock
+from typing import Any
+
+from torch import Tensor, nn
+
+from disa.core.generate import Drawing
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARModel, DenoisingProblem, Noise, TimeGrid
+from disa.core.request import Request
+from disa.core.solver import Solver
+from disa.runtime import fused
+from disa.runtime.graphs import Recording, Tape, record
+from disa.runtime.parts import Unknown, apart
+from disa.runtime.sessions import Posed, Session
+
+MOST_KEYS = 4096
+"""Shapes that were met once and are remembered."""
+
+
+class Recorder:
+    """The sessions of one model, the most recent last. A shape is recorded when it is met a second time."""
+
+    def __init__(self, tape: Tape, most: int) -> None:
+        """most: bytes of all graphs and slots; a shape that is not recorded for want of room is drawn without."""
+        self.tape, self.most = tape, most
+        self.sessions, self.met, self.lock = OrderedDict[Hashable, Session](), set[Hashable](), RLock()
+
+    def begin(self, model: ARModel, request: Request, noise: Noise) -> Drawing:
+        """A generation; from graphs where its shape was met before, and no other one is under way on them."""
+        with self.lock:
+            session = self._session(model, request, noise)
+            if session is None:
+                return Drawing(model, request, noise)
+            session.busy = True
+            try:
+                state = session.begin(request, noise)  # pyright: ignore[reportArgumentType]
+            except BaseException:
+                session.busy = False
+                raise
+            if state is not None:
+                return Replayed(session, noise, state)
+            session.busy = False
+        return Drawing(model, request, noise)
+
+    def _session(self, model: ARModel, request: Request, noise: Noise) -> Session | None:
+        if not isinstance(noise, SeededNoise):
+            return None
+        key = key_of(model, request, noise)
+        if key in self.sessions:
+            self.sessions.move_to_end(key)
+            return None if self.sessions[key].busy else self.sessions[key]
+        if key not in self.met:
+            if len(self.met) >= MOST_KEYS:
+                self.met.clear()
+            self.met.add(key)
+            return None
+        if not self.has_room(None):
+            return None
+        try:
+            self.sessions[key] = Session(self, model, request, noise)
+        except Unknown:
+            self.met.discard(key)
+            return None
+        return self.sessions[key]
+
+    def recorded(self, work: Callable[[], Sequence[Tensor]], written: Sequence[Tensor], what: str) -> Recording | None:
+        """Record a work, see `record`; one at a time."""
+        with self.lock:
+            return record(self.tape, work, written, what)
+
+    def has_room(self, session: Session | None) -> bool:
+        """Whether more may be recorded; for that what was not used for longest is let go, if nothing goes on on it."""
+        with self.lock:
+            for key, old in list(self.sessions.items()):
+                if self.size <= self.most:
+                    break
+                if old is not session and not old.busy:
+                    del self.sessions[key]
+                    self.tape.renew()
+            return self.size <= self.most
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(session.size for session in self.sessions.values())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("graphs cannot be copied: a copy of their model records its own")
+
+
+class Replayed(Drawing):
+    """A generation from graphs."""
+
+    def __init__(self, session: Session, noise: Noise, state: Any) -> None:
+        self.session, self.model, self.noise, self.state = session, session.model, noise, state
+        self.ar_step = 0
+        self.posed: Posed | None = None
+
+    def pose(self) -> DenoisingProblem:
+        try:
+            problem, self.posed = self.session.pose(self.ar_step, self.state)
+        except Unknown:
+            self.session.poses[self.ar_step] = self.posed = None
+            return super().pose()
+        return problem
+
+    def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
+        found = None if self.posed is None else self.session.along(self.posed, solver, grid)
+        return super().along(problem, solver, grid) if found is None else found
+
+    def accept(self, tokens: Tensor) -> None:
+        super().accept(tokens)
+        self.ar_step += 1
+
+    def close(self) -> None:
+        self.session.busy = False
+
+
+def key_of(model: Any, request: Request, noise: SeededNoise) -> Hashable:
+    """What the shape of a batch follows from."""
+    weights = tuple(each.data_ptr() for each in model.parameters()) if isinstance(model, nn.Module) else ()
+    left = None if request.mask is None else tuple(request.mask.flatten(1).sum(1).tolist())
+    words = None if request.prompts is None else (request.prompts.ids.shape, tuple(request.prompts.lengths.tolist()))
+    return id(model), weights, apart(request)[0], left, words, noise.make, fused.is_fused(noise.key)

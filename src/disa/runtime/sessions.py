@@ -1,0 +1,339 @@
+"""Generations whose backbone passes and denoising loops are replayed from graphs.
+
+A `Session` is for batches of one shape: one model, size, number of AR steps, guidance. Its slots are the memory that
+the state of a generation lies in; every graph of it reads and writes there. Captured are
+
+| what | once for each | what it reads | what it writes |
+|---|---|---|---|
+| begin, of labels | session | labels, keys of the noise | slots |
+| pose | AR step | slots | slots; the box of the problem |
+| the way from noise to tokens | box and way along a grid | the box, keys of the noise | tokens |
+
+A box holds the tensors of problems of one shape, with the AR step and the scale of guidance as tensors, so that the
+AR steps which are alike but for these have one graph. What is handed out lies where graphs write; if somebody still
+holds it when a graph is about to write there, it gets memory of its own first.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from disa.core.noise import SeededNoise
+from disa.core.problem import ARModel, DenoisingProblem, TimeGrid
+from disa.core.request import Request
+from disa.core.solve import from_noise
+from disa.core.solver import Solver, walks
+from disa.runtime.graphs import Recording, nbytes
+from disa.runtime.parts import Unknown, apart, assigned, fresh, rebuilt
+
+LARGE = 1 << 20
+"""Bytes from which on a tensor of a state is not copied into a box but read where it is."""
+
+
+class Records(Protocol):
+    """What a session asks for graphs."""
+
+    def recorded(self, work: Callable[[], Sequence[Tensor]], written: Sequence[Tensor], what: str) -> Recording | None:
+        """See `disa.runtime.graphs.record`."""
+        ...
+
+    def has_room(self, session: Session | None) -> bool:
+        """Whether more may be recorded."""
+        ...
+
+
+class Lent:
+    """Tensors that were handed out, by the graph or box that writes over them."""
+
+    def __init__(self) -> None:
+        self.by_owner: dict[int, list[weakref.ref[Tensor]]] = {}
+
+    def lend(self, owner: object, tensor: Tensor) -> Tensor:
+        """A tensor to hand out, on the same memory."""
+        alias = tensor.detach()
+        self.by_owner.setdefault(id(owner), []).append(weakref.ref(alias))
+        return alias
+
+    def own(self, *owners: object) -> None:
+        """Give those that somebody still holds memory of their own."""
+        self._own([id(owner) for owner in owners])
+
+    def own_all(self) -> None:
+        self._own(list(self.by_owner))
+
+    def _own(self, owners: Sequence[int]) -> None:
+        for owner in owners:
+            for held in self.by_owner.pop(owner, ()):
+                if (tensor := held()) is not None:
+                    tensor.data = tensor.clone()
+
+
+@dataclass(eq=False)
+class Box:
+    """Memory for the tensors of problems of one shape. parts: of the field, in the order of `apart`."""
+
+    parts: list[Tensor]
+    image: Tensor
+    position: Tensor
+    ar_step: Tensor
+
+    @classmethod
+    def like(cls, problem: DenoisingProblem, parts: Sequence[Any], stays: Callable[[Any], bool]) -> Box:
+        made = [part if stays(part) else empty_like(part, problem.device) for part in parts]
+        ar_step = torch.zeros((), dtype=torch.int64, device=problem.device)
+        return cls(made, torch.empty_like(problem.image), torch.empty_like(problem.position), ar_step)
+
+    def fill(self, problem: DenoisingProblem, parts: Sequence[Any]) -> None:
+        for buffer, part in zip(self.parts, parts, strict=True):
+            if not isinstance(part, Tensor):
+                buffer.fill_(part)
+            elif part.data_ptr() != buffer.data_ptr():
+                buffer.copy_(part)
+        self.image.copy_(problem.image)
+        self.position.copy_(problem.position)
+        self.ar_step.fill_(problem.ar_step)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [*self.parts, self.image, self.position, self.ar_step]
+
+
+def empty_like(part: Any, device: torch.device) -> Tensor:
+    """Memory for a tensor, or for a number that changes."""
+    if isinstance(part, Tensor):
+        return torch.empty_like(part, memory_format=torch.contiguous_format)
+    return torch.zeros((), dtype=torch.float32, device=device)
+
+
+@dataclass(eq=False)
+class Posed:
+    """The graph of a pose."""
+
+    recording: Recording
+    inputs: dict[str, Tensor]
+    """Memory for fields of the state that are assigned anew in each generation."""
+    after: Any
+    """The state after it."""
+    problem: DenoisingProblem
+    key: Hashable
+    """Of the box."""
+    box: Box
+    parts: list[Any]
+    """Of the field, as they are handed out: the box's, and numbers."""
+
+
+@dataclass(eq=False)
+class Way:
+    """The graph of a way from noise to tokens."""
+
+    recording: Recording
+    evaluations: int
+
+
+class Session:
+    """Graphs for batches of one shape, and the memory that they work on."""
+
+    def __init__(self, recorder: Records, model: ARModel, request: Request, noise: SeededNoise) -> None:
+        self.recorder, self.model, self.busy = recorder, model, False
+        self.noise = noise.with_key(noise.key.clone())
+        self.labels = None if request.labels is None else request.labels.to(noise.key.device, copy=True)
+        state = model.begin(request, noise)
+        self.structure, parts = apart(state)
+        self.template, self.slots = state, [part.clone() for part in parts]
+        self.large = {slot.untyped_storage().data_ptr() for slot in self.slots if slot.nbytes >= LARGE}
+        self.begun, self.poses, self.ways = self._begun(request), dict[int, Posed | None](), dict[Any, Way | None]()
+        self.boxes, self.lent, self.last = dict[Hashable, Box](), Lent(), lambda: None
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        graphs = [self.begun, *(each and each.recording for each in (*self.poses.values(), *self.ways.values()))]
+        return nbytes(self.slots) + sum(graph.size for graph in graphs if graph is not None)
+
+    # -- begin ---------------------------------------------------------------------------------------------------
+
+    def _begun(self, request: Request) -> Recording | None:
+        """The graph of `begin`; None where it decides by values of the request."""
+        if request.known is not None or request.prompts is not None:
+            return None
+        asked = replace(request, labels=self.labels, checked=True)
+
+        def begin() -> list[Tensor]:
+            copy_all(self.slots, apart(self.model.begin(asked, self.noise))[1])
+            return []
+
+        return self.recorder.recorded(begin, self.slots, "the beginning of a batch")
+
+    def begin(self, request: Request, noise: SeededNoise) -> Any:
+        """The state of a generation that lies in the slots; None where it has another shape."""
+        if (last := self.last()) is not None:  # whoever holds it goes on seeing what it was
+            adopt(last, rebuilt(last, iter([part.clone() for part in apart(last)[1]])))
+        self.lent.own_all()
+        self.noise.key.copy_(noise.key)
+        if self.begun is None:
+            structure, parts = apart(self.model.begin(request, noise))
+            if structure != self.structure:
+                return None
+            copy_all(self.slots, parts)
+        else:
+            check(self.model, request)
+            if self.labels is not None and request.labels is not None:
+                self.labels.copy_(request.labels)
+            self.begun.replay()
+        state = rebuilt(self.template, iter(self.slots))
+        for each in fields(state):
+            if isinstance(getattr(state, each.name), Request):
+                object.__setattr__(state, each.name, request)
+        self.last = weakref.ref(state)
+        return state
+
+    # -- pose ----------------------------------------------------------------------------------------------------
+
+    def pose(self, ar_step: int, state: Any) -> tuple[DenoisingProblem, Posed | None]:
+        """The problem of an AR step, and its graph if there is one."""
+        if ar_step not in self.poses:
+            if not self.recorder.has_room(self):
+                return self.model.pose(state), None
+            self.poses[ar_step] = self._posed(ar_step, state)
+        else:
+            self._replay_pose(self.poses[ar_step], state)
+        posed = self.poses[ar_step]
+        if posed is None:
+            return self.model.pose(state), None
+        adopt(state, fresh(posed.after))
+        return self._handed_out(posed), posed
+
+    def _replay_pose(self, posed: Posed | None, state: Any) -> None:
+        if posed is not None:
+            for name, buffer in posed.inputs.items():
+                buffer.copy_(getattr(state, name))
+            self.lent.own(posed, posed.box)
+            posed.recording.replay()
+
+    def _posed(self, ar_step: int, state: Any) -> Posed | None:
+        """Record it."""
+        slots = {id(slot) for slot in self.slots}
+        inputs = {
+            each.name: value.clone()
+            for each in fields(state)
+            if isinstance(value := getattr(state, each.name), Tensor) and id(value) not in slots
+        }
+        base = fresh(state)
+        for name, buffer in inputs.items():
+            object.__setattr__(base, name, buffer)
+        parts = apart(base)[1]
+
+        def pose() -> tuple[Any, DenoisingProblem, list[Any], Hashable]:
+            own = rebuilt(base, iter(parts))
+            problem = self.model.pose(own)
+            structure, found = apart(problem.field)
+            return own, problem, found, structure
+
+        after, problem, found, structure = pose()
+        if any(a is not b for a, b in zip(assigned(after), assigned(base), strict=True)):
+            raise Unknown("a pose that assigns tensors")
+        stay = tuple(part.data_ptr() if self._stays(part) else None for part in found)
+        key = structure, stay, problem.process, problem.shape, len(problem.image), problem.image.dtype
+        if key not in self.boxes:
+            self.boxes[key] = Box.like(problem, found, self._stays)
+        box, kept = self.boxes[key], list[DenoisingProblem]()
+        self.lent.own(box)
+
+        def work() -> list[Tensor]:
+            _, problem, found, _ = pose()
+            box.fill(problem, found)
+            kept[:] = [problem]
+            return [] if problem.condition is None else [problem.condition]
+
+        written = [*self.slots, *inputs.values(), *box.tensors]
+        recording = self.recorder.recorded(work, written, f"the pose of AR step {ar_step}")
+        if recording is None:
+            return None
+        numbers = [buffer if isinstance(part, Tensor) else part for buffer, part in zip(box.parts, found, strict=True)]
+        condition = recording.returned[0] if recording.returned else None
+        problem = replace(kept[0], condition=condition, image=box.image, position=box.position)
+        return Posed(recording, inputs, rebuilt(after, iter(parts)), problem, key, box, numbers)
+
+    def _stays(self, part: Any) -> bool:
+        """Whether a tensor of a problem lies in a large slot, and is read there."""
+        return isinstance(part, Tensor) and part.untyped_storage().data_ptr() in self.large
+
+    def _handed_out(self, posed: Posed) -> DenoisingProblem:
+        def lend(part: Any, owner: object = posed.box) -> Any:
+            return self.lent.lend(owner, part) if isinstance(part, Tensor) and not self._stays(part) else part
+
+        problem, condition = posed.problem, posed.problem.condition
+        return replace(
+            problem,
+            field=rebuilt(problem.field, map(lend, posed.parts)),
+            image=lend(problem.image),
+            position=lend(problem.position),
+            condition=condition if condition is None else lend(condition, posed),
+        )
+
+    # -- the way from noise to tokens ----------------------------------------------------------------------------
+
+    def along(self, posed: Posed, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int] | None:
+        """Tokens at the end of a way, and evaluations; None where it cannot be recorded."""
+        if not walks(solver):
+            return None
+        times = (each.tobytes() for each in (grid.network_times, grid.levels, grid.times))
+        key = posed.key, type(solver), solver.way(grid), *times
+        try:
+            known = key in self.ways
+        except TypeError:  # a solver of the caller that cannot be compared
+            return None
+        if not known:
+            if not self.recorder.has_room(self):
+                return None
+            self.ways[key] = self._way(posed, solver, grid)
+        way = self.ways[key]
+        if way is None:
+            return None
+        if known:
+            self.lent.own(way)
+            way.recording.replay()
+        return self.lent.lend(way, way.recording.returned[0]), way.evaluations
+
+    def _way(self, posed: Posed, solver: Solver, grid: TimeGrid) -> Way | None:
+        """Record it."""
+        box, made = posed.box, list[int]()
+        field = rebuilt(posed.problem.field, iter(box.parts))
+        ar_step: Any = box.ar_step
+        problem = replace(posed.problem, field=field, ar_step=ar_step, condition=None)
+
+        def work() -> list[Tensor]:
+            tokens, evaluations = from_noise(problem, solver, grid, self.noise)
+            made[:] = [evaluations]
+            return [tokens]
+
+        what = f"a way of {grid.num_evaluations} denoising steps for {problem.num_rows} rows"
+        recording = self.recorder.recorded(work, box.tensors, what)
+        return None if recording is None else Way(recording, made[0])
+
+
+def check(model: Any, request: Request) -> None:
+    """What `begin` of a model would refuse. Raises DisaError."""
+    model.capabilities.check(request)
+
+
+def adopt(state: Any, other: Any) -> None:
+    """Give a state the fields of another one, but for the request, which is its own."""
+    for each in fields(state):
+        if not isinstance(value := getattr(other, each.name), Request):
+            object.__setattr__(state, each.name, value)
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others of their shapes, by one call for each type."""
+    pairs = sorted(zip(targets, sources, strict=True), key=lambda pair: str((pair[0].dtype, pair[1].device)))
+    for _, group in groupby(pairs, key=lambda pair: (pair[0].dtype, pair[1].device)):
+        some = list(group)
+        torch._foreach_copy_([target for target, _ in some], [source for _, source in some], non_blocking=True)

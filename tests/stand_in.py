@@ -1,0 +1,143 @@
+"""A stand-in for CUDA graphs on a CPU: it writes down every operator with the tensors that it was given, and a replay
+does them again on the same memory. What a CUDA graph would not bear is an error, or spoils the result:
+
+- memory that was made during the capture, other than what is returned, is spoiled before each replay: a tensor that was
+  copied from the host, or kept by a cache, or read before it is written, shows;
+- operators that look at a value raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from disa.runtime.graphs import Work
+
+LOOKING = "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "is_nonzero"
+
+
+@dataclass(eq=False)
+class Done:
+    """One operator, as it was called."""
+
+    function: Any
+    args: Any
+    kwargs: Any
+    out: Any
+
+
+class Writing(TorchDispatchMode):
+    """Writes down operators while it is entered."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done = list[Done]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function).partition(".")[2].partition(".")[0]
+        if name in LOOKING:
+            raise RuntimeError(f"{name} is not permitted when stream is capturing")
+        out = function(*args, **(kwargs or {}))
+        self.done.append(Done(function, args, kwargs or {}, out))
+        return out
+
+
+class HostCalls(TorchDispatchMode):
+    """Counts operators that would be launched, as `benchmarks/launches.py` does; replays count themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = list[str]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        if not is_view(function) and not no_launch(function):
+            self.names.append(str(function))
+        return out
+
+
+def is_view(function: Any) -> bool:
+    return any(each.alias_info is not None and not each.alias_info.is_write for each in function._schema.returns)
+
+
+def no_launch(function: Any) -> bool:
+    name = str(function).removeprefix("aten.")
+    return name.startswith(("empty", "new_empty", "prim.", "set_", "lift_fresh", "_local_scalar"))
+
+
+def tensors(value: Any) -> list[Tensor]:
+    return [each for each in tree_flatten(value)[0] if isinstance(each, Tensor)]
+
+
+def memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+class StandIn:
+    """A `Tape`. faulty: changes what a replay writes, as a wrong graph would; count: called by every replay."""
+
+    def __init__(self, faulty: bool = False) -> None:
+        self.faulty, self.captures, self.replays, self.renewed = faulty, 0, 0, 0
+        self.broken: Callable[[int], bool] = lambda _: False
+        self.size = 1000
+
+    def renew(self) -> None:
+        self.renewed += 1
+
+    def eager(self, work: Work) -> Sequence[Tensor]:
+        return work()
+
+    def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
+        self.captures += 1
+        if self.broken(self.captures):
+            raise RuntimeError("operation not permitted when stream is capturing")
+        writing = Writing()
+        with writing:
+            returned = work()
+        before, kept, made = set[int](), {memory(each) for each in returned}, dict[int, Tensor]()
+        for each in writing.done:
+            before |= {memory(t) for t in tensors((each.args, each.kwargs)) if strided(t)} - made.keys()
+            for out in tensors(each.out):
+                if strided(out) and memory(out) not in before | kept:
+                    made[memory(out)] = out
+        spoiled = list(made.values())
+
+        def replay() -> None:
+            self.replays += 1
+            with torch.utils._python_dispatch._disable_current_modes():
+                for each in spoiled:
+                    spoil(each)
+                for each in writing.done:
+                    again(each)
+                if self.faulty:
+                    for each in returned:
+                        each.mul_(1.5)
+
+        return replay, returned, self.size
+
+
+def strided(tensor: Tensor) -> bool:
+    return tensor.layout is torch.strided
+
+
+def spoil(tensor: Tensor) -> None:
+    """Fill the whole memory that a tensor lies in: floats become none, whole numbers useless."""
+    whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # pyright: ignore
+    whole.fill_(0xFF if tensor.is_floating_point() else 0x7F)
+
+
+def again(done: Done) -> None:
+    """Do an operator once more, its results where they were."""
+    name = str(done.function)
+    if is_view(done.function) or name.startswith("aten.lift_fresh"):
+        return
+    found = done.function(*done.args, **done.kwargs)
+    for old, new in zip(tensors(done.out), tensors(found), strict=True):
+        if old is not new and memory(old) != memory(new):
+            old.copy_(new)

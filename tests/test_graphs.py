@@ -1,0 +1,294 @@
+"""Graphs draw what eager mode draws, bit for bit: seen with a stand-in that does every recorded operator again."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import cache
+from operator import attrgetter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from disa.core.generate import Drawing, generate_steps
+from disa.core.noise import SeededNoise
+from disa.core.plans import read_plan
+from disa.core.problem import DenoisingProblem
+from disa.core.request import Guidance, Prompts, Request
+from disa.core.solvers import SOLVERS, make_solver
+from disa.core.steps import describe
+from disa.core.texts import parse
+from disa.draw.sampler import Sampler
+from disa.runtime.recorder import Recorder
+from disa.runtime.surroundings import undisturbed
+from disa.weights.package import in_package
+from stand_in import HostCalls, StandIn
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+LABELLED = "mar-digits", "flowar-digits", "xar-digits"
+MODELS = *LABELLED, "harmon-shapes"
+NUM_AR_STEPS = {"mar-digits": 4, "harmon-shapes": 3}
+ROOM = 1 << 40
+
+
+@cache
+def sampler(name: str) -> Sampler:
+    if name.startswith("harmon"):
+        pytest.importorskip("transformers")
+    return Sampler.from_pretrained(name, device="cpu")
+
+
+def request_for(name: str, batch: int = 2, first: int = 3, guidance: Guidance | None = None) -> Request:
+    own = sampler(name).defaults
+    guidance = guidance or Guidance(own.guidance, own.ramp, own.interval)
+    num_ar_steps = NUM_AR_STEPS.get(name, own.num_ar_steps)
+    if name.startswith("harmon"):
+        ids = [[first + i, 2, 5] for i in range(batch)]
+        return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(ids + [[1, 4, 4]] * batch))
+    return Request(batch, num_ar_steps, (torch.arange(batch) + first) % 10, guidance)
+
+
+def recorder(tape: StandIn | None = None, most: int = ROOM) -> Recorder:
+    return Recorder(tape or StandIn(), most)
+
+
+def latents(
+    name: str, begin: Any = Drawing, steps: Any = "linear:4-2", solver: Any = None, seed: int = 0, **options: Any
+) -> tuple[Tensor, list[int]]:
+    """What a batch becomes, and the evaluations of each AR step."""
+    model, request, own = sampler(name).model, request_for(name, **options), sampler(name).defaults
+    policy = parse(steps) if isinstance(steps, str) else steps
+    solver = solver or make_solver(own.solver, own.grid)
+    noise, made, step = SeededNoise(range(seed, seed + request.batch_size)), list[int](), None
+    with undisturbed():
+        for step in generate_steps(model, request, policy, solver, noise, begin=begin):
+            made.append(step.evaluations)
+        assert step is not None
+        return model.finish(step.state).clone(), made
+
+
+@cache
+def expected_of(name: str, **options: Any) -> tuple[Tensor, list[int]]:
+    """The same in eager mode."""
+    return latents(name, **options)
+
+
+def agrees(name: str, recording: Recorder, times: int = 3, **options: Any) -> None:
+    """Batches of other seeds and labels are those of eager mode, the first ones and those from graphs."""
+    for turn in range(times):
+        asked = {"seed": 10 * turn, "first": 3 + turn} | options
+        found, made = latents(name, recording.begin, **asked)
+        expected, right = expected_of(name, **asked)
+        assert torch.equal(found, expected), turn
+        assert made == right
+
+
+# -- every family, solver, policy ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("steps", ["linear:4-2", "constant:2"])
+def test_every_family_is_drawn_as_in_eager_mode(name: str, steps: str) -> None:
+    tape = StandIn()
+    recording = recorder(tape)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agrees(name, recording, 2, steps=steps)
+        captured, replays = tape.captures, tape.replays
+        agrees(name, recording, 2, steps=steps)
+    assert captured > request_for(name).num_ar_steps
+    assert tape.captures == captured
+    assert tape.replays > replays
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_every_solver_is_drawn_as_in_eager_mode(name: str) -> None:
+    process = sampler(name).model.process
+    recording = recorder()
+    for solver in SOLVERS.values():
+        if process.predicts in solver.takes:
+            agrees(name, recording, 3, steps="constant:3", solver=solver, batch=1)
+
+
+def uneven(problem: DenoisingProblem) -> Tensor:
+    """Counts of each row, as a policy decides them on the host."""
+    return 2 + torch.arange(problem.num_rows) % 2
+
+
+@pytest.mark.parametrize("name", ["mar-digits", "flowar-digits"])
+@pytest.mark.parametrize("steps", ["plan@3.5", "straight@3.5", "mlp:4-2", "variance:draws:3-2", uneven], ids=describe)
+def test_every_policy_is_drawn_as_in_eager_mode(name: str, steps: Any) -> None:
+    if isinstance(steps, str):
+        options: dict[str, Any] = {} if name != "mar-digits" else {"num_ar_steps": 4}
+        settings = sampler(name).settings(steps=steps, **options)
+        agrees(name, recorder(), 3, steps=settings.steps, solver=settings.solver)
+    else:
+        agrees(name, recorder(), 3, steps=steps)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_guidance_in_some_ar_steps_and_times(name: str) -> None:
+    guidance = Guidance(2.0, "linear", (0.1, 0.7), (0.3, 1.0))
+    agrees(name, recorder(), 3, guidance=guidance, steps="constant:3")
+
+
+def test_kept_tokens_are_kept() -> None:
+    model, recording = sampler("mar-digits").model, recorder()
+    rows, columns = model.config.grid
+    side = model.config.patch_size
+    mask = torch.zeros(2, rows, columns, dtype=torch.bool)
+    mask[:, 1:4, 2:4] = True
+    for turn in range(3):
+        known = torch.full((2, model.config.latent_channels, rows * side, columns * side), 0.1 * turn)
+        request = Request(2, 3, torch.tensor([1, turn]), Guidance(2.0), known, mask)
+        found = []
+        for begin in (Drawing, recording.begin):
+            with undisturbed():
+                turns = generate_steps(
+                    model, request, parse("constant:2"), make_solver("ddpm"), SeededNoise([turn, 9]), begin=begin
+                )
+                *_, last = turns
+                found.append(model.finish(last.state).clone())
+        assert torch.equal(*found)
+
+
+# -- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_of_different_sizes_have_graphs_of_their_own() -> None:
+    tape = StandIn()
+    recording = recorder(tape)
+    for batch in (2, 1, 2, 1, 2, 1):
+        agrees("mar-digits", recording, 1, batch=batch)
+    assert len(recording.sessions) == 2
+
+
+def test_a_shape_that_is_met_once_is_not_recorded() -> None:
+    tape = StandIn()
+    recording = recorder(tape)
+    agrees("mar-digits", recording, 1)
+    assert not tape.captures
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_two_generations_take_turns(name: str) -> None:
+    """The second one finds the graphs in use, and both are what they are alone."""
+    recording = recorder()
+    agrees(name, recording, 2)
+    model, own = sampler(name).model, sampler(name).defaults
+
+    def start(seed: int) -> Iterator[Any]:
+        solver, noise = make_solver(own.solver, own.grid), SeededNoise([seed, seed + 1])
+        request = request_for(name, first=seed)
+        return generate_steps(model, request, parse("linear:4-2"), solver, noise, begin=recording.begin)
+
+    with undisturbed():
+        pairs = list(zip(start(1), start(2), strict=True))
+        for seed, step in zip((1, 2), pairs[-1], strict=True):
+            assert torch.equal(model.finish(step.state), latents(name, seed=seed, first=seed)[0])
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_what_somebody_holds_stays_what_it_was(name: str) -> None:
+    """Tokens, conditions and the state of a batch, though graphs have written over their memory since."""
+    recording = recorder()
+    agrees(name, recording, 2)
+    model, own = sampler(name).model, sampler(name).defaults
+
+    def steps(begin: Any, seed: int = 5) -> list[Any]:
+        solver, noise = make_solver(own.solver, own.grid), SeededNoise([seed, seed + 1])
+        request = request_for(name, first=seed)
+        with undisturbed():
+            return list(generate_steps(model, request, parse("constant:3"), solver, noise, begin=begin))
+
+    steps(recording.begin, 6)
+    found = steps(recording.begin)
+    again = steps(recording.begin, 7)
+    del again
+    for mine, right in zip(found, steps(Drawing), strict=True):
+        assert torch.equal(mine.tokens, right.tokens)
+        assert torch.equal(mine.problem.position, right.problem.position)
+        if right.problem.condition is not None:
+            assert torch.equal(mine.problem.condition, right.problem.condition)
+    assert torch.equal(model.finish(found[-1].state), model.finish(steps(Drawing)[-1].state))
+
+
+def test_weights_that_were_replaced_are_seen() -> None:
+    recording, model = recorder(), sampler("mar-digits").model
+    agrees("mar-digits", recording, 3)
+    before = model.mask_token
+    expected_of.cache_clear()
+    try:
+        model.mask_token = torch.nn.Parameter(before * 1.5, requires_grad=False)
+        agrees("mar-digits", recording, 3)
+    finally:
+        model.mask_token = before
+        expected_of.cache_clear()
+
+
+# -- faults and room -------------------------------------------------------------------------------------------------
+
+
+def test_a_graph_that_gives_something_else_is_told_and_not_used() -> None:
+    recording = recorder(StandIn(faulty=True))
+    agrees("mar-digits", recording, 1)
+    with pytest.warns(UserWarning, match="its replay differs from eager mode") as told:
+        agrees("mar-digits", recording, 1)
+    assert len({str(each.message) for each in told}) == len(told)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agrees("mar-digits", recording, 2)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_a_capture_that_fails_is_told_and_drawn_in_eager_mode(first: int) -> None:
+    tape = StandIn()
+    tape.broken = lambda count: count == first
+    recording = recorder(tape)
+    agrees("mar-digits", recording, 1)
+    with pytest.warns(UserWarning, match="drawn without a captured graph: operation not permitted"):
+        agrees("mar-digits", recording, 1)
+    agrees("mar-digits", recording, 2)
+
+
+def test_what_was_not_used_for_longest_makes_room() -> None:
+    tape = StandIn()
+    recording = recorder(tape)
+    agrees("mar-digits", recording, 2, batch=1)
+    recording.most = recording.size + 1
+    agrees("mar-digits", recording, 2, batch=2)
+    assert tape.renewed
+    assert len(recording.sessions) == 1
+    agrees("mar-digits", recording, 2, batch=1)
+
+
+def test_without_room_everything_is_drawn_in_eager_mode() -> None:
+    tape = StandIn()
+    recording = recorder(tape, 1)
+    agrees("mar-digits", recording, 4)
+    assert tape.captures <= 1
+
+
+# -- host calls ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_batch_from_graphs_takes_few_calls_of_the_host(name: str) -> None:
+    """Three in an AR step and 20 in a batch at most."""
+    tape = StandIn()
+    recording = recorder(tape)
+    for _ in range(2):
+        latents(name, recording.begin)
+    replays, calls = tape.replays, HostCalls()
+    model, request, own = sampler(name).model, request_for(name), sampler(name).defaults
+    solver = make_solver(own.solver, own.grid)
+    with undisturbed(), calls:
+        noise = SeededNoise([8, 9])
+        turns = generate_steps(model, request, parse("linear:4-2"), solver, noise, begin=recording.begin)
+        *_, state = map(attrgetter("state"), turns)  # a loop would hold each turn while the next one is made
+        model.finish(state)
+    made = tape.replays - replays + len(calls.names)
+    print(name, request.num_ar_steps, tape.replays - replays, len(calls.names), sorted(set(calls.names)))
+    assert made <= 3 * request.num_ar_steps + 20
