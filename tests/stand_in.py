@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten
 
 from disa.runtime.graphs import Work
@@ -110,7 +110,7 @@ class StandIn:
 
         def replay() -> None:
             self.replays += 1
-            with torch.utils._python_dispatch._disable_current_modes():
+            with _disable_current_modes():
                 for each in spoiled:
                     spoil(each)
                 for each in writing.done:

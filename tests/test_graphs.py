@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from copy import deepcopy
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -14,16 +15,15 @@ from torch import Tensor
 
 from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.plans import read_plan
 from disa.core.problem import DenoisingProblem
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solvers import SOLVERS, make_solver
 from disa.core.steps import describe
 from disa.core.texts import parse
 from disa.draw.sampler import Sampler
+from disa.errors import DisaError
 from disa.runtime.recorder import Recorder
 from disa.runtime.surroundings import undisturbed
-from disa.weights.package import in_package
 from stand_in import HostCalls, StandIn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -292,3 +292,28 @@ def test_a_batch_from_graphs_takes_few_calls_of_the_host(name: str) -> None:
     made = tape.replays - replays + len(calls.names)
     print(name, request.num_ar_steps, tape.replays - replays, len(calls.names), sorted(set(calls.names)))
     assert made <= 3 * request.num_ar_steps + 20
+
+
+# -- the option ------------------------------------------------------------------------------------------------------
+
+
+def test_a_sampler_draws_the_same_with_graphs_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape = StandIn()
+    monkeypatch.setattr("disa.draw.loaded.can_record", lambda _: True)
+    monkeypatch.setattr("disa.draw.loaded.recorder_on", lambda _: recorder(tape))
+    drawing, options = Sampler.from_pretrained("mar-digits", device="cpu"), {"num_ar_steps": 3, "steps": "linear:3-2"}
+    with_graphs, without = (
+        drawing.sample(3, range(6), batch_size=2, graphs=graphs, **options)  # pyright: ignore
+        for graphs in ("auto", "off")
+    )
+    assert tape.replays > tape.captures > 3
+    assert torch.equal(with_graphs.images, without.images)
+    assert [step.evaluations for step in with_graphs.trace] == [step.evaluations for step in without.trace]
+    assert deepcopy(drawing)._recorder is None
+
+
+def test_graphs_that_are_asked_for_where_there_are_none_are_told_of() -> None:
+    with pytest.warns(UserWarning, match="graphs are captured on CUDA alone: on cpu images are drawn without"):
+        sampler("mar-digits").settings(graphs="on")
+    with pytest.raises(DisaError, match="graphs must be auto, on or off, found 'yes'"):
+        sampler("mar-digits").settings(graphs="yes")

@@ -46,6 +46,7 @@ CHANGED: dict[str, Any] = {
     "width": 12,
     "rewrite": True,
     "batch_size": 2,
+    "graphs": "auto",
 }
 
 

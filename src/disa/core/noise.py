@@ -9,8 +9,8 @@ Shapes: B images, L tokens, R rows, n draws.
 from __future__ import annotations
 
 import math
-from copy import copy
 from collections.abc import Callable, Sequence
+from copy import copy
 from numbers import Integral
 
 import torch

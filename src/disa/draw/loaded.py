@@ -17,6 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from disa.codecs.base import LatentCodec
+from disa.core.generate import Drawing
+from disa.core.problem import ARModel, Noise
+from disa.core.request import Request
 from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditioner
 from disa.draw.identity import Fingerprint
 from disa.draw.tensors import images_of, latents_of
@@ -25,6 +28,7 @@ from disa.models.harmon.text import Text
 from disa.models.registry import Model
 from disa.models.spec import Defaults, Preset, Spec
 from disa.runtime import devices, packing
+from disa.runtime.recorder import Recorder, can_record, recorder_on
 from disa.runtime.surroundings import undisturbed
 from disa.values import shown
 from disa.weights.load import load_codec
@@ -65,6 +69,7 @@ class Loaded:
         check_parts(preset, codec, tokenizer)
         self.preset, self.dtype, self.device = preset, devices.dtype_name(dtype), devices.pick_device(device)
         self._fingerprints: dict[str, Fingerprint] = {}
+        self._recorder: Recorder | None = None
         # Files that are read later are found then, wherever the program has gone meanwhile.
         self._codec = codec.absolute() if isinstance(codec, Path) else codec
         if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
@@ -109,7 +114,14 @@ class Loaded:
         if isinstance(self._codec, LatentCodec):
             known = self._fingerprint("vae", self._codec.model)
             known.moved(self._codec.to(device, kind).model)
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self._recorder = device, dtype, None
+
+    def beginning(self, graphs: str | None) -> Callable[[ARModel, Request, Noise], Drawing]:
+        """How generations are computed; graphs: as in `Settings`."""
+        if graphs in (None, "off") or not can_record(self.device):
+            return Drawing
+        self._recorder = self._recorder or recorder_on(self.device)
+        return self._recorder.begin
 
     @property
     def spec(self) -> Spec:

@@ -22,11 +22,14 @@ from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
 from disa.policies import adaptive
 from disa.policies.frequency import ByFrequency
+from disa.runtime import recorder
 from disa.values import LONGEST_SHOWN, shown
 from disa.weights.package import in_package
 
 NOT_MEASURED_FOR = NO_CHANGE | {"steps", "step_counts", "probe", "plan", "looks", "num_ar_steps"}
 """Options that a table of steps does not depend on; its length gives the number of AR steps."""
+NO_GRAPHS = "off"
+"""What `graphs` is if not asked otherwise: no graph has been captured on a GPU yet."""
 
 UNSAID = {"order": str(RANDOM), "counts": str(COSINE), "reuse": str(NONE)}
 """What a table or a probe was measured for where its file does not say."""
@@ -42,12 +45,15 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
         "solver": _solver(settings, own["steps"], loaded),
         "guidance": _guidance(settings, loaded),
         "size": _size(settings, loaded),
+        "graphs": settings.graphs or NO_GRAPHS,
     }
     filled = Settings(**own)
     _check(filled, loaded)
     filled = replace(filled, steps=_fitted(_aware(filled, loaded), loaded))
     _warn_of_others(filled, loaded)
     _warn_of_own(filled)
+    if filled.graphs == "on" and not recorder.can_record(loaded.device):
+        warn(f"graphs are captured on CUDA alone: on {loaded.device} images are drawn without")
     return filled
 
 

@@ -169,14 +169,18 @@ class Run:
         condition = loaded.conditioner.condition(inputs, settings, self.token_grid)
         noise, trace = SeededNoise(inputs.seeds, loaded.device, fused.normals), list[Callable[[], TraceStep]]()
         request, now = self._request(inputs, condition), clock.clock_of(loaded.device)
-        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, now):
+        begin = loaded.beginning(settings.graphs)
+        for step in generate_steps(loaded.model, request, settings.steps, settings.solver, noise, now, begin):
             trace.append(TraceStep.later(step))
             samples = None
             if step.ar_step == settings.num_ar_steps - 1:
                 latents = loaded.model.finish(step.state)
                 samples = self._finished(batch, inputs, condition.rewritten, latents, trace, timer)
+            turn = Turn(batch, step, noise, samples)
+            del step  # what nobody holds may be written over
             with timer.paused():
-                yield Turn(batch, step, noise, samples)
+                yield turn
+            del turn
 
     def _request(self, inputs: Inputs, condition: Condition) -> Request:
         known, mask = (

@@ -19,12 +19,13 @@ from disa.core.orders import COUNT_FORMS, ORDER_FORMS, parse_counts, parse_order
 from disa.core.reuse import REUSE_FORMS, parse_reuse
 from disa.core.steps import describe
 from disa.errors import DisaError
-from disa.values import did_you_mean, number, shown, text, truth, whole_number
+from disa.values import did_you_mean, number, one_of, shown, text, truth, whole_number
 
-NO_CHANGE = frozenset({"batch_size"})
+NO_CHANGE = frozenset({"batch_size", "graphs"})
 """Options that change speed, not images."""
 NO_IDENTITY = NO_CHANGE | {"model", "device", "threads", "torch"}
 """What is told of a run beside that which decides its images: the name of a model is not its weights."""
+GRAPHS = "auto", "on", "off"
 INTERVAL, SIZE = "two numbers like 0-0.9", "height and width like 512x768"
 READ = {int: whole_number, float: number, str: text, bool: truth}
 
@@ -147,6 +148,12 @@ class Settings:
         "Draw what the model's language model makes of a prompt when asked to say more.", kind=bool
     )
     batch_size: Any = option("Images drawn together. It changes speed, not images.", kind=int)
+    graphs: str | None = option(
+        "Whether CUDA graphs are captured, from the second batch of a shape on, and replayed: auto, on, off. They are "
+        "held against drawing without them first. It changes speed, not images; elsewhere it does nothing.",
+        read=partial(one_of, known=GRAPHS, what="graphs"),
+        looks="auto, on or off",
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):

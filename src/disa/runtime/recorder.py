@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable, Sequence
 from threading import RLock
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from disa.core.generate import Drawing
@@ -15,12 +16,14 @@ from disa.core.problem import ARModel, DenoisingProblem, Noise, TimeGrid
 from disa.core.request import Request
 from disa.core.solver import Solver
 from disa.runtime import fused
-from disa.runtime.graphs import Recording, Tape, record
+from disa.runtime.graphs import CudaTape, Recording, Tape, record
 from disa.runtime.parts import Unknown, apart
 from disa.runtime.sessions import Posed, Session
 
 MOST_KEYS = 4096
 """Shapes that were met once and are remembered."""
+SHARE = 0.25
+"""Of a device's memory, for graphs and what they work on."""
 
 
 class Recorder:
@@ -91,7 +94,17 @@ class Recorder:
         return sum(session.size for session in self.sessions.values())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("graphs cannot be copied: a copy of their model records its own")
+        return type(None), ()  # a copy of the model records its own
+
+
+def can_record(device: torch.device) -> bool:
+    """Whether there are graphs on a device."""
+    return device.type == "cuda"
+
+
+def recorder_on(device: torch.device) -> Recorder:
+    """A recorder for a CUDA device, which leaves most of its memory to all else."""
+    return Recorder(CudaTape(device), int(SHARE * torch.cuda.get_device_properties(device).total_memory))
 
 
 class Replayed(Drawing):

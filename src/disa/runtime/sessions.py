@@ -282,10 +282,11 @@ class Session:
 
     def along(self, posed: Posed, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int] | None:
         """Tokens at the end of a way, and evaluations; None where it cannot be recorded."""
-        if not walks(solver):
+        asked: Any = solver
+        if not walks(asked):
             return None
         times = (each.tobytes() for each in (grid.network_times, grid.levels, grid.times))
-        key = posed.key, type(solver), solver.way(grid), *times
+        key = posed.key, type(solver), asked.way(grid), *times
         try:
             known = key in self.ways
         except TypeError:  # a solver of the caller that cannot be compared
@@ -336,4 +337,6 @@ def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     pairs = sorted(zip(targets, sources, strict=True), key=lambda pair: str((pair[0].dtype, pair[1].device)))
     for _, group in groupby(pairs, key=lambda pair: (pair[0].dtype, pair[1].device)):
         some = list(group)
-        torch._foreach_copy_([target for target, _ in some], [source for _, source in some], non_blocking=True)
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [target for target, _ in some], [source for _, source in some], non_blocking=True
+        )
