@@ -4,8 +4,9 @@
     PYTHONPATH=src python benchmarks/gpu.py --device cpu --quick --out FOLDER       # a dry run on small models
 
 First the tests of `pytest -m cuda` run, in a process with a time limit of its own; then batches are drawn with random
-weights, the most telling ones first, each with fused operators and without. Images are not decoded. A batch is drawn
-once in few denoising steps, so that kernels are compiled and chosen, and then up to five times.
+weights, the most telling ones first: in PyTorch's own operators, with fused ones, and from graphs of these. Images are
+not decoded. A batch is drawn once in few denoising steps, so that kernels are compiled and chosen (for graphs twice as
+it is timed, so that they are captured), and then up to five times.
 
 Everything is written to OUT/gpu-DEVICE.json after each cell. A later call goes on from there, or from the file of that
 name in --earlier (benchmarks/results unless given). What the machine lacks is told, and done without.
@@ -31,11 +32,11 @@ from typing import Any
 
 import torch
 from common import machine, note, processor, random_model, rounded
-from gpu_write import page
+from gpu_write import FORMS, page
 from launches import request_for, solver_of
-from work import FORMS, SETTINGS, Asked, read
+from work import SETTINGS, Asked, read
 
-from disa.core.generate import generate_steps
+from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.texts import parse
 from disa.errors import DisaError
@@ -43,6 +44,7 @@ from disa.files import write_text
 from disa.models.registry import PRESETS
 from disa.runtime import fused
 from disa.runtime.devices import DTYPES
+from disa.runtime.recorder import can_record, recorder_on
 from disa.runtime.surroundings import undisturbed
 from disa.values import first_line
 
@@ -81,20 +83,20 @@ class Cell:
 
 BASE, SMALL = ("mar-base",), ("flowar-small", "xar-base")
 LARGER = "mar-huge", "flowar-large", "xar-huge", "harmon-1.5b", "mar-large", "flowar-huge", "xar-large"
-BF16, FP32, DISA, ORIGINAL, FUSED = ("bf16",), ("fp32",), ("disa",), ("original",), ("fused",)
+BF16, FP32, DISA, ORIGINAL, BEST = ("bf16",), ("fp32",), ("disa",), ("original",), ("graphs",)
 BATCHES = 1, 8, 64, 256
 STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[str, ...]], ...] = (
     (BASE, BF16, DISA, (1, 64), FORMS),
     (SMALL, BF16, DISA, (1, 64), FORMS),
     (("harmon-0.5b",), BF16, DISA, (1,), FORMS),
-    (BASE, BF16, ORIGINAL, (1,), FUSED),
-    (SMALL, BF16, ORIGINAL, (1, 64), FUSED),
+    (BASE, BF16, ORIGINAL, (1,), BEST),
+    (SMALL, BF16, ORIGINAL, (1, 64), BEST),
     (BASE, BF16, DISA, (8, 256), FORMS),
     (BASE, FP32, DISA, (1, 64), FORMS),
-    (LARGER, BF16, DISA, (1, 64), FUSED),
+    (LARGER, BF16, DISA, (1, 64), BEST),
     (SMALL, BF16, DISA, (8, 256), FORMS),
-    (BASE, BF16, ORIGINAL, (64,), FUSED),
-    (LARGER, BF16, ORIGINAL, (1,), FUSED),
+    (BASE, BF16, ORIGINAL, (64,), BEST),
+    (LARGER, BF16, ORIGINAL, (1,), BEST),
     ((*BASE, *SMALL, "harmon-0.5b"), BF16, SETTINGS, BATCHES, FORMS),
     (LARGER, BF16, SETTINGS, BATCHES, FORMS),
     ((*SMALL, "harmon-0.5b"), FP32, DISA, (1, 64), FORMS),
@@ -124,6 +126,7 @@ class Bench:
     result: dict[str, Any]
     loaded: dict[tuple[str, str], Any] = field(default_factory=dict)
     """At most one model."""
+    begin: Any = Drawing
 
     @property
     def left(self) -> float:
@@ -174,7 +177,9 @@ class Bench:
         """Seconds of one batch at the least, as far as is known: its launches, or its arithmetic."""
         work = {} if self.quick else read().get(f"{cell.model} {cell.settings}", {})
         rate = 0.5 * self.result["ceilings"][cell.dtype] * 1e12
-        return max(work.get(cell.form, 0) * 5e-6, work.get("flops", 0) * cell.batch / rate)
+        launches = work.get("fused" if cell.form == "graphs" else cell.form, 0)
+        each = 1e-6 if cell.form == "graphs" else 5e-6
+        return max(launches * each, work.get("flops", 0) * cell.batch / rate)
 
     def run(self) -> bool:
         """Measure what there is time for. False where the device does not work any more."""
@@ -209,8 +214,11 @@ class Bench:
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Seconds of batches, and MiB at the most."""
         model, asked = self.model(cell.model, cell.dtype), self.asked(cell)
+        self.begin = self.beginning(cell)
         with fused.plain_forms() if cell.form == "plain" else nullcontext():
-            self.draw(model, cell, Asked(asked.num_ar_steps, "constant:2"))
+            warm = [asked, asked] if cell.form == "graphs" else [Asked(asked.num_ar_steps, "constant:2")]
+            for settings in warm:
+                self.draw(model, cell, settings)
             if self.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(self.device)
             seconds, evaluations = list[float](), 0
@@ -218,9 +226,16 @@ class Bench:
                 started = time.perf_counter()
                 evaluations = self.draw(model, cell, asked)
                 seconds.append(time.perf_counter() - started)
+        self.begin = Drawing  # graphs of this cell make room
         memory = torch.cuda.max_memory_allocated(self.device) / 2**20 if self.device.type == "cuda" else None
         about = {"num_ar_steps": asked.num_ar_steps, "steps": asked.steps, "evaluations": evaluations}
         return {"seconds": seconds, "memory": memory, **about}
+
+    def beginning(self, cell: Cell) -> Any:
+        """How batches of a cell are computed; a dry run has no graphs and goes through all else."""
+        if cell.form != "graphs" or not can_record(self.device):
+            return Drawing
+        return recorder_on(self.device).begin
 
     def done(self, seconds: list[float]) -> bool:
         """Whether a cell was repeated often enough."""
@@ -233,7 +248,7 @@ class Bench:
         with undisturbed():
             noise = SeededNoise(range(cell.batch), self.device, fused.normals)
             request = request_for(preset, cell.batch, asked.num_ar_steps)
-            for step in generate_steps(model, request, parse(asked.steps), solver_of(preset), noise):
+            for step in generate_steps(model, request, parse(asked.steps), solver_of(preset), noise, begin=self.begin):
                 evaluations += step.evaluations
                 if self.left < 0:
                     raise TooLate

@@ -19,14 +19,16 @@ from tables import ROOT, table
 
 PAGE = ROOT / "docs" / "gpu.md"
 RESULTS = ROOT / "benchmarks" / "results"
+FORMS = "plain", "fused", "graphs"
 NOTHING = "No GPU has been measured yet."
 HEADERS = [
     "model",
     "steps",
     "batch",
-    "plain: s/image",
+    "eager: s/image",
     "fused: s/image",
-    "fused is faster",
+    "graphs: s/image",
+    "graphs are faster",
     "images/s",
     "launches, plain, fused",
     "share of peak",
@@ -52,7 +54,7 @@ def page(result: dict[str, Any]) -> str:
 
 
 def rows(result: dict[str, Any]) -> list[list[str]]:
-    """A line for a model, a dtype, settings and a batch size: both forms side by side."""
+    """A line for a model, a dtype, settings and a batch size: all forms side by side."""
     pairs, counts = dict[tuple[str, str, str, int], dict[str, Any]](), work.read()
     for name, cell in result["cells"].items():
         model, dtype, settings, batch, form = name.split(" ")
@@ -73,15 +75,15 @@ def _row(
     done = {form: statistics.median(cell["seconds"]) for form, cell in forms.items() if "seconds" in cell}
     first = [f"{model}, {dtype}", "", str(batch)]
     if not done:
-        return [*first, *(_told(forms.get(form)) for form in work.FORMS), "", "", "", "", ""]
+        return [*first, *(_told(forms.get(form)) for form in FORMS), "", "", "", "", ""]
     best = min(done, key=lambda form: done[form])
     cell, counted = forms[best], counts.get(f"{model} {settings}", {})
     first[1] = f"{cell['num_ar_steps']} x `{cell['steps']}`"
     flops = batch * counted.get("flops", 0)
     return [
         *first,
-        *(f"{done[form] / batch:.3g}" if form in done else _told(forms.get(form)) for form in work.FORMS),
-        f"{done['plain'] / done['fused']:.2f}x" if len(done) == 2 else "",
+        *(f"{done[form] / batch:.3g}" if form in done else _told(forms.get(form)) for form in FORMS),
+        f"{done['plain'] / done['graphs']:.2f}x" if {"plain", "graphs"} <= done.keys() else "",
         f"{batch / done[best]:.3g}",
         f"{counted['plain']}, {counted['fused']}" if batch == 1 and counted else "",
         f"{flops / done[best] / (1e12 * ceilings[dtype]):.1%}" if flops else "",

@@ -135,6 +135,27 @@ def test_fused_operators_draw_what_plain_forms_draw(name: str, dtype: str) -> No
     assert gap <= SAME_SEEDS[dtype]
 
 
+@pytest.mark.parametrize("dtype", SAME_SEEDS)
+@pytest.mark.parametrize("name", MODELS)
+def test_graphs_draw_what_eager_mode_draws_bit_for_bit(name: str, dtype: str) -> None:
+    """The first batch is drawn in eager mode, the second one recorded, the others replayed."""
+    expected = latents(name, 8, dtype, batch_size=2)
+    drawing = sampler(name, dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a capture that fails, or differs, is told so
+        found = latents(name, 8, dtype, batch_size=2, graphs="on")
+    assert drawing._recorder is not None
+    sessions = drawing._recorder.sessions.values()
+    assert any(session.poses and session.ways for session in sessions)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_rows_with_counts_of_their_own_are_drawn_as_in_eager_mode(name: str) -> None:
+    options: dict[str, Any] = {"batch_size": 2, "steps": "variance:draws:4-2"}
+    assert torch.equal(latents(name, 8, graphs="on", **options), latents(name, 8, **options))
+
+
 def operators() -> Iterator[fused.Operator]:
     return (each for each in vars(fused).values() if isinstance(each, fused.Operator))
 
@@ -148,10 +169,11 @@ def test_a_cpu_draws_the_same_in_fp32() -> None:
 # -- a long run ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("graphs", ["off", "on"])
 @pytest.mark.parametrize("name", MODELS)
-def test_memory_does_not_grow_with_the_number_of_batches(name: str) -> None:
+def test_memory_does_not_grow_with_the_number_of_batches(name: str, graphs: str) -> None:
     held = list[int]()
-    options: dict[str, Any] = OPTIONS[name] | {"batch_size": 1}
+    options: dict[str, Any] = OPTIONS[name] | {"batch_size": 1, "graphs": graphs}
     run = sampler(name).start(inputs(name, 40), output_type="latent", **options)
     for _ in run.batches():
         held.append(torch.cuda.memory_allocated(DEVICE))
@@ -184,17 +206,21 @@ def interrupted(work: Callable[[], object]) -> None:
 # -- time ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("graphs", ["off", "on"])
 @pytest.mark.parametrize("name", LABELLED)
-def test_nothing_waits_for_the_device_within_a_batch(name: str) -> None:
-    """Once a batch has begun, and kernels were held against their plain forms."""
+def test_nothing_waits_for_the_device_within_a_batch(name: str, graphs: str) -> None:
+    """Once a batch has begun, kernels were held against their plain forms, and graphs were captured."""
     latents(name, 2)
     drawing = sampler(name)
+    begin = drawing.beginning(graphs)
     settings = drawing.settings(**OPTIONS[name])
     request = Request(2, settings.num_ar_steps, torch.tensor([3, 5]), Guidance(2.0))
     noise = SeededNoise([0, 1], DEVICE, fused.normals)
     now = clock_of(DEVICE)
     with undisturbed():
-        steps = generate_steps(drawing.model, request, linear(8, 4), settings.solver, noise, now)
+        for _ in range(2):
+            list(generate_steps(drawing.model, request, linear(8, 4), settings.solver, noise, now, begin))
+        steps = generate_steps(drawing.model, request, linear(8, 4), settings.solver, noise, now, begin)
         done = [next(steps)]
         torch.cuda.set_sync_debug_mode("error")
         try:

@@ -34,6 +34,7 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.runtime import fused
 from disa.runtime.surroundings import undisturbed
 from disa.values import many, number, plain_number, shown
 
@@ -230,7 +231,7 @@ def measure(
     errors, evaluations = np.zeros(shape), np.zeros(shape)
     for batch in Run(sampler, inputs, settings, "latent").batches_of:
         part = inputs.part(batch)
-        noise = SeededNoise(part.seeds, sampler.device)
+        noise = SeededNoise(part.seeds, sampler.device, fused.normals)
         ruler = Ruler(fresh(settings.steps), settings.solver, counts, reference, noise, errors, evaluations)
         for _ in Run(sampler, part, replace(settings, steps=ruler), "latent"):
             on_turn()
@@ -331,7 +332,7 @@ def gains(sampler: Sampler, inputs: Inputs, settings: Settings, on_turn: Callabl
         assert isinstance(images, Tensor)
         return images.double()
 
-    others = SeededNoise(inputs.seeds, sampler.device).branch(0)
+    others = SeededNoise(inputs.seeds, sampler.device, fused.normals).branch(0)
     undisturbed, found = pictures(settings.solver), []
     for ar_step in range(settings.num_ar_steps):
         nudged = Nudged(settings.solver, ar_step, others)

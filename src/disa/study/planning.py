@@ -44,6 +44,7 @@ from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
+from disa.runtime import fused
 from disa.runtime.surroundings import undisturbed
 from disa.study.calibrate import BACKBONE, GAIN_STEPS, check_budget, gains, read_budget
 from disa.study.choosing import FITTED, OWN, SOLVERS, Judged, chosen
@@ -198,7 +199,7 @@ def visiting(
     sampler, settings = planning.sampler, planning.settings
     for batch in Run(sampler, inputs, settings, "latent").batches_of:
         part = inputs.part(batch)
-        noise = SeededNoise(part.seeds, sampler.device)
+        noise = SeededNoise(part.seeds, sampler.device, fused.normals)
         policy = Visiting(fresh(settings.steps), [noise, *(noise.branch(i) for i in range(1, DRAWS))], visit)
         with planning.sums.once(f"{name} {batch[0]}") as missing:
             turns: Iterator[Any] = iter(range(settings.num_ar_steps))
