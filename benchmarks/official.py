@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -104,7 +105,7 @@ def stand_in_for_flash_attention() -> None:
 def official(module: Any, preset: Preset, early: int, late: int, sampler: str) -> Any:
     """The official model of a preset, with the random weights that it begins to train from."""
     c: Any = preset.spec.architecture
-    norm = {"norm_layer": lambda width: nn.LayerNorm(width, eps=1e-6)}
+    norm = {"norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     if family(preset) == "mar":
         return module.MAR(
             img_size=16 * c.latent_size[0],
@@ -159,7 +160,8 @@ class Comparison:
         if given.quick:
             architecture = replace(preset.spec.architecture, **QUICK[family(preset)])  # pyright: ignore
             preset = replace(preset, spec=replace(preset.spec, architecture=architecture))
-        self.preset, self.asked = preset, self._asked()
+        self.preset = preset
+        self.asked = self._asked()
         texts = re.findall(r"\d+", self.asked.steps)
         self.bounds = int(texts[0]), int(texts[-1])
 
