@@ -55,7 +55,8 @@ QUICK = {
     "flowar": {"encoder_depth": 1, "decoder_depth": 1, "head_depth": 1},
     "xar": {"encoder_depth": 1, "decoder_depth": 1},
 }
-QUICK_STEPS, QUICK_AR_STEPS = "linear:4-2", 4
+QUICK_STEPS, QUICK_AR_STEPS = "linear:5-3", 4
+"""The official xAR cannot make two denoising steps."""
 
 
 def family(preset: Preset) -> str:
