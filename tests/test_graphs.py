@@ -15,8 +15,10 @@ from torch import Tensor
 
 from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
+from disa.core.orders import parse_order
 from disa.core.problem import DenoisingProblem
 from disa.core.request import Guidance, Prompts, Request
+from disa.core.reuse import parse_reuse
 from disa.core.solvers import SOLVERS, make_solver
 from disa.core.steps import describe
 from disa.core.texts import parse
@@ -40,14 +42,14 @@ def sampler(name: str) -> Sampler:
     return Sampler.from_pretrained(name, device="cpu")
 
 
-def request_for(name: str, batch: int = 2, first: int = 3, guidance: Guidance | None = None) -> Request:
+def request_for(name: str, batch: int = 2, first: int = 3, guidance: Guidance | None = None, **options: Any) -> Request:
     own = sampler(name).defaults
     guidance = guidance or Guidance(own.guidance, own.ramp, own.interval)
     num_ar_steps = NUM_AR_STEPS.get(name, own.num_ar_steps)
     if name.startswith("harmon"):
         ids = [[first + i, 2, 5] for i in range(batch)]
         return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(ids + [[1, 4, 4]] * batch))
-    return Request(batch, num_ar_steps, (torch.arange(batch) + first) % 10, guidance)
+    return Request(batch, num_ar_steps, (torch.arange(batch) + first) % 10, guidance, **options)
 
 
 def recorder(tape: StandIn | None = None, most: int = ROOM) -> Recorder:
@@ -57,14 +59,14 @@ def recorder(tape: StandIn | None = None, most: int = ROOM) -> Recorder:
 def latents(
     name: str, begin: Any = Drawing, steps: Any = "linear:4-2", solver: Any = None, seed: int = 0, **options: Any
 ) -> tuple[Tensor, list[int]]:
-    """What a batch becomes, and the evaluations of each AR step."""
+    """What a batch becomes, and the evaluations, backbone tokens and operations of each AR step."""
     model, request, own = sampler(name).model, request_for(name, **options), sampler(name).defaults
     policy = parse(steps) if isinstance(steps, str) else steps
     solver = solver or make_solver(own.solver, own.grid)
     noise, made, step = SeededNoise(range(seed, seed + request.batch_size)), list[int](), None
     with undisturbed():
         for step in generate_steps(model, request, policy, solver, noise, begin=begin):
-            made.append(step.evaluations)
+            made += [step.evaluations, step.backbone_tokens, step.operations]
         assert step is not None
         return model.finish(step.state).clone(), made
 
@@ -101,6 +103,20 @@ def test_every_family_is_drawn_as_in_eager_mode(name: str, steps: str) -> None:
     assert captured > request_for(name).num_ar_steps
     assert tape.captures == captured
     assert tape.replays > replays
+
+
+@pytest.mark.parametrize("reuse", ["residual:2", "tokens:2"])
+def test_what_keeps_parts_of_the_backbone_is_drawn_as_in_eager_mode(reuse: str) -> None:
+    """It is drawn without graphs."""
+    tape = StandIn()
+    agrees("mar-digits", recorder(tape), 2, guidance=Guidance(2.0), reuse=parse_reuse(reuse))
+    assert not tape.captures
+
+
+def test_other_orders_have_graphs_of_their_own() -> None:
+    recording = recorder()
+    for order in ("raster", "random"):
+        agrees("mar-digits", recording, 3, order=parse_order(order))
 
 
 @pytest.mark.parametrize("name", LABELLED)

@@ -56,7 +56,7 @@ def generate_steps(
 ) -> Iterator[ARStep]:
     """Draw a batch, one `ARStep` a turn; after the last, `model.finish(step.state)` gives the latents.
 
-    What the policy evaluates is counted with what the solver does, and what `begin` of the model computes with the first
+    What the policy evaluates is counted with what the solver does, and what the model's `begin` computes with the first
     AR step. begin: how it is computed.
     """
     with (work := Work()):

@@ -6,6 +6,8 @@ replays what a block has done without running it, such as a captured graph, adds
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from itertools import pairwise
 from typing import Any
@@ -45,6 +47,16 @@ def ran(tokens: int, operations: int) -> None:
     """Say that a block ran over so many tokens, the rows counted, or that a layer beside the blocks ran (0 tokens)."""
     if (work := _LISTENING.get()) is not None:
         work.add(tokens, operations)
+
+
+@contextmanager
+def unheard() -> Iterator[None]:
+    """What runs meanwhile is counted nowhere."""
+    token = _LISTENING.set(None)
+    try:
+        yield
+    finally:
+        _LISTENING.reset(token)
 
 
 def product(rows: int, *widths: int) -> int:

@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from disa.core.work import Work as Count
+from disa.core.work import ran, unheard
 from disa.errors import warn
 from disa.runtime.constants import kept_in
 from disa.values import first_line
@@ -85,31 +87,42 @@ class CudaTape:
 class Recording:
     """A graph that gave what eager mode gave."""
 
-    replay: Callable[[], object]
+    launch: Callable[[], object]
     returned: Sequence[Tensor]
     constants: dict[Hashable, Tensor]
     """What it reads beside its inputs."""
     size: int
     """Bytes."""
+    counted: Count
+    """What blocks count while it runs."""
+
+    def replay(self) -> None:
+        self.launch()
+        self.count()
+
+    def count(self) -> None:
+        """Say what ran, as the blocks of the model do."""
+        ran(self.counted.tokens, self.counted.operations)
 
 
 def record(tape: Tape, work: Work, written: Sequence[Tensor], what: str) -> Recording | None:
     """Do a work, and record it. None where that fails or a replay gives something else, which one warning tells; what
-    it wrote is then that of eager mode.
+    it wrote is then that of eager mode. What blocks count meanwhile is kept, and heard by nobody.
 
     written: tensors from outside that it writes to; a second time it must write the same. what: its name in a warning.
     """
-    constants = dict[Hashable, Tensor]()
-    with kept_in(constants):
-        expected = [each.clone() for each in (*tape.eager(work), *written)]
+    constants, counted = dict[Hashable, Tensor](), Count()
+    with kept_in(constants), unheard():
+        with counted:
+            expected = [each.clone() for each in (*tape.eager(work), *written)]
         try:
-            replay, returned, size = tape.capture(work)
+            launch, returned, size = tape.capture(work)
         except Exception as error:  # whatever a driver or a library raises
             return _refused(what, first_line(error))
-    replay()
+    launch()
     found = [*returned, *written]
     if all(_agree(*pair) for pair in zip(found, expected, strict=True)):
-        return Recording(replay, returned, constants, size)
+        return Recording(launch, returned, constants, size, counted)
     for mine, right in zip(found, expected, strict=True):
         mine.copy_(right)
     return _refused(what, "its replay differs from eager mode by more than rounding")

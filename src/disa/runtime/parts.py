@@ -1,7 +1,7 @@
 """Objects taken apart into tensors and all else, and put together again on other tensors.
 
-What is known: tensors, modules, dataclasses, lists and tuples of these, `Parted` objects, and plain values that can be
-hashed. A request is a plain value: its tensors are read where a generation begins.
+What is known: tensors, modules, dataclasses, lists, tuples and dictionaries of these, `Parted` objects, and plain
+values that can be hashed. A request is a plain value: its tensors are read where a generation begins.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ def assigned(value: Any) -> list[Any]:
         return [value]
     if isinstance(value, list | tuple):
         return [part for each in value for part in assigned(each)]
+    if isinstance(value, dict):
+        return [part for each in value.values() for part in assigned(each)]
     if is_dataclass(value) and not isinstance(value, type | Request | Parted):
         return [part for each in fields(value) for part in assigned(getattr(value, each.name))]
     return []
@@ -63,9 +65,12 @@ def _structure(value: Any, found: list[Any]) -> Hashable:
     if isinstance(value, nn.Module):
         return id(value)
     if isinstance(value, Request):
-        return value.batch_size, value.num_ar_steps, value.guidance, value.token_grid, value.labels is None
+        asked = value.num_ar_steps, value.guidance, value.token_grid, value.order, value.counts, value.reuse
+        return value.batch_size, *asked, value.labels is None
     if isinstance(value, list | tuple):
         return type(value), *(_structure(each, found) for each in value)
+    if isinstance(value, dict):
+        return dict, *((key, _structure(each, found)) for key, each in value.items())
     if isinstance(value, Parted):
         about, parts = value.parts()
         return type(value), about, *(_structure(part, found) for part in parts)
@@ -92,6 +97,8 @@ def rebuilt(template: T, parts: Iterator[Any]) -> T:
     if isinstance(value, list | tuple):
         every = [rebuilt(each, parts) for each in value]
         return type(value)(*every) if hasattr(value, "_fields") else type(value)(every)  # pyright: ignore
+    if isinstance(value, dict):
+        return {key: rebuilt(each, parts) for key, each in value.items()}  # pyright: ignore[reportReturnType]
     if isinstance(value, Parted):
         return value.with_parts([next(parts) for _ in value.parts()[1]])  # pyright: ignore[reportReturnType]
     if not is_dataclass(value) or isinstance(value, Request):

@@ -14,6 +14,7 @@ from disa.core.generate import Drawing
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARModel, DenoisingProblem, Noise, TimeGrid
 from disa.core.request import Request
+from disa.core.reuse import NONE
 from disa.core.solver import Solver
 from disa.runtime import fused
 from disa.runtime.graphs import CudaTape, Recording, Tape, record
@@ -52,7 +53,7 @@ class Recorder:
         return Drawing(model, request, noise)
 
     def _session(self, model: ARModel, request: Request, noise: Noise) -> Session | None:
-        if not isinstance(noise, SeededNoise):
+        if not isinstance(noise, SeededNoise) or request.reuse != NONE:  # what is kept is no part of a state's slots
             return None
         key = key_of(model, request, noise)
         if key in self.sessions:

@@ -30,6 +30,7 @@ from disa.core.problem import ARModel, DenoisingProblem, TimeGrid
 from disa.core.request import Request
 from disa.core.solve import from_noise
 from disa.core.solver import Solver, walks
+from disa.core.work import unheard
 from disa.runtime.graphs import Recording, nbytes
 from disa.runtime.parts import Unknown, apart, assigned, fresh, rebuilt
 
@@ -144,7 +145,8 @@ class Session:
         self.recorder, self.model, self.busy = recorder, model, False
         self.noise = noise.with_key(noise.key.clone())
         self.labels = None if request.labels is None else request.labels.to(noise.key.device, copy=True)
-        state = model.begin(request, noise)
+        with unheard():  # the beginning that counts is that of `begin`
+            state = model.begin(request, noise)
         self.structure, parts = apart(state)
         self.template, self.slots = state, [part.clone() for part in parts]
         self.large = {slot.untyped_storage().data_ptr() for slot in self.slots if slot.nbytes >= LARGE}
@@ -201,7 +203,10 @@ class Session:
         if ar_step not in self.poses:
             if not self.recorder.has_room(self):
                 return self.model.pose(state), None
-            self.poses[ar_step] = self._posed(ar_step, state)
+            with unheard():
+                self.poses[ar_step] = self._posed(ar_step, state)
+            if (posed := self.poses[ar_step]) is not None:
+                posed.recording.count()
         else:
             self._replay_pose(self.poses[ar_step], state)
         posed = self.poses[ar_step]
@@ -237,7 +242,7 @@ class Session:
             return own, problem, found, structure
 
         after, problem, found, structure = pose()
-        if any(a is not b for a, b in zip(assigned(after), assigned(base), strict=True)):
+        if list(map(id, assigned(after))) != list(map(id, assigned(base))):
             raise Unknown("a pose that assigns tensors")
         stay = tuple(part.data_ptr() if self._stays(part) else None for part in found)
         key = structure, stay, problem.process, problem.shape, len(problem.image), problem.image.dtype
