@@ -18,6 +18,7 @@ from disa.cli.evidence import evidence
 from disa.cli.fitting import fit_probe
 from disa.cli.measuring import bench, compare, demo
 from disa.cli.options import flat
+from disa.cli.tuning import tune
 from disa.cli.weights import convert, presets, train
 from disa.errors import DisaError
 from disa.runtime import threads
@@ -41,6 +42,7 @@ COMMANDS = {
     demo: "disa demo --out demo",
     evidence: "disa evidence --model mar-digits --out out",
     calibrate: "disa calibrate --model mar-digits --budget 0.3 --out calibration",
+    tune: "disa tune --model mar-digits --minutes 20 --out tuned",
     fit_probe: "disa fit-probe --model mar-digits --out probe.safetensors",
     bench: "disa bench --model mar-base --untrained --batch-size 1 --num-ar-steps 16",
     presets: "disa presets --json",

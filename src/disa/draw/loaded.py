@@ -55,6 +55,11 @@ class PixelCodec:
 class Loaded:
     """A model ready to draw. It holds nothing of any one drawing."""
 
+    folder: Path | None = None
+    """Where it was loaded from, if that is a folder that disa wrote."""
+    recipe: str | None = None
+    """What it is drawn by if not asked otherwise: see draw/recipes.py."""
+
     @undisturbed()
     def __init__(
         self,

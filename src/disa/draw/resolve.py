@@ -18,6 +18,7 @@ from disa.core.solver import AtARStep, NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
 from disa.core.steps import OverDrawn, Schedule, StepPolicy, WithSolver, describe, is_planned, named
 from disa.draw.loaded import Loaded
+from disa.draw.recipes import with_recipe
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
 from disa.policies import adaptive
@@ -36,7 +37,8 @@ UNSAID = {"order": str(RANDOM), "counts": str(COSINE), "reuse": str(NONE)}
 
 
 def for_model(settings: Settings, loaded: Loaded) -> Settings:
-    """Every option filled in from the model's defaults, as objects, and checked. Raises DisaError."""
+    """Every option filled in from a recipe and the model's defaults, as objects, and checked. Raises DisaError."""
+    given, settings = settings, with_recipe(settings, loaded)
     alone = [each.name for each in fields(settings) if not each.metadata["part_of"]]
     own = {name: getattr(settings, name) for name in alone} | _order(settings, loaded)
     own |= {name: getattr(loaded.defaults, name, None) for name, value in own.items() if value is None}
@@ -50,11 +52,20 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
     filled = Settings(**own)
     _check(filled, loaded)
     filled = replace(filled, steps=_fitted(_aware(filled, loaded), loaded))
+    if given.steps is None and given.solver is None and settings.steps is not None:
+        filled = _measured_as_a_whole(filled)
     _warn_of_others(filled, loaded)
     _warn_of_own(filled)
     if filled.graphs == "on" and not recorder.can_record(loaded.device):
         warn(f"graphs are captured on CUDA alone: on {loaded.device} images are drawn without")
     return filled
+
+
+def _measured_as_a_whole(filled: Settings) -> Settings:
+    """Steps and solver of a recipe: it was measured with what they were not measured for."""
+    parts = {name: getattr(filled, name) for name in ("steps", "solver")}
+    known = {name: part for name, part in parts.items() if hasattr(part, "measured_for")}
+    return replace(filled, **{name: replace(part, measured_for={}) for name, part in known.items()})
 
 
 def _parts(settings: Settings, whole: str) -> dict[str, Any]:
@@ -86,7 +97,7 @@ def _solver(settings: Settings, policy: StepPolicy, loaded: Loaded) -> Solver:
     defaults, given, chosen = loaded.defaults, _parts(settings, "solver"), settings.solver
     own: Any = policy.plan.solver if isinstance(policy, WithSolver) else None
     if isinstance(chosen, str) and named(chosen) == "plan":
-        plan, budget = parse_plan(chosen, _shipped_plan(loaded))
+        plan, budget = parse_plan(chosen, shipped_plan(loaded))
         if budget is not None:
             raise DisaError(f"a plan as a solver has no budget: write {plan.source}, or give it as steps.")
         chosen = plan.solver
@@ -153,13 +164,13 @@ def _policy(chosen: Any, loaded: Loaded) -> StepPolicy:
     if not isinstance(chosen, str):
         return chosen
     if is_planned(chosen):
-        return planned(chosen, _shipped_plan(loaded))
+        return planned(chosen, shipped_plan(loaded))
     if texts.is_adaptive(chosen):
         return adaptive.parse(chosen, loaded.preset, lambda: loaded.weights_hash)
     return texts.parse(chosen)
 
 
-def _shipped_plan(loaded: Loaded) -> Path | None:
+def shipped_plan(loaded: Loaded) -> Path | None:
     """That of the package for this model, if there is one."""
     shipped = in_package(f"{loaded.preset.name}-plan.json")
     return shipped if shipped.is_file() else None

@@ -16,6 +16,7 @@ from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import REWRITING, PromptConditioner, Writing
 from disa.draw.inputs import Inputs
 from disa.draw.loaded import Loaded, PixelCodec, check_parts
+from disa.draw.recipes import FAST, NONE, find_recipe
 from disa.draw.resolve import for_model
 from disa.draw.run import Run
 from disa.draw.samples import Samples
@@ -50,6 +51,7 @@ class Sampler(Loaded):
         dtype: str | torch.dtype = "fp32",
         tokenizer: Text | Path | str | None = None,
         weights_key: str | None = None,
+        recipe: str | Path | None = None,
     ) -> Sampler:
         """Load a preset by name, a folder that disa wrote, or a hub repository in that layout: see `find_model`.
 
@@ -57,7 +59,8 @@ class Sampler(Loaded):
         weights_key: which entry of that file, as "model" or "state.ema"; its moving average, if it has one, by default.
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
         there is if None or "auto". dtype: `fp32` or `bf16`. tokenizer: a folder or a hub id, for models that draw from
-        prompts; the folder's or the preset's if None; read with the first prompt. Raises DisaError.
+        prompts; the folder's or the preset's if None; read with the first prompt. recipe: what to draw by if not
+        asked otherwise, `fast` or a file that `disa tune` wrote. Raises DisaError.
         """
         # Weights can be large: what is quick to find comes first.
         devices.pick_device(device)
@@ -70,15 +73,24 @@ class Sampler(Loaded):
             _check_there(found, given)
             beside = tokenizer_in(other) if found.prompts and other is not None and other.is_dir() else None
             model = load_model(found, other, weights_key=weights_key)
-            return cls(found, model, given, device, dtype, tokenizer or beside)
+            return cls(found, model, given, device, dtype, tokenizer or beside)._drawn_by(recipe)
         if weights_key is not None:
             raise DisaError(f"{found} is a folder of one model: leave the weights key out.")
         preset, model, codec = load_folder(found)
         _check_there(preset, given)
         inside = tokenizer_in(found) if preset.prompts else None
-        return cls(preset, model, given or codec, device, dtype, tokenizer or inside)
+        loaded = cls(preset, model, given or codec, device, dtype, tokenizer or inside)
+        loaded.folder = found.absolute()
+        return loaded._drawn_by(recipe)
 
     load = from_pretrained
+
+    def _drawn_by(self, recipe: str | Path | None) -> Sampler:
+        if recipe is not None and str(recipe) not in (FAST, NONE):
+            recipe = path(recipe, "a recipe").absolute()
+        self.recipe = None if recipe is None else str(recipe)
+        self.settings()  # what is wrong with a recipe is found now
+        return self
 
     @classmethod
     @undisturbed()
@@ -96,7 +108,8 @@ class Sampler(Loaded):
 
     @undisturbed()
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used."""
+        """Write `config.json` and `model.safetensors`; beside them autoencoder and tokenizer if given or used, and the
+        recipe that the model was loaded with, which is then the folder's `fast`."""
         codec = self.codec if isinstance(self._codec, Path) else self._codec
         preset = self.preset if not isinstance(codec, LatentCodec) else with_codec(self.preset, codec)
         place, files = path(folder, "the folder"), model_files(preset, self.model.state_dict())
@@ -104,6 +117,8 @@ class Sampler(Loaded):
             files |= codec_files(codec, CODEC)
         if isinstance(self.conditioner, PromptConditioner) and self.conditioner.has_tokenizer:
             files |= text_files(self.text)
+        if self.recipe not in (None, NONE):
+            files |= find_recipe(self.recipe, self).files()
         return write_folder(place, files)
 
     # -- drawing -------------------------------------------------------------------------------------------------

@@ -154,6 +154,11 @@ class Settings:
         read=partial(one_of, known=GRAPHS, what="graphs"),
         looks="auto, on or off",
     )
+    recipe: str | None = option(
+        "Options that `disa tune` found together: fast, where the model has such a recipe, or the FILE of one. Those "
+        "that are given beside it count; none draws without.",
+        part_of="settings",
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):

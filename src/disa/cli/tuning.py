@@ -1,0 +1,213 @@
+"""`disa tune`: the fastest settings that lose nothing, found on a model itself."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from disa.cli.calibration import MEASURED
+from disa.cli.options import AsJSON, AskedInTurn, Out, Source, path_option
+from disa.cli.output import line, print_json, table
+from disa.draw.settings import Settings
+from disa.errors import DisaError
+from disa.progress import progress
+from disa.values import command, counted
+
+if TYPE_CHECKING:
+    from disa.core.plans import StepPlan
+    from disa.draw.inputs import Inputs
+    from disa.draw.sampler import Sampler
+    from disa.evaluate.spaces import Space
+    from disa.models.spec import Preset
+    from disa.study.pool import Features
+    from disa.study.tuned import Tuned
+
+PLAN, COUNTS = "plan.json", "counts.json"
+DRAWN = "drawn"
+"""A folder with the features of what was drawn, from which an interrupted search goes on."""
+MOST_TOGETHER = 512
+
+
+def tune(
+    source: Source,
+    asked: AskedInTurn,
+    settings: Settings,
+    minutes: Annotated[float, typer.Option(min=1, max=10_000, help="How long to search and to confirm.")] = 20.0,
+    tolerance: Annotated[
+        float,
+        typer.Option(min=0.001, max=1, help="The largest loss: 0 is like the original, 1 like constant:5 beside it."),
+    ] = 0.1,
+    features: Annotated[
+        str | None,
+        typer.Option(
+            help="What images are compared by: digits-classifier (usual for 32x32), efficientnet-lite0 (usual for "
+            "others), inception:FILE or dinov2:FILE.",
+            show_default=False,
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        path_option("--plan", "A plan that `disa calibrate` wrote; else the model's own, or one that is made first."),
+    ] = None,
+    out: Out = Path("tuned"),
+    as_json: AsJSON = False,
+) -> None:
+    """Find the fastest settings whose images are like the original's, and write them as a recipe.
+
+    Needs no labels and no reference: images are compared with those of the original setting, within each label or
+    prompt. Steps, AR steps and their order, guidance and reuse of the backbone are tried alone, then together; what is
+    left is confirmed on other seeds. Options that are given are the original's. Draw with --recipe OUT/recipe.json. An
+    interrupted search goes on where it was.
+    """
+    from disa import __version__
+    from disa.evaluate.spaces import load_space
+    from disa.files import json_bytes, make_folder, write_together
+    from disa.study.plots import tuned_plot
+    from disa.study.tuning import FIRST_SEED, fastest_batch
+    from disa.study.tuning import tune as run_tune
+
+    if asked.seeds is not None or asked.per_label is not None or asked.per_prompt is not None:
+        raise DisaError(
+            "tune takes seeds of its own, two of each label or prompt in turn: leave seeds and numbers out."
+        )
+    if settings.steps is not None or settings.recipe is not None:
+        raise DisaError("tune finds steps, beside those of the original: leave --steps and --recipe out.")
+    sampler = source.load(lambda preset: _all_of(asked, preset).in_turn(preset, 1))
+    base = sampler.settings(settings, steps=sampler.defaults.original)
+    space = load_space(features or _usual(sampler, base), sampler.device)
+    seen = _seen_by(space, sampler.shape_of(base.size))
+    inputs = partial(_inputs, sampler, _all_of(asked, sampler.preset))
+    make_folder(out)
+    chosen = _plan(sampler, inputs, base, plan, out)
+    keep = make_folder(out / DRAWN)
+    with progress("tuning, seconds", int(60 * minutes)) as advance:
+
+        def on_turn(share: float) -> None:
+            advance(int(60 * minutes * share))
+
+        tuned = run_tune(sampler, inputs, seen, base, minutes, chosen, tolerance, keep, on_turn)
+    report = tuned.report() | {"model": sampler.preset.name, "features": space.name, "disa": __version__}
+    files = {"tuned.json": json_bytes(report)}
+    if tuned.best is not None:
+        with warnings.catch_warnings(action="ignore"):
+            found = sampler.settings(base, **tuned.best.options)
+        found = replace(found, batch_size=fastest_batch(sampler, inputs(MOST_TOGETHER, FIRST_SEED), found))
+        about = {"model": sampler.preset.name, "weights": sampler.weights_hash, "features": space.name}
+        files |= _recipe(settings, found, tuned, chosen, about | {"disa": __version__})
+    write_together(out, files, {"tuned.png": tuned_plot(report, f"{sampler.preset.name}, by {space.name}")})
+    shutil.rmtree(keep, ignore_errors=True)
+    if as_json:
+        print_json(report | {"out": str(out)})
+    else:
+        _print(tuned, out)
+
+
+def _all_of(asked: AskedInTurn, preset: Preset) -> AskedInTurn:
+    """All classes, where none are given."""
+    if preset.prompts or asked.labels is not None or asked.entries:
+        return asked
+    return replace(asked, labels=f"0-{preset.spec.architecture.num_classes - 1}")
+
+
+def _inputs(sampler: Sampler, asked: AskedInTurn, count: int, first_seed: int) -> Inputs:
+    """Two images of each label or prompt in turn: only within one are images compared."""
+    each = asked.in_turn(sampler.preset, -(-count // 2), first_seed)
+    return replace(each.part([i // 2 for i in range(count)]), seeds=list(range(first_seed, first_seed + count)))
+
+
+def _usual(sampler: Sampler, base: Settings) -> str:
+    from disa.evaluate.spaces import EFFICIENTNET, usual_space
+
+    try:
+        return usual_space(sampler.shape_of(base.size)[1:])
+    except DisaError:
+        return EFFICIENTNET
+
+
+def _seen_by(space: Space, shape: tuple[int, int, int]) -> Features:
+    """Features of images of a shape by the space; grey images become coloured. Raises DisaError where it cannot."""
+    channels, *size = shape
+    if space.size not in (None, tuple(size)) or channels not in (1, space.channels):
+        wanted = "grey" if space.channels == 1 else "coloured"
+        of = "" if space.size is None else f" of {space.size[0]}x{space.size[1]}"
+        raise DisaError(f"{space.name} takes {wanted} images{of}: give other --features.")
+    return lambda images: space.network(images.expand(-1, space.channels, -1, -1))[0]
+
+
+def _plan(
+    sampler: Sampler, inputs: Callable[[int, int], Inputs], base: Settings, given: Path | None, out: Path
+) -> StepPlan:
+    """That of the file, the model's own, or one that is made now."""
+    from disa.core.plans import read_plan
+    from disa.draw.resolve import shipped_plan
+    from disa.files import write_json
+    from disa.study.planning import DEFAULT_BUDGET, NUM_IMAGES, make_plan, work
+    from disa.study.planning import FIRST_SEED as PLANNING_SEED
+
+    made, shipped = out / PLAN, shipped_plan(sampler)
+    if given is None and shipped is not None:
+        return read_plan(shipped, "plan")
+    if given is None and not made.is_file():
+        images = inputs(NUM_IMAGES, PLANNING_SEED)
+        with progress("making a plan", work(base, len(images))) as advance:
+            plan = make_plan(sampler, images, base, str(DEFAULT_BUDGET), keep=out / MEASURED, on_turn=advance)
+        write_json(made, dict(plan.content))
+        (out / MEASURED).unlink(missing_ok=True)
+    return read_plan(given or made, f"plan:{given or made}")
+
+
+def _recipe(given: Settings, found: Settings, tuned: Tuned, plan: StepPlan, about: dict[str, Any]) -> dict[str, bytes]:
+    """The files of a recipe: its own, and those that it names, which lie beside it. given: the options of the command.
+    found: all options of the best setting."""
+    from disa.draw.recipes import FORMAT, RECIPE
+    from disa.files import json_bytes
+
+    best, files = tuned.best, dict[str, bytes]()
+    assert best is not None
+    options = given.given() | best.options | {"batch_size": found.batch_size}
+    counts = found.steps.counts(found.num_ar_steps)
+    if plan.source != "plan":
+        files[PLAN] = json_bytes(dict(plan.content))
+        options["steps"] = options["steps"].replace(plan.source, f"plan:{PLAN}")
+    if len(counts) != len(plan.content["rows"]):  # the counts of a plan are those of its own AR steps
+        files[COUNTS] = json_bytes({"counts": counts})
+        options |= {"steps": f"table:{COUNTS}", "solver": "plan" if plan.source == "plan" else f"plan:{PLAN}"}
+    measured = best.report() | {"tolerance": tuned.tolerance, "crude": tuned.crude, "original": tuned.original.report()}
+    content = {"format": FORMAT, **about, "settings": options, "measured": measured}
+    return files | {RECIPE: json_bytes(content)}
+
+
+def _print(tuned: Tuned, out: Path) -> None:
+    from disa.draw.recipes import RECIPE
+
+    original, best = tuned.original, tuned.best
+    rows = [["original", f"{original.evaluations_per_row:.1f}", f"{original.seconds_per_image:.4f}", "1.0", "0 %", ""]]
+    for found in tuned.front:
+        loss, bound = (f"{100 * value:.1f} %" for value in (found.loss.value, found.bound))
+        cells = [f"{found.evaluations_per_row:.1f}", f"{found.seconds_per_image:.4f}", f"{found.speedup:.1f}"]
+        rows.append([("-> " if found is best else "") + found.name, *cells, loss, bound])
+    table(
+        f"{counted(original.images, 'image')} of each, whose seeds chose nothing",
+        ["settings", "evaluations/row", "s/image", "times as fast", "loss", "at most"],
+        rows,
+    )
+    line(
+        f"Loss: how unlike the original's images are. 0 % is like them, 100 % as unlike as with {tuned.crude}. Half of "
+        f"the original's own images beside the other half: {100 * tuned.chance.value:.1f} %."
+    )
+    if best is None:
+        line(f"None was shown to lose {tuned.tolerance:.0%} or less: give more --minutes, or a larger --tolerance.")
+        line(f"tuned.json and tuned.png are in {out}")
+        return
+    line(
+        f"'At most' holds for all of these together in 95 of 100 searches; -> is the fastest of at most "
+        f"{tuned.tolerance:.0%}."
+    )
+    line(f"draw with {command('--recipe', out / RECIPE)}; tuned.json and tuned.png are beside it")

@@ -1,0 +1,73 @@
+"""What `disa tune` found, for reports."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from disa.study.metrics import Spread
+
+
+@dataclass(frozen=True)
+class Found:
+    """A setting, and what it keeps and saves."""
+
+    name: str
+    options: dict[str, Any]
+    """Beside the original's."""
+    seconds_per_image: float
+    speedup: float
+    evaluations_per_row: float
+    loss: Spread
+    bound: float
+    """What the loss is below, with all others of the report together (95 %)."""
+    images: int
+
+    def report(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"loss": told(self.loss)}
+
+
+def told(loss: Spread) -> dict[str, float]:
+    """A loss for JSON."""
+    return {"value": loss.value, "low": loss.low, "high": loss.high, "std": loss.std}
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` found."""
+
+    original: Found
+    front: list[Found]
+    """The settings that were confirmed, the fastest first."""
+    tolerance: float
+    crude: str
+    chance: Spread
+    """The loss of one half of the original's own images against the other, which share no seeds."""
+    alone: list[tuple[str, float, float]]
+    """Of each way on top of the mildest steps: its name, its speed-up over these, and the loss it adds."""
+    searched: list[tuple[str, float, float]]
+    """Of the mixes that the front was found among: name, speed-up and loss on the seeds of the search."""
+    seconds: float
+
+    @property
+    def best(self) -> Found | None:
+        """The fastest setting that was shown to lose no more than the tolerance."""
+        return next((each for each in self.front if each.bound <= self.tolerance), None)
+
+    def report(self) -> dict[str, Any]:
+        """All numbers, for JSON."""
+        ways = [{"way": name, "speedup": speedup, "loss": loss} for name, speedup, loss in self.alone]
+        mixes = [{"settings": name, "speedup": speedup, "loss": loss} for name, speedup, loss in self.searched]
+        best = self.best
+        return {
+            "tolerance": self.tolerance,
+            "crude": self.crude,
+            "original": self.original.report(),
+            "front": [found.report() for found in self.front],
+            "best": None if best is None else best.name,
+            "chance": told(self.chance),
+            "alone": ways,
+            "searched": mixes,
+            "seconds": self.seconds,
+        }

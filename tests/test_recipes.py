@@ -1,0 +1,114 @@
+"""Recipes: what a file gives, what is given beside it, and how a model keeps one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import small
+from disa.draw.recipes import RECIPE, read_recipe
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings, digest
+from disa.errors import DisaError
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return small.sampler()
+
+
+def recipe(folder: Path, content: Any = None, **settings: Any) -> Path:
+    place = folder / RECIPE
+    place.write_text(json.dumps({"format": 1, "settings": settings} if content is None else content))
+    return place
+
+
+def test_a_recipe_gives_what_is_not_given(sampler: Sampler, tmp_path: Path) -> None:
+    place = recipe(tmp_path, steps="linear:3-1", num_ar_steps=2, solver="ddim", eta=0.5)
+    found = sampler.settings(recipe=str(place))
+    assert (str(found.steps), found.num_ar_steps, str(found.solver)) == ("linear:3-1", 2, "ddim@ddim-980:eta=0.5")
+    assert found.guidance.scale == 2.0
+    found = sampler.settings(recipe=str(tmp_path), num_ar_steps=3, solver="ddpm")
+    assert (str(found.steps), found.num_ar_steps, str(found.solver)) == ("linear:3-1", 3, "ddpm@uniform")
+
+
+def test_images_are_those_of_its_options(sampler: Sampler, tmp_path: Path) -> None:
+    place = recipe(tmp_path, steps="linear:3-1", num_ar_steps=2)
+    by_recipe = sampler.sample([1], [7], recipe=str(place))
+    by_hand = sampler.sample([1], [7], steps="linear:3-1", num_ar_steps=2)
+    assert by_recipe.images.equal(by_hand.images)
+    assert digest(by_recipe.settings) == digest(by_hand.settings)
+
+
+def test_files_that_it_names_lie_beside_it(sampler: Sampler, tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text(json.dumps({"counts": [4, 3, 2, 1]}))
+    found = sampler.settings(recipe=str(recipe(tmp_path, steps="table:counts.json")))
+    assert found.steps.counts(4) == [4, 3, 2, 1]
+
+
+def test_steps_that_are_given_leave_the_solver_of_a_plan_out(tmp_path: Path) -> None:
+    digits = Sampler.from_pretrained("mar-digits")
+    place = str(recipe(tmp_path, steps="linear:4-1", solver="plan"))
+    assert str(digits.settings(recipe=place).solver) == "plan"
+    assert str(digits.settings(recipe=place, steps="plan@2.5").steps) == "plan@2.5"
+    place = str(recipe(tmp_path, steps="plan@2.5"))
+    assert str(digits.settings(recipe=place, steps="constant:3").solver) == "ddpm@clipped-950"
+
+
+def test_a_model_keeps_the_recipe_that_it_was_loaded_with(tmp_path: Path) -> None:
+    (tmp_path / "counts.json").write_text(json.dumps({"counts": [9, 8, 2, 1]}))
+    place = recipe(tmp_path, steps="table:counts.json")
+    weights = small.folder(tmp_path / "weights", num_ar_steps=4, steps="linear:4-2")
+    sampler = Sampler.from_pretrained(weights, recipe=place)
+    assert sampler.settings().steps.counts(4) == [9, 8, 2, 1]
+    assert str(sampler.settings(recipe="none").steps) == "linear:4-2"
+    folder = sampler.save_pretrained(tmp_path / "kept")
+    (tmp_path / "counts.json").unlink()
+    assert Sampler.from_pretrained(folder, recipe="fast").settings().steps.counts(4) == [9, 8, 2, 1]
+    assert str(Sampler.from_pretrained(folder).settings().steps) == "linear:4-2"
+
+
+def test_where_there_is_no_fast_one_a_command_is_told(sampler: Sampler) -> None:
+    with pytest.raises(DisaError, match=r"no recipe fast: make one with `disa tune --model small"):
+        sampler.settings(recipe="fast")
+
+
+def test_a_recipe_of_another_model_is_used_with_a_warning(sampler: Sampler, tmp_path: Path) -> None:
+    place = recipe(tmp_path, {"format": 1, "model": "mar-base", "settings": {"steps": "constant:2"}})
+    with pytest.warns(UserWarning, match="measured for model mar-base"):
+        assert str(sampler.settings(recipe=str(place)).steps) == "constant:2"
+    about = {"format": 1, "model": "small", "weights": sampler.weights_hash, "settings": {}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sampler.settings(recipe=str(recipe(tmp_path, about)))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ([], "expected an object of format 1"),
+        ({"format": 2, "settings": {}}, "format 1, found 2"),
+        ({"format": 1}, "options under `settings`"),
+        ({"format": 1, "settings": {"recipe": "x"}}, "without another recipe"),
+        ({"format": 1, "settings": {"stepz": "x"}}, "no option 'stepz'"),
+        ({"format": 1, "settings": {"guidance": "much"}}, "guidance must be"),
+        ({"format": 1, "model": 3, "settings": {}}, "model must be a text"),
+    ],
+)
+def test_what_is_no_recipe_is_one_line(tmp_path: Path, content: Any, words: str) -> None:
+    with pytest.raises(DisaError) as error:
+        read_recipe(recipe(tmp_path, content))
+    assert words in str(error.value)
+    assert "no recipe that `disa tune` wrote" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_recipe_is_no_part_of_filled_in_settings(sampler: Sampler, tmp_path: Path) -> None:
+    found = sampler.settings(recipe=str(recipe(tmp_path, steps="constant:2")))
+    assert found.recipe is None
+    assert "recipe" not in found.to_json()
+    assert sampler.settings(Settings(recipe=str(tmp_path)), steps="constant:3").steps == sampler.settings(steps=3).steps

@@ -1,0 +1,259 @@
+"""`disa tune`: what is tried, what is kept of a search, and that only what was confirmed is believed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+import small
+from command import Command, complaint
+from disa.core.plans import StepPlan, read_plan
+from disa.draw.inputs import Inputs
+from disa.draw.resolve import shipped_plan
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
+from disa.errors import DisaError
+from disa.evaluate import spaces
+from disa.evaluate.spaces import Space
+from disa.files import write_json
+from disa.study import tuning
+from disa.study.metrics import Spread
+from disa.study.pool import Pool
+from disa.study.tuned import Found, Tuned
+from disa.study.tuning import Tuning, fastest_batch, tune
+from disa.study.ways import Mix, Way, mixes, ways_for
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def sampler() -> Sampler:
+    return small.sampler()
+
+
+@pytest.fixture(scope="module")
+def base(sampler: Sampler) -> Settings:
+    return sampler.settings(steps="constant:20", batch_size=8)
+
+
+def pixels(images: Tensor) -> Tensor:
+    return images.flatten(1).float() / 255
+
+
+def inputs(count: int, first_seed: int) -> Inputs:
+    return Inputs(list(range(first_seed, first_seed + count)), labels=[i // 2 % 2 for i in range(count)])
+
+
+# -- ways ----------------------------------------------------------------------------------------------------------
+
+
+def test_ways_are_those_that_the_model_takes(sampler: Sampler, base: Settings) -> None:
+    axes = ways_for(sampler, base, None)
+    assert [dict(way.options)["steps"] for way in axes["steps"]] == [
+        "linear:20-2", "linear:10-2", "linear:4-1", "linear:2-1", "linear:1-1",
+    ]  # fmt: skip
+    assert {dict(way.options)["num_ar_steps"] for way in axes["AR steps"]} == {3, 2}
+    assert axes["guidance"]
+    assert not ways_for(sampler, sampler.settings(base, guidance=1.0), None)["guidance"]
+
+
+def test_a_plan_is_tried_at_the_evaluations_that_leave_some_error() -> None:
+    digits = Sampler.from_pretrained("mar-digits")
+    file = shipped_plan(digits)
+    assert file is not None
+    plan = read_plan(file, "plan")
+    found = [dict(way.options)["steps"] for way in ways_for(digits, digits.settings(), plan)["steps"]]
+    budgets = [float(text.removeprefix("plan@")) for text in found]
+    assert budgets == sorted(budgets, reverse=True)
+    assert len(budgets) >= 4
+    left = [plan.left(plan.counts(budget)) for budget in budgets]
+    assert left == sorted(left)
+    assert left[-1] <= 0.3
+
+
+def test_every_mix_has_steps_and_at_most_one_way_of_each_axis() -> None:
+    axes = {"steps": [Way.of("steps", {"steps": text}) for text in "ab"], "reuse": [Way.of("reuse", {"reuse": "c"})]}
+    assert [mix.options for mix in mixes(axes)] == [
+        {"steps": "a"}, {"steps": "a", "reuse": "c"}, {"steps": "b"}, {"steps": "b", "reuse": "c"},
+    ]  # fmt: skip
+
+
+# -- the pool ------------------------------------------------------------------------------------------------------
+
+
+def test_a_pool_goes_on_where_it_was(sampler: Sampler, base: Settings, tmp_path: Path) -> None:
+    whole = Pool(sampler, inputs(24, 5), pixels, None)
+    assert len(list(whole.batches(base, 24))) == 3
+    first = Pool(sampler, inputs(24, 5), pixels, tmp_path)
+    assert len(list(first.batches(base, 8))) == 1
+    again = Pool(sampler, inputs(24, 5), pixels, tmp_path)
+    assert len(again.of(base)) == 8
+    assert len(list(again.batches(base, 24))) == 2
+    assert np.array_equal(again.of(base).first(24), whole.of(base).first(24))
+    assert again.of(base).evaluations_per_row == whole.of(base).evaluations_per_row
+    others = Pool(sampler, inputs(24, 6), pixels, tmp_path), Pool(sampler, inputs(24, 5), pixels, tmp_path)
+    assert len(others[0].of(base)) == 0
+    assert len(others[1].of(sampler.settings(base, steps="constant:3"))) == 0
+
+
+# -- the search ----------------------------------------------------------------------------------------------------
+
+
+class Known:
+    """Stands in for a pool: images that take the seconds and have the loss that their settings say."""
+
+    def __init__(self, truth: dict[str, tuple[float, float]], drawn: list[str]) -> None:
+        self.truth, self.drawn, self.inputs, self.counts = truth, drawn, range(256), dict[str, int]()
+
+    def of(self, settings: Any) -> Any:
+        return _KnownDrawn(self.counts.get(settings, 0), self.truth[settings][0])
+
+    def batches(self, settings: Any, count: int) -> Any:
+        self.drawn.append(settings)
+        self.counts[settings] = max(count, self.counts.get(settings, 0))
+        yield
+
+    def distance(self, settings: Any, base: Any, count: int) -> Spread:
+        loss, std = self.truth[settings][1], 1 / count
+        return Spread(loss, loss - 2 * std, loss + 2 * std, std)
+
+
+class _KnownDrawn:
+    def __init__(self, count: int, seconds: float) -> None:
+        self.count, self.seconds_per_image, self.evaluations_per_row = count, seconds, 2.0
+
+    def __len__(self) -> int:
+        return self.count
+
+
+def known(truth: dict[str, tuple[float, float]], sampler: Sampler, base: Settings) -> tuple[Tuning, list[str]]:
+    drawn = list[str]()
+    every = truth | {"base": (10.0, 0.0)}
+    pool: Any = Known(every, drawn)
+    other: Any = Known(every, drawn)
+    found = Tuning(sampler, (pool, other), base, lambda share: False)
+    found.base, found.unit, found.first = "base", Spread(1, 1, 1, 0), 16  # pyright: ignore[reportAttributeAccessIssue]
+    found.settings = str  # pyright: ignore[reportAttributeAccessIssue]
+    return found, drawn
+
+
+def mix(name: str) -> Mix:
+    return Mix((Way.of("steps", {"steps": name}),))
+
+
+def test_the_fastest_that_loses_little_is_found(sampler: Sampler, base: Settings) -> None:
+    truth = {"safe": (5.0, 0.0), "good": (2.0, 0.02), "worse": (1.9, 0.3), "bad": (0.5, 0.9)}
+    truth |= {f"slow {i}": (3.0 + i, 0.01) for i in range(8)}
+    search, drawn = known(truth, sampler, base)
+    left = search.halved([mix(name) for name in truth], 0.1, 0.5)
+    assert str(left[0]) == "good"
+    assert len(left) == tuning.CONFIRMED
+    assert drawn.count("bad") == drawn.count("worse") == 1
+    original, front = search.confirmed(left)
+    assert original.name == "original"
+    assert front[0].name == "good"
+    assert front[0].speedup == pytest.approx(5.0)
+    assert front[0].loss.value < front[0].bound < 0.1
+
+
+def test_bounds_grow_with_the_number_of_settings(sampler: Sampler, base: Settings) -> None:
+    search, _ = known({"one": (1.0, 0.05), "two": (2.0, 0.05)}, sampler, base)
+    alone, together = (search.confirmed([mix(name) for name in names])[1][0] for names in (["one"], ["one", "two"]))
+    assert alone.bound < together.bound
+
+
+def test_losses_of_ways_add_up(sampler: Sampler, base: Settings) -> None:
+    search, _ = known({}, sampler, base)
+    steps = [Way.of("steps", {"steps": name}) for name in ("mild", "quick")]
+    reuse = [Way.of("reuse", {"reuse": name}) for name in ("free", "dear")]
+    alone = {steps[0]: (4.0, 0.0), steps[1]: (2.0, 0.08), reuse[0]: (0.5, -0.01), reuse[1]: (0.1, 0.5)}
+    found = search.promising({"steps": steps, "reuse": reuse}, alone, 0.1)
+    assert [each.options for each in found] == [
+        {"steps": "quick", "reuse": "free"}, {"steps": "mild", "reuse": "free"}, {"steps": "quick"}, {"steps": "mild"},
+    ]  # fmt: skip
+
+
+def test_only_what_was_confirmed_is_best() -> None:
+    loss = Spread(0.05, 0.0, 0.1, 0.02)
+    fast, sure = (Found(n, {}, s, 1 / s, 1.0, loss, b, 9) for n, s, b in (("fast", 0.1, 0.12), ("sure", 0.5, 0.09)))
+    tuned = Tuned(sure, [fast, sure], 0.1, "constant:5", loss, [], [], 1.0)
+    assert tuned.best is sure
+    assert Tuned(sure, [fast], 0.1, "constant:5", loss, [], [], 1.0).best is None
+
+
+def test_features_that_see_nothing_are_told(sampler: Sampler, base: Settings) -> None:
+    with pytest.raises(DisaError, match="features see nothing"):
+        tune(sampler, inputs, lambda images: torch.zeros(len(images), 3), base, 1.0)
+
+
+def test_a_time_that_is_too_short_is_told(sampler: Sampler, base: Settings) -> None:
+    def slow(images: Tensor) -> Tensor:
+        time.sleep(0.2)
+        return pixels(images)
+
+    with pytest.raises(DisaError, match=r"too short for this model: give \d+ minutes"):
+        tune(sampler, inputs, slow, base, 0.002)
+
+
+def test_the_batch_size_is_the_fastest_there_is_room_for(sampler: Sampler, base: Settings) -> None:
+    found = fastest_batch(sampler, inputs(32, 0), base)
+    assert found in (8, 16, 32)
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def plan(sampler: Sampler) -> StepPlan:
+    from disa.study.planning import make_plan
+
+    return make_plan(sampler, inputs(4, 0), sampler.settings(batch_size=2, num_ar_steps=4), 3, 2)
+
+
+def test_the_command_writes_a_recipe_that_draws(
+    disa: Command, plan: StepPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "MOST_IMAGES", 48)
+    monkeypatch.setattr("disa.cli.tuning.MOST_TOGETHER", 16)
+    seen = Space("pixels", "0", lambda images: (pixels(images), None), channels=1)
+    monkeypatch.setattr(spaces, "load_space", lambda text, device: seen)
+    folder = small.folder(tmp_path / "weights", num_ar_steps=4, original="constant:20", guidance=2.0, batch_size=16)
+    file, out = write_json(tmp_path / "own plan.json", dict(plan.content)), tmp_path / "tuned"
+    said = disa(
+        "tune", "--model", folder, "--plan", file, "--minutes", "1", "--tolerance", "1", "--labels", "0-1",
+        "--features", "pixels", "--out", out, "--json",
+    )  # fmt: skip
+    report = json.loads(said.out)
+    assert report["best"] in {found["name"] for found in report["front"]}
+    assert {"tuned.json", "tuned.png", "recipe.json"} <= {path.name for path in out.iterdir()}
+    assert Image.open(out / "tuned.png").size[0] > 600
+    assert not (out / "drawn").exists()
+    recipe = json.loads((out / "recipe.json").read_text())
+    assert recipe["measured"]["bound"] <= 1
+    file.unlink()
+    drawn = disa("sample", "--model", folder, "--recipe", out, "--labels", "1", "--out", tmp_path / "drawn", "--json")
+    assert drawn.err == ""
+    assert json.loads(drawn.out)["settings"]["num_ar_steps"] <= 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--seeds", "0-3"], "seeds of its own"),
+        (["--steps", "constant:3"], "leave --steps and --recipe out"),
+        (["--plan", "nowhere.json"], "it is not there"),
+        (["--features", "nothing"], "unknown features 'nothing'"),
+        (["--minutes", "0"], "minutes"),
+    ],
+)
+def test_bad_input_is_one_line(disa: Command, tmp_path: Path, words: list[str], said: str) -> None:
+    found = disa("tune", "--model", "mar-digits", "--out", tmp_path / "tuned", *words)
+    assert said in complaint(found)
