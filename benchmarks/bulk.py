@@ -20,7 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from disa.bulk.recipe import Record
+from disa.bulk.job import Record
 from disa.bulk.store import Shards
 from stub_crew import draw, record  # pyright: ignore[reportMissingImports]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from disa.bulk.crew import Died, Member, Outcome
 from disa.bulk.driver import Driver, Progress
-from disa.bulk.recipe import Recipe, Record
+from disa.bulk.job import Job, Record
 from disa.bulk.shards import Entry
 from disa.bulk.store import Store
 from disa.bulk.worker import Chunk, Drawn, Failed, Ready, asked_for
@@ -21,7 +21,7 @@ MACHINE = {"device": "cpu", "torch": "0", "instructions": "none"}
 def record(num_images: int, shard_size: int = 4, digest: str = "of the stub") -> Record:
     """A run of so many images, equally many of ten labels."""
     lists = {"labels": list(range(10)), "count": num_images // 10, "seeds": None, "negative_prompt": None}
-    return Record(Recipe({}, {}, lists), ABOUT, digest, num_images, shard_size)
+    return Record(Job({}, {}, lists), ABOUT, digest, num_images, shard_size)
 
 
 def drawn(chunk: Chunk) -> Drawn:
@@ -66,6 +66,6 @@ def draw(folder: Path, of: Record, crew: StubCrew | None = None, chunk: int = 3,
     """Draw what is missing in a folder, as the command does."""
     store = Store(folder, of, **options)
     try:
-        return Driver(store, crew or StubCrew(), of.recipe.inputs, chunk).run()
+        return Driver(store, crew or StubCrew(), of.job.inputs, chunk).run()
     finally:
         store.close()

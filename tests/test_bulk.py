@@ -22,7 +22,7 @@ import kills
 from command import files
 from disa.bulk.crew import Died
 from disa.bulk.driver import MOST_FAILURES, chunk_size, split
-from disa.bulk.recipe import Record
+from disa.bulk.job import Record
 from disa.bulk.report import status
 from disa.bulk.shards import Container, Manifest
 from disa.bulk.store import Shards, Store
@@ -222,7 +222,7 @@ def test_a_bad_image_is_told_of_and_the_others_are_drawn(tmp_path: Path, whole: 
     assert (done.failures, done.drawn) == ({5: "not this one"}, 9)
     assert crew.handed_out.count([5]) == 3
     assert json.loads((folder / "progress.json").read_text())["failures"] == {"5": "not this one"}
-    found, there = check_files(Shards(folder, record(10)), record(10).recipe.inputs)
+    found, there = check_files(Shards(folder, record(10)), record(10).job.inputs)
     assert (found.missing, found.spans, len(there)) == (1, ["5"], 9)
     # The same again with workers that can.
     assert draw(folder, Record.read(folder)).failures == {}
@@ -315,7 +315,7 @@ def test_progress_that_is_not_ours_is_passed_over(whole: Path, text: str) -> Non
 
 def findings(folder: Path, of: Record | None = None) -> Any:
     of = of or Record.read(folder)
-    return check_files(Shards(folder, of), of.recipe.inputs)[0]
+    return check_files(Shards(folder, of), of.job.inputs)[0]
 
 
 def test_a_whole_run_is_good(whole: Path) -> None:
@@ -415,7 +415,7 @@ def test_memory_does_not_grow_with_what_is_drawn(tmp_path: Path) -> None:
 
     def peak(num_images: int) -> int:
         of = record(num_images, 500)
-        assert len(of.recipe.inputs) == num_images
+        assert len(of.job.inputs) == num_images
         tracemalloc.start()
         draw(tmp_path / f"{num_images}", of, Forgetting(), chunk=250)
         found = tracemalloc.get_traced_memory()[1]

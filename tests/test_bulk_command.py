@@ -25,8 +25,8 @@ from PIL import Image
 import small
 import soak
 from command import Command, complaint, files
+from disa.bulk.job import Record
 from disa.bulk.on_ray import share_of
-from disa.bulk.recipe import Record
 from disa.bulk.worker import Worker
 from disa.draw.folder import TEXT
 from disa.draw.pictures import text_of

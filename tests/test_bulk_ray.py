@@ -18,7 +18,7 @@ from disa.bulk.worker import Chunk, Drawn, Failed, Ready, chunk_of
 from disa.errors import DisaError
 
 READY = Ready(stub_crew.ABOUT, "of the stub", {"torch": "0"}, stub_crew.MACHINE, 1, "here")
-INPUTS = stub_crew.record(100).recipe.inputs
+INPUTS = stub_crew.record(100).job.inputs
 
 
 class ActorDied(Exception):
@@ -85,7 +85,7 @@ class FakeRay:
 
 def crew(monkeypatch: pytest.MonkeyPatch, ray: FakeRay, workers: int | None, device: str | None = None) -> RayCrew:
     monkeypatch.setitem(sys.modules, "ray", ray)
-    return RayCrew(stub_crew.record(100).recipe, INPUTS.part([0]), READY, workers, "local", device)
+    return RayCrew(stub_crew.record(100).job, INPUTS.part([0]), READY, workers, "local", device)
 
 
 def results(crew: RayCrew, chunks: int) -> list[Drawn | Failed | Died]:

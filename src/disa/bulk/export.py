@@ -81,7 +81,7 @@ def _png(run: Shards, target: Path) -> None:
 
 
 def _geneval(run: Shards, target: Path) -> None:
-    layout = Layout.geneval(run.record.recipe.inputs, _entries(run))
+    layout = Layout.geneval(run.record.job.inputs, _entries(run))
     with _appearing(target) as folder:
         for name, text in layout.notes.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -134,9 +134,9 @@ FORMS: dict[str, Callable[[Shards, Path], None]] = {
 
 def _entries(run: Shards) -> list[dict[str, object]]:
     """Every prompt of the run, with what its file says. Raises DisaError."""
-    if not run.record.recipe.entries:
+    if not run.record.job.entries:
         raise DisaError(f"{run.folder} was drawn from labels: this form is for prompts.")
-    return run.record.recipe.entries
+    return run.record.job.entries
 
 
 def _rgb(content: bytes) -> np.ndarray:

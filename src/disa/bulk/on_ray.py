@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from disa.bulk.crew import Died, Member, Outcome
-from disa.bulk.recipe import Recipe
+from disa.bulk.job import Job
 from disa.bulk.worker import Chunk, Drawn, Failed, Looking, Ready, Worker
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
@@ -64,7 +64,7 @@ class RayCrew:
 
     def __init__(
         self,
-        recipe: Recipe,
+        job: Job,
         sample: Inputs,
         expected: Ready,
         workers: int | None,
@@ -76,7 +76,7 @@ class RayCrew:
         workers: None for one per GPU, or one per few cores. Raises DisaError."""
         self._ray = connect(address)
         try:
-            self._recipe, self._sample, self._expected, self._device = recipe, sample, expected, device
+            self._job, self._sample, self._expected, self._device = job, sample, expected, device
             self._looking = looking
             self._share, count = self._shares(workers)
             self._hands = [_Hand(Member(f"worker {i + 1}")) for i in range(count)]
@@ -146,7 +146,7 @@ class RayCrew:
         hand.member.state, hand.member.pid = "starting", None
         threads = max(1, int(self._share["num_cpus"])) if self._share["num_cpus"] else None
         options = self._share | {"max_restarts": 0, "scheduling_strategy": "SPREAD"}
-        hand.actor = self._ray.remote(**options)(Worker).remote(self._recipe, self._device, threads, self._looking)
+        hand.actor = self._ray.remote(**options)(Worker).remote(self._job, self._device, threads, self._looking)
         hand.chunk, hand.ref, hand.failed = None, hand.actor.begin.remote(self._sample), 0
 
     def _ready(self, hand: _Hand, result: Ready | Failed) -> None:

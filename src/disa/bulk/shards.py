@@ -5,7 +5,7 @@
 
 The tar is written first and the manifest second, each whole or not at all. So what has a manifest is there, and a tar
 without one is what an interruption has left. Nothing in either depends on when, where or in which order images were
-drawn: runs of one recipe end in equal files.
+drawn: runs of one job end in equal files.
 """
 
 from __future__ import annotations

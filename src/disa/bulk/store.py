@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from disa.bulk.recipe import Record, check_new
+from disa.bulk.job import Record, check_new
 from disa.bulk.shards import PARTS, SHARDS, Container, Entry, clear_halves, containers_in, joined
 from disa.errors import DisaError
 from disa.files import Hold, make_folder, only_writer

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from disa.bulk.recipe import machine_of
+from disa.bulk.job import machine_of
 from disa.bulk.shards import Container, Entry, Manifest
 from disa.bulk.store import Shards
 from disa.bulk.worker import Drawn, Failed, Worker, asked_for, chunk_of

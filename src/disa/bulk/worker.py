@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from disa.bulk.recipe import Recipe, machine_of
+from disa.bulk.job import Job, machine_of
 from disa.bulk.shards import Entry
 from disa.draw.folder import about_image, identities, image_file
 from disa.draw.inputs import Inputs
@@ -84,21 +84,21 @@ class Worker:
 
     def __init__(
         self,
-        recipe: Recipe,
+        job: Job,
         device: str | None,
         num_threads: int | None = None,
         looking: Looking | None = None,
         sampler: Sampler | None = None,
     ) -> None:
         """sampler: the model, if it is loaded already."""
-        self.recipe, self.device, self.num_threads, self.sampler = recipe, device, num_threads, sampler
+        self.job, self.device, self.num_threads, self.sampler = job, device, num_threads, sampler
         self.looking = looking
 
     def begin(self, inputs: Inputs) -> Ready | Failed:
         """Load the model. inputs: of any image of the run, which is checked but not drawn."""
         try:
-            self.sampler = self.sampler or self.recipe.load(self.device, self.num_threads)
-            self.settings = self.sampler.settings(self.recipe.settings())
+            self.sampler = self.sampler or self.job.load(self.device, self.num_threads)
+            self.settings = self.sampler.settings(self.job.settings())
             self.about = self.sampler.start(inputs, self.settings).about()
             self.digest = digest(self.about)
             shape = self.sampler.shape_of(self.settings.size)

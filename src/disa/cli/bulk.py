@@ -25,7 +25,7 @@ from disa.values import command, counted, whole_number
 if TYPE_CHECKING:
     from disa.bulk.crew import Crew
     from disa.bulk.driver import Driver, Progress
-    from disa.bulk.recipe import Recipe, Record
+    from disa.bulk.job import Job, Record
     from disa.bulk.store import Shards
     from disa.bulk.worker import Looking, Ready
     from disa.draw.inputs import Inputs
@@ -133,28 +133,30 @@ def bulk(
 
 
 def _begin(out: Path, source: Source, asked: Asked, settings: Settings, crewing: Crewing, as_json: bool) -> None:
-    from disa.bulk.recipe import Recipe, check_new
+    from disa.bulk.job import Job, check_new
+    from disa.draw.recipes import with_recipe
 
     check_new(out)
     entries, number = asked.entries, crewing.number
     sampler = _here(source, number).load(asked.inputs)
     lists = {name: value for name, value in asked.lists(sampler.preset).items() if name != "prompts"}
-    recipe = Recipe(_places(source), settings.given(), lists, entries)
-    _draw(out, recipe, sampler, None, source, crewing, as_json)
+    told = with_recipe(settings, sampler).given()  # a recipe's file may change before the run is done
+    job = Job(_places(source), told, lists, entries)
+    _draw(out, job, sampler, None, source, crewing, as_json)
 
 
 def _resume(run: Path, source: Source, settings: Settings, crewing: Crewing, as_json: bool) -> None:
-    from disa.bulk.recipe import Record
+    from disa.bulk.job import Record
 
     record = Record.read(run)
-    recipe = _overridden(record.recipe, source, settings)
-    sampler = recipe.load(_here(source, crewing.number).device, source.threads)
-    _draw(run, recipe, sampler, record, source, crewing, as_json)
+    job = _overridden(record.job, source, settings)
+    sampler = job.load(_here(source, crewing.number).device, source.threads)
+    _draw(run, job, sampler, record, source, crewing, as_json)
 
 
 def _draw(
     folder: Path,
-    recipe: Recipe,
+    job: Job,
     sampler: Sampler,
     record: Record | None,
     source: Source,
@@ -164,27 +166,27 @@ def _draw(
     """record: of the run that is gone on with; None for a new one."""
     from disa.bulk.crew import Alone
     from disa.bulk.driver import Driver, Progress
-    from disa.bulk.recipe import Record
+    from disa.bulk.job import Record
     from disa.bulk.report import write_report
     from disa.bulk.store import Store
     from disa.bulk.worker import Worker
     from disa.draw.settings import digest
     from disa.evaluate.features import Drawn
 
-    inputs = recipe.inputs
-    whole = sampler.start(inputs, recipe.settings())
+    inputs = job.inputs
+    whole = sampler.start(inputs, job.settings())
     about, chunk = whole.about(), crewing.chunk or whole.settings.batch_size
     if record is not None:
         record.check_same(about, digest(about), folder)
-    asked = record or Record(recipe, about, digest(about), len(inputs))
+    asked = record or Record(job, about, digest(about), len(inputs))
     first, looking = inputs.part([0]), _looking(crewing.evaluate)
-    alone = Alone(Worker(recipe, source.device, source.threads, looking, sampler), first)
+    alone = Alone(Worker(job, source.device, source.threads, looking, sampler), first)
     store = Store(folder, asked, record is None, Drawn(alone.began[0].looks) if looking else None)
     try:
         if not len(store.missing()):
             done = Progress(len(inputs), len(inputs), chunk, finished=True)
         else:
-            crew = alone if crewing.number == 0 else _on_ray(recipe, first, alone.began[0], source, crewing, looking)
+            crew = alone if crewing.number == 0 else _on_ray(job, first, alone.began[0], source, crewing, looking)
             done = _watched(Driver(store, crew, inputs, chunk))
             write_report(store, done)
     except (KeyboardInterrupt, Stopped) as stopped:
@@ -196,13 +198,11 @@ def _draw(
     _print(folder, done, as_json)
 
 
-def _on_ray(
-    recipe: Recipe, first: Inputs, ready: Ready, source: Source, crewing: Crewing, looking: Looking | None
-) -> Crew:
+def _on_ray(job: Job, first: Inputs, ready: Ready, source: Source, crewing: Crewing, looking: Looking | None) -> Crew:
     """ready: what this process found."""
     from disa.bulk.on_ray import RayCrew
 
-    return RayCrew(recipe, first, ready, crewing.number, crewing.address, source.device, looking)
+    return RayCrew(job, first, ready, crewing.number, crewing.address, source.device, looking)
 
 
 def _looking(features: str | None) -> Looking | None:
@@ -254,17 +254,17 @@ def _print(folder: Path, done: Progress, as_json: bool) -> None:
 
 def _verify(run: Path, source: Source, settings: Settings, count: int, as_json: bool) -> None:
     from disa.bulk.crew import Alone
-    from disa.bulk.recipe import Record
+    from disa.bulk.job import Record
     from disa.bulk.store import Shards
     from disa.bulk.verify import check_files, check_some
     from disa.bulk.worker import Worker
 
     record = Record.read(run)
-    shards, inputs = _quiet(Shards(run, record)), record.recipe.inputs
+    shards, inputs = _quiet(Shards(run, record)), record.job.inputs
     found, there = check_files(shards, inputs)
     if count and len(there):
-        recipe = _overridden(record.recipe, source, settings)
-        worker = Worker(recipe, source.device, source.threads)
+        job = _overridden(record.job, source, settings)
+        worker = Worker(job, source.device, source.threads)
         ready = Alone(worker, inputs.part([0])).began[0]
         record.check_same(ready.about, ready.digest, run)
         check_some(shards, worker, inputs, there.tolist(), count, found, random.randrange(2**32))
@@ -297,7 +297,7 @@ def _machine(told: dict[str, Any]) -> str:
 
 
 def _status(run: Path, as_json: bool) -> None:
-    from disa.bulk.recipe import Record
+    from disa.bulk.job import Record
     from disa.bulk.report import status
     from disa.bulk.store import Shards
 
@@ -325,7 +325,7 @@ def _row(worker: dict[str, Any], running: bool) -> list[str]:
 
 def _export(run: Path, task: Task, as_json: bool) -> None:
     from disa.bulk.export import export
-    from disa.bulk.recipe import Record
+    from disa.bulk.job import Record
     from disa.bulk.store import Shards
 
     assert task.out is not None
@@ -348,7 +348,7 @@ def _here(source: Source, workers: int | None) -> Source:
 
 def _places(source: Source) -> dict[str, Any]:
     """Where the weights are, so that another process finds them from another folder."""
-    from disa.bulk.recipe import SOURCE
+    from disa.bulk.job import SOURCE
     from disa.models.registry import PRESETS
 
     def place(value: Any) -> Any:
@@ -360,12 +360,12 @@ def _places(source: Source) -> dict[str, Any]:
     return {name: place(getattr(source, name)) for name in SOURCE}
 
 
-def _overridden(recipe: Recipe, source: Source, settings: Settings) -> Recipe:
-    """The recipe with what is given anew: files may lie elsewhere, and the batch size changes no image. Whatever
+def _overridden(job: Job, source: Source, settings: Settings) -> Job:
+    """The job with what is given anew: files may lie elsewhere, and the batch size changes no image. Whatever
     changes images is found by the digest."""
     usual, places = Source(), _places(source)
     moved = {name: places[name] for name in places if getattr(source, name) != getattr(usual, name)}
-    return changed(recipe, source=recipe.source | moved, options=recipe.options | settings.given())
+    return changed(job, source=job.source | moved, options=job.options | settings.given())
 
 
 def _refuse_options(run: Path, source: Source, settings: Settings) -> None:

@@ -133,11 +133,9 @@ def _usual(sampler: Sampler, base: Settings) -> str:
 
 def _seen_by(space: Space, shape: tuple[int, int, int]) -> Features:
     """Features of images of a shape by the space; grey images become coloured. Raises DisaError where it cannot."""
-    channels, *size = shape
-    if space.size not in (None, tuple(size)) or channels not in (1, space.channels):
-        wanted = "grey" if space.channels == 1 else "coloured"
-        of = "" if space.size is None else f" of {space.size[0]}x{space.size[1]}"
-        raise DisaError(f"{space.name} takes {wanted} images{of}: give other --features.")
+    from disa.evaluate.features import check_takes
+
+    check_takes(space, shape, "those of this model")
     return lambda images: space.network(images.expand(-1, space.channels, -1, -1))[0]
 
 

@@ -28,7 +28,7 @@ SOURCE = ("model", "checkpoint", "weights_key", "vae", "tokenizer", "dtype")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Job:
     """What to draw, and with what. All of it is plain JSON."""
 
     source: dict[str, Any]
@@ -51,7 +51,7 @@ class Recipe:
         return Settings.of(**self.options)
 
     def load(self, device: str | None, num_threads: int | None = None) -> Sampler:
-        """The model of this recipe. Raises DisaError."""
+        """The model of this job. Raises DisaError."""
         threads.use(num_threads)
         others = {name: self.source[name] for name in SOURCE if name != "model"}
         return Sampler.load(self.source["model"], device=device, **others)
@@ -61,7 +61,7 @@ class Recipe:
 class Record:
     """What run.json holds."""
 
-    recipe: Recipe
+    job: Job
     settings: dict[str, Any]
     """The weights and every option: `Run.about`."""
     digest: str
@@ -81,16 +81,16 @@ class Record:
         try:
             if found["format"] > FORMAT:
                 raise DisaError(f"{path} was written by a later version of disa: use that one.")
-            recipe = Recipe(**{name: found[name] for name in ("source", "options", "lists", "entries")})
+            job = Job(**{name: found[name] for name in ("source", "options", "lists", "entries")})
             rest = ("settings", "digest", "num_images", "shard_size", "drawn_with")
-            return cls(recipe, **{name: found[name] for name in rest})
+            return cls(job, **{name: found[name] for name in rest})
         except (KeyError, TypeError) as error:
             raise DisaError(f"{path} is not a run of disa: {error} is missing or of another kind.") from error
 
     def write(self, folder: Path) -> None:
         """Raises DisaError."""
         told = asdict(self)
-        write_json(folder / RUN, {"format": FORMAT, **told.pop("recipe"), **told})
+        write_json(folder / RUN, {"format": FORMAT, **told.pop("job"), **told})
 
     def with_device(self, machine: dict[str, Any]) -> Record:
         """The same, and that a worker on such a machine draws for it."""
