@@ -33,7 +33,7 @@ FEWER_STEPS = ((1.0, 0.1), (0.5, 0.1), (0.2, 0.05), (0.1, 0.05), (0.06, 0.02))
 FEWER_AR_STEPS = (0.75, 0.5, 0.375, 0.25)
 ORDERS: tuple[dict[str, Any], ...] = ({}, {"order": "checkerboard:3"}, {"order": "halton"})
 GUIDED: tuple[dict[str, Any], ...] = ({"progress": "0.1-1"}, {"progress": "0.25-1"}, {"progress": "0.5-1"})
-REUSED: tuple[dict[str, Any], ...] = ({"reuse": "residual:3"}, {"reuse": "residual:9"})
+REUSED = ("residual:3", "residual:9", "tokens:2", "residual:9+tokens:2")
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,9 @@ def ways_for(sampler: Sampler, base: Settings, plan: StepPlan | None) -> dict[st
     # Orders without fewer AR steps save nothing.
     ar_steps = [{"num_ar_steps": number} | order for number in dict.fromkeys(fewer) for order in ORDERS]
     guided = GUIDED if base.guidance.active else ()
-    axes = {"steps": steps, "AR steps": ar_steps, "guidance": guided, "reuse": REUSED if base.guidance.active else ()}
+    # Without guidance there is no residual.
+    reused = [{"reuse": text} for text in REUSED if base.guidance.active or "residual" not in text]
+    axes = {"steps": steps, "AR steps": ar_steps, "guidance": guided, "reuse": reused}
     return {axis: [Way.of(axis, way) for way in ways if _is_taken(sampler, base, way)] for axis, ways in axes.items()}
 
 
