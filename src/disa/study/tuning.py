@@ -43,6 +43,8 @@ SEARCHING = 0.45
 TRIED_TOGETHER, CONFIRMED = 12, 3
 CAUTION = 1.5
 """How far above the tolerance the foreseen loss of a mix may be."""
+SURE = 4
+"""Standard deviations that a crude setting is away."""
 FIRST, MOST_IMAGES = 32, 4096
 """Images of each setting, in each of the two parts."""
 GAINED = 1.05
@@ -80,13 +82,14 @@ class Tuning:
         for steps in CRUDE:
             self.crude = f"constant:{steps}"
             settings = self.sampler.settings(self.base, steps=self.crude)
-            count = self.draw(self.search, [self.base, settings], self.first, 1.0)
-            self.unit = self.search.distance(settings, self.base, count) if count > 1 else Spread(0, 0, 0, 0)
-            if self.unit.value > 3 * self.unit.std > 0 or self.over(SEARCHING / 2):
-                return
+            for count in (self.first, 2 * self.first, 4 * self.first):
+                drawn = self.draw(self.search, [self.base, settings], count, SEARCHING / 2)
+                self.unit = self.search.distance(settings, self.base, drawn) if drawn > 1 else Spread(0, 0, 0, 0)
+                if self.unit.value > SURE * self.unit.std > 0 or self.over(SEARCHING / 2):
+                    return
         raise DisaError(
-            f"{self.first} images do not tell even one denoising step from the original: these features see nothing of "
-            "it. Give others."
+            f"{4 * self.first} images do not tell even one denoising step from the original: these features see "
+            "nothing of it. Give others."
         )
 
     def loss(self, pool: Pool, settings: Settings, count: int) -> Spread:
