@@ -33,8 +33,9 @@ PLACES = (
     "bulk",
     "tiny",
     "evaluate",
+    "pipeline serve",
     "disa",
-    "cli pipeline studio",
+    "cli studio",
     "__main__",
 )
 # What a place may import if that is less. A model states the problem and does not solve it: no step counts, solvers or
@@ -116,12 +117,13 @@ def test_no_import_cycles() -> None:
         ("draw.sampler", "from disa.study import compare"),
         ("draw.samples", "import disa"),
         ("tiny.train", "if TYPE_CHECKING:\n    from disa.cli.output import table"),
-        ("cli", "from disa import pipeline"),
-        ("pipeline", "from disa.cli import main"),
+        ("cli", "from disa import studio"),
+        ("pipeline", "from disa import serve"),
+        ("serve.app", "from disa.cli import main"),
     ],
 )
 def test_an_import_that_goes_the_other_way_is_seen(importer: str, source: str) -> None:
-    modules = {*MODULES, "disa.pipeline"}
+    modules = {*MODULES, "disa.studio"}
     found = list(imported_modules(source, f"disa.{importer}".rpartition(".")[0], modules))
     assert len(found) == 1
     assert not may_import(f"disa.{importer}", found[0])
@@ -146,7 +148,7 @@ def test_every_form_of_import_is_seen(source: str) -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    used = ("diffusers", "harmon", "bulk", "kernels", "evaluate")
+    used = ("diffusers", "harmon", "bulk", "serve", "kernels", "evaluate")
     wanted = [*project["dependencies"], *(line for extra in used for line in extras[extra])]
     declared = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in wanted}
     sources = (path.read_text(encoding="utf-8") for path in MODULES.values())
@@ -170,8 +172,9 @@ DRAW = """
 from disa.draw.sampler import Sampler
 Sampler.load("mar-digits", device="cpu").sample(3, 0, steps="constant:1", num_ar_steps=2, output_type="pt")
 """
-FOR_ALL = "ray torch numpy safetensors huggingface_hub diffusers transformers PIL matplotlib sklearn scipy"
-FOR_SOME = "ray typer rich PIL matplotlib sklearn scipy huggingface_hub diffusers transformers"
+SERVING = "fastapi uvicorn prometheus_client "
+FOR_ALL = SERVING + "ray torch numpy safetensors huggingface_hub diffusers transformers PIL matplotlib sklearn scipy"
+FOR_SOME = SERVING + "ray typer rich PIL matplotlib sklearn scipy huggingface_hub diffusers transformers"
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def _begin(out: Path, source: Source, asked: Asked, settings: Settings, crewing:
     sampler = _here(source, number).load(asked.inputs)
     lists = {name: value for name, value in asked.lists(sampler.preset).items() if name != "prompts"}
     told = with_recipe(settings, sampler).given()  # a recipe's file may change before the run is done
-    job = Job(_places(source), told, lists, entries)
+    job = Job(places(source), told, lists, entries)
     _draw(out, job, sampler, None, source, crewing, as_json)
 
 
@@ -346,7 +346,7 @@ def _here(source: Source, workers: int | None) -> Source:
     return source if workers == 0 else changed(source, device="cpu")
 
 
-def _places(source: Source) -> dict[str, Any]:
+def places(source: Source) -> dict[str, Any]:
     """Where the weights are, so that another process finds them from another folder."""
     from disa.bulk.job import SOURCE
     from disa.models.registry import PRESETS
@@ -363,8 +363,8 @@ def _places(source: Source) -> dict[str, Any]:
 def _overridden(job: Job, source: Source, settings: Settings) -> Job:
     """The job with what is given anew: files may lie elsewhere, and the batch size changes no image. Whatever
     changes images is found by the digest."""
-    usual, places = Source(), _places(source)
-    moved = {name: places[name] for name in places if getattr(source, name) != getattr(usual, name)}
+    usual, here = Source(), places(source)
+    moved = {name: here[name] for name in here if getattr(source, name) != getattr(usual, name)}
     return changed(job, source=job.source | moved, options=job.options | settings.given())
 
 

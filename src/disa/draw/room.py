@@ -66,7 +66,7 @@ def needed(loaded: Loaded, settings: Settings, size: tuple[int, int]) -> tuple[i
     if settings.reuse is not None and settings.reuse.tokens:
         drawing += halves * bytes_of * config.kept_values(num_tokens)
     if settings.solver.stochastic:
-        drawing += NOISE_BYTES * _most_steps(settings) * config.values_drawn(num_tokens, most_drawn)
+        drawing += NOISE_BYTES * most_steps(settings) * config.values_drawn(num_tokens, most_drawn)
     pixels = size[0] * size[1]
     decoding = 0 if codec is None else DECODED_AT_ONCE * bytes_of * pixels * codec.finest_width
     return decoding, drawing + IMAGE_BYTES * pixels * loaded.image_shape[0]
@@ -78,7 +78,7 @@ def told(size: int) -> str:
     return f"{size / 1024**power:.3g} {' KMGTP'[power]}iB"
 
 
-def _most_steps(settings: Settings) -> int:
+def most_steps(settings: Settings) -> int:
     """The most denoising steps of a row."""
     if isinstance(settings.steps, Schedule):
         return max(settings.steps.counts(settings.num_ar_steps))

@@ -25,6 +25,7 @@ from disa.core.solve import Meter, solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, ode_solver
 from disa.draw.inputs import Inputs
+from disa.draw.preview import drawn_so_far
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.draw.settings import Settings
@@ -380,13 +381,7 @@ def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise, 
     meter: counts what predicting evaluates. Images [up to 4, channels, height, width] in [0, 1]. FlowAR's first scales
     are shown as they are, coarse.
     """
-    latents, undrawn = sampler.model.preview(state)
-    size = sampler.model.config.latent_size if undrawn is None else tuple(latents.shape[-2:])
-    whole = functional.interpolate(latents, size, mode="nearest")
-    drawn = sampler.decode(whole[:SHOWN_IMAGES])
-    if undrawn is not None:
-        gray = functional.interpolate(undrawn[:SHOWN_IMAGES].float(), tuple(drawn.shape[-2:]), mode="nearest") > 0
-        drawn = drawn.masked_fill(gray, 0.5)
+    drawn = drawn_so_far(sampler, state, slice(SHOWN_IMAGES))
     rest = _rest(sampler, state, lambda problem: predict(meter.on(problem), noise), noise)
     return drawn.cpu(), sampler.decode(rest[:SHOWN_IMAGES]).cpu()
 

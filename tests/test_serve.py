@@ -1,0 +1,339 @@
+"""Images over HTTP: what is answered, what is refused, and that company changes no picture."""
+
+from __future__ import annotations
+
+import io
+import json
+from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import small
+from disa.draw.inputs import Inputs
+from disa.errors import DisaError
+from disa.serve import app, server
+from disa.serve.asking import FIELDS, FIXED
+from disa.serve.keys import Keys
+from serving import PATH, Client, Gate, Never, answer, served, service_of, until
+
+KEY = "k" * 16
+
+
+@pytest.fixture(scope="module")
+def client() -> Any:
+    with served(service_of()) as found:
+        yield found
+
+
+def png(answered: dict[str, Any]) -> bytes:
+    return b64decode(answered["b64_json"])
+
+
+# -- pictures ------------------------------------------------------------------------------------------------------
+
+
+def test_a_served_picture_is_the_file_that_the_library_writes(client: Client, tmp_path: Path) -> None:
+    small.sampler().sample_into(tmp_path, Inputs.paired([7, 8], 3), steps="linear:3-2", guidance=1.5)
+    files = [path.read_bytes() for path in sorted((tmp_path / "samples").glob("*.png"))]
+    asked = {"prompt": "3", "n": 2, "seed": 7, "steps": "linear:3-2", "settings": {"guidance": 1.5}}
+    found = client.ask(asked)
+    assert found.pictures == files
+    assert [each["seed"] for each in found.json["data"]] == [7, 8]
+    assert found.json["disa"]["model"] == "small"
+    with Image.open(io.BytesIO(files[0])) as picture:
+        assert json.loads(picture.text["disa"])["settings"]["steps"] == "linear:3-2"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+REQUESTS = [
+    {"prompt": str(i % 10), "seed": i, "n": 1 + i % 3, "steps": ("linear:4-2", "constant:3")[i % 2]} for i in range(24)
+]
+
+
+def test_a_picture_is_the_same_alone_and_under_load() -> None:
+    sampler = small.sampler()
+    gate = Gate(sampler)
+    with served(service := service_of(sampler)) as client:
+        gate.open_wide()
+        alone = [client.ask(asked).pictures for asked in REQUESTS]
+        gate.close()
+        with ThreadPoolExecutor(len(REQUESTS)) as pool:
+            found = [pool.submit(client.ask, asked) for asked in REQUESTS]
+            until(lambda: service.num_open == len(REQUESTS))
+            gate.open_wide()
+        answers = [each.result() for each in found]
+    assert [each.pictures for each in answers] == alone
+    together = [each.json["disa"]["drawn_together"] for each in answers]
+    assert max(together) == service.drawer.batch_size == 4  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("asked", "labels", "seeds"),
+    [
+        ({"prompt": "3", "seed": 5}, [3], [5]),
+        ({"prompt": "3, 4", "seed": 5}, [3, 4], [5, 6]),
+        ({"prompt": "none", "seed": 5, "n": 2}, None, [5, 6]),
+        ({"labels": 3, "n": 3, "seed": [9, 1, 4]}, [3, 3, 3], [9, 1, 4]),
+        ({"labels": [3, 4], "prompt": "", "seed": 2**64 - 2}, [3, 4], [2**64 - 2, 2**64 - 1]),
+    ],
+)
+def test_what_is_drawn(client: Client, asked: dict[str, Any], labels: list[int] | None, seeds: list[int]) -> None:
+    found = client.ask(asked | {"steps": "constant:1"}).json["data"]
+    assert [each["seed"] for each in found] == seeds
+    assert [each.get("label") for each in found] == (labels or [None] * len(seeds))
+
+
+def test_seeds_that_nobody_gives_are_told(client: Client) -> None:
+    asked = {"prompt": "3", "steps": "constant:1"}
+    first, second = (client.ask(asked) for _ in range(2))
+    seeds = [each.json["data"][0]["seed"] for each in (first, second)]
+    assert seeds[0] != seeds[1]
+    assert client.ask(asked | {"seed": seeds[0]}).pictures == first.pictures
+
+
+def test_a_url_is_one_of_data(client: Client) -> None:
+    asked = {"prompt": "3", "seed": 1, "steps": "constant:1"}
+    url = client.ask(asked | {"response_format": "url"}).json["data"][0]["url"]
+    assert b64decode(url.removeprefix("data:image/png;base64,")) == client.ask(asked).pictures[0]
+
+
+def test_a_stream_shows_the_picture_grow(client: Client) -> None:
+    asked = {"prompt": "3", "n": 2, "seed": 1, "steps": "constant:2"}
+    events = client.events(asked)
+    kinds = ["image_generation.partial_image"] * 6 + ["image_generation.completed"] * 2
+    assert [kind for kind, _ in events] == kinds == [told["type"] for _, told in events]
+    assert [png(told) for _, told in events[-2:]] == client.ask(asked).pictures
+    gray = []
+    for _, told in events[:6]:
+        with Image.open(io.BytesIO(png(told))) as picture:
+            gray.append((told["index"], picture.tobytes().count(128)))
+    for index in range(2):
+        counts = [count for i, count in gray if i == index]
+        assert counts == sorted(counts, reverse=True)
+        assert counts[0] > counts[-1]
+
+
+@pytest.mark.parametrize(("asked", "ar_steps"), [(0, []), (1, [1]), (2, [0, 1]), (3, [0, 1, 2]), (99, [0, 1, 2])])
+def test_as_many_previews_as_are_asked_for(client: Client, asked: int, ar_steps: list[int]) -> None:
+    events = client.events({"prompt": "3", "steps": "constant:1", "partial_images": asked})
+    assert [told["ar_step"] for _, told in events[:-1]] == ar_steps
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+REFUSED = [
+    ({}, "prompt"),
+    ({"prompt": "a cat"}, "prompt"),
+    ({"prompt": 3}, "prompt"),
+    ({"prompt": "10"}, "prompt"),
+    ({"prompt": "3", "labels": [3]}, "prompt"),
+    ({"labels": "three"}, "labels"),
+    ({"labels": []}, "labels"),
+    ({"labels": {"3": 3}}, "labels"),
+    ({"labels": [3] * 9}, "labels"),
+    ({"labels": [-1]}, "labels"),
+    ({"labels": [3, 4], "n": 3}, "n"),
+    ({"prompt": "3", "n": 0}, "n"),
+    ({"prompt": "3", "n": 9}, "n"),
+    ({"prompt": "3", "n": True}, "n"),
+    ({"prompt": "3", "seed": -1}, "seed"),
+    ({"prompt": "3", "seed": 2**64}, "seed"),
+    ({"prompt": "3", "seed": [1, 2]}, "seed"),
+    ({"prompt": "3", "size": "8"}, "size"),
+    ({"prompt": "3", "size": "9x8"}, "size"),
+    ({"prompt": "3", "size": "99999x99999"}, "size"),
+    ({"prompt": "3", "steps": "linear"}, "steps"),
+    ({"prompt": "3", "steps": "constant:51"}, "steps"),
+    ({"prompt": "3", "steps": "table:/etc/passwd"}, "steps"),
+    ({"prompt": "3", "steps": "plan:/etc/passwd@8"}, "steps"),
+    ({"prompt": "3", "steps": "straight:plan.json"}, "steps"),
+    ({"prompt": "3", "steps": "mlp:50-5@20:/etc/passwd"}, "steps"),
+    ({"prompt": "3", "steps": "variance:draws:probe"}, "steps"),
+    ({"prompt": "3", "settings": {"solver": "plan:/etc/passwd"}}, "solver"),
+    ({"prompt": "3", "settings": {"batch_size": 4}}, "settings"),
+    ({"prompt": "3", "settings": {"speed": 4}}, "settings"),
+    ({"prompt": "3", "settings": "fast"}, "settings"),
+    ({"prompt": "3", "steps": 2, "settings": {"steps": 3}}, "settings"),
+    ({"prompt": "3", "size": "8x8", "settings": {"size": "8x8"}}, "settings"),
+    ({"prompt": "3", "settings": {"size": [10**30, 1]}}, "size"),
+    ({"prompt": "3", "settings": {"num_ar_steps": 17}}, "settings"),
+    ({"prompt": "3", "response_format": "jpeg"}, "response_format"),
+    ({"prompt": "3", "stream": "yes"}, "stream"),
+    ({"prompt": "3", "stream": True, "partial_images": -1}, "partial_images"),
+    ({"prompt": "3", "negative_prompt": "blue"}, "negative_prompt"),
+    ({"prompt": "3", "quality": "hd"}, "quality"),
+    ({"prompt": "3", "output_format": "webp"}, "output_format"),
+    ({"prompt": "3", "user": 3}, "user"),
+    ({"prompt": "3", "temprature": 1}, "temprature"),
+]
+
+
+@pytest.mark.parametrize(("asked", "param"), REFUSED, ids=lambda value: str(value)[:50])
+def test_what_is_refused(client: Client, asked: dict[str, Any], param: str) -> None:
+    found = client.ask(asked)
+    assert found.status == 400, found.body
+    assert (found.error["type"], found.error["param"]) == ("invalid_request_error", param)
+    assert "passwd" not in found.error["message"] or "may not name a file" in found.error["message"]
+
+
+BODIES = [b"", b"{", b"[]", b"null", b'{"n": NaN}', b'{"n": 1, "n": 2}', b"\xff\xfe", b"[" * 100_000, b'"\xed\xa0\x80"']
+
+
+@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+def test_bodies_that_cannot_be_read(client: Client, body: bytes) -> None:
+    assert client.ask(body).status == 400
+    assert "body" in client.ask(body).error["message"]
+
+
+def test_other_requests_that_are_refused(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert client.ask({"prompt": "3", "model": "dall-e-3"}).status == 404
+    assert client.ask({"prompt": "3"}, {"Content-Type": "text/plain"}).status == 415
+    assert client.ask(b" " * (app.MOST_BODY + 1)).status == 413
+    assert [client.get(path).status for path in ("/", "/docs", "/openapi.json", "/v1/models/other")] == [404] * 4
+    assert client.get(PATH).status == 405
+    assert client.get("/v1/models", {"Host": "evil.example"}).status == 403
+    monkeypatch.setattr(app, "BODY_SECONDS", 0.05)
+    with client.socket() as slow:
+        head = (
+            f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{"
+        )
+        slow.sendall(head.encode())
+        assert slow.recv(100).startswith(b"HTTP/1.1 408")
+
+
+NAMES = st.sampled_from(FIELDS) | st.text(max_size=8)
+PLAIN = (
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20)
+    | st.sampled_from(["3", "auto", "8x8", "constant:1", "linear:2-1", "plan", "mlp", "ddim", *FIXED, "url"])
+)  # fmt: skip
+VALUES = st.recursive(
+    PLAIN,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.sampled_from(["solver", "size"]), inner),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(asked=st.dictionaries(NAMES, VALUES, max_size=5), prompt=st.booleans())
+def test_no_body_makes_the_server_fail(client: Client, asked: dict[str, Any], prompt: bool) -> None:
+    found = client.ask(asked | ({"prompt": "3", "steps": "constant:1"} if prompt else {}))
+    assert found.status in (200, 400, 404), found.body
+    if found.status != 200:
+        assert found.error["message"]
+
+
+# -- keys ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_key_there_is_no_picture() -> None:
+    service = service_of()
+    with served(service, Keys([KEY, "j" * 20])) as client:
+        asked = {"prompt": "3", "steps": "constant:1"}
+        for headers in ({}, {"Authorization": KEY}, {"Authorization": f"Bearer {KEY}x"}, {"Authorization": "Bearer é"}):
+            found = client.ask(asked, headers)
+            assert (found.status, found.headers["www-authenticate"]) == (401, "Bearer")
+            assert found.error["type"] == "authentication_error"
+            assert client.get("/metrics", headers).status == client.get("/v1/models", headers).status == 401
+        assert client.ask(asked, {"Authorization": f"Bearer {KEY}"}).status == 200
+        assert client.ask(asked, {"Authorization": f"bearer {'j' * 20}", "Host": "any.example"}).status == 200
+        assert client.get("/healthz").status == 200
+
+
+@pytest.mark.parametrize("content", ["", "# none\n\n", "short\n", "with a space in it\n", "é" * 20])
+def test_files_without_good_keys(tmp_path: Path, content: str) -> None:
+    (tmp_path / "keys").write_text(content)
+    with pytest.raises(DisaError, match="key"):
+        Keys.read(tmp_path / "keys")
+
+
+# -- many requests -------------------------------------------------------------------------------------------------
+
+
+def test_a_full_queue_says_when_to_come_back() -> None:
+    never = Never()
+    with served(service := service_of(drawer=never, most_open=2)) as client:
+        waiting = [client.open({"prompt": "3"}) for _ in range(2)]
+        until(lambda: never.open == 2)
+        found = client.ask({"prompt": "3"})
+        assert (found.status, found.error["type"]) == (429, "rate_limit_error")
+        assert 1 <= int(found.headers["retry-after"]) <= app.LONGEST_WAIT
+        assert client.get("/healthz").json["open_requests"] == 2
+        waiting[0].close()
+        until(lambda: service.num_open == 1)
+        later = client.open({"prompt": "3"})
+        until(lambda: never.open == 2)
+        for connection in (waiting[1], later):
+            connection.close()
+        until(lambda: service.num_open == never.open == 0)
+        assert "disa_left_total 3.0" in client.get("/metrics").body.decode()
+
+
+def test_what_is_not_drawn_in_time_is_given_up() -> None:
+    never = Never()
+    with served(service := service_of(drawer=never, seconds=0.2)) as client:
+        assert client.ask({"prompt": "3"}).status == 504
+        ((kind, told),) = client.events({"prompt": "3"})
+        assert (kind, told["error"]["type"]) == ("error", "server_error")
+        until(lambda: service.num_open == never.open == 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_drawing_stops_within_a_turn_when_the_client_leaves(stream: bool) -> None:
+    sampler = small.sampler()
+    gate = Gate(sampler)
+    with served(service := service_of(sampler)) as client:
+        leaving = client.open({"prompt": "3", "stream": stream, "settings": {"num_ar_steps": 16}})
+        assert gate.waiting.wait(30)
+        gate.open(2)
+        until(lambda: gate.turns == 2)
+        leaving.close()
+        until(lambda: service.num_open == 0)
+        gate.waiting.clear()
+        gate.open(1)
+        staying = client.open({"prompt": "3", "seed": 1})
+        until(lambda: gate.turns == 3)
+        gate.open_wide()
+        assert answer(staying).pictures == [service_picture(1)]
+        assert gate.turns <= 3 + 1 + small.PRESET.defaults.num_ar_steps
+
+
+def service_picture(seed: int) -> bytes:
+    with served(service_of()) as client:
+        return client.ask({"prompt": "3", "seed": seed}).pictures[0]
+
+
+def test_one_order_that_fails_does_not_spoil_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = small.sampler()
+    gate, decode = Gate(sampler), sampler.decode
+
+    def decode_or_fail(latents: Any, *more: Any) -> Any:
+        if len(latents) > 1:
+            raise RuntimeError("together it does not work")
+        return decode(latents, *more)
+
+    monkeypatch.setattr(sampler, "decode", decode_or_fail)
+    with served(service := service_of(sampler)) as client, ThreadPoolExecutor(3) as pool:
+        first = pool.submit(client.ask, {"prompt": "3", "seed": 0})
+        assert gate.waiting.wait(30)
+        bad, good = (pool.submit(client.ask, {"prompt": "3", "seed": 1, "n": n}) for n in (2, 1))
+        until(lambda: service.num_open == 3)
+        gate.open_wide()
+        assert first.result().status == good.result().status == 200
+        assert bad.result().status == 500
+        assert bad.result().error["message"] == "drawing failed (RuntimeError: together it does not work)."
+
+
+def test_clients_that_say_nothing_block_nobody(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
+    silent = [client.socket() for _ in range(50)]
+    half = client.socket()
+    half.sendall(b"POST /v1/images/generations HTTP/1.1\r\nHost: loc")
+    assert client.ask({"prompt": "3", "steps": "constant:1"}).status == 200
+    for each in (*silent, half):
+        assert each.recv(100) == b""
+        each.close()
