@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from disa.draw.settings import Settings as Settings
     from disa.errors import DisaError as DisaError
     from disa.models.registry import PRESETS as PRESETS
+    from disa.pipeline.pipeline import Pipeline as Pipeline
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOMES = {
     "draw.sampler": ("Sampler",),
     "draw.samples": ("Samples",),
     "draw.settings": ("Settings",),
+    "pipeline.pipeline": ("Pipeline",),
     "core.steps": ("constant", "cosine", "linear", "two_stage"),
     "core.texts": ("parse", "table"),
 }
@@ -44,6 +46,7 @@ __all__ = [
     "PRESETS",
     "DisaError",
     "Inputs",
+    "Pipeline",
     "Sampler",
     "Samples",
     "Settings",

@@ -1,0 +1,1 @@
+"""Drawing by the names that diffusers has, and models with their cards on the hub."""
