@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -140,6 +141,18 @@ def test_prompts() -> None:
         prompts="three green stars", seeds=1, negative_prompt="red", num_ar_steps=2, steps="constant:1"
     )
     assert torch.equal(out.images, own.images)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "pipeline.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(example, "pipeline.md", "exec"), names)
+    with Image.open("three.png") as picture:
+        assert picture.tobytes() == names["pipe"].sampler.sample(3, 0, output_type="pil").images[0].tobytes()
+    assert names["images"].shape[0] == 2
 
 
 # -- models --------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import re
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -328,6 +330,23 @@ def test_one_order_that_fails_does_not_spoil_the_others(monkeypatch: pytest.Monk
         assert bad.result().error["message"] == "drawing failed (RuntimeError: together it does not work)."
 
 
+def test_a_client_that_reads_no_stream_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "SENDING", 0.1)
+    service = service_of(seconds=0.2)
+    asked = service.reader.read(b'{"prompt": "3", "stream": true}')
+
+    async def unread(*_: Any) -> None:
+        await asyncio.sleep(3600)
+
+    async def stream() -> None:
+        service.enter()
+        await app._Stream(service, asked)({"type": "http"}, unread, unread)
+
+    asyncio.run(asyncio.wait_for(stream(), 30))
+    service.drawer.close()
+    assert service.num_open == 0
+
+
 def test_clients_that_say_nothing_block_nobody(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "HEAD_SECONDS", 0.3)
     silent = [client.socket() for _ in range(50)]
@@ -337,3 +356,14 @@ def test_clients_that_say_nothing_block_nobody(client: Client, monkeypatch: pyte
     for each in (*silent, half):
         assert each.recv(100) == b""
         each.close()
+
+
+def test_the_requests_of_the_documentation_are_answered(client: Client) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "serve.md").read_text()
+    bodies = re.findall(r"-d '(\{.*\})'", page)
+    assert len(bodies) == 3
+    for body in bodies:
+        found = client.ask(body.encode())
+        assert found.status == 200, found.body
+    rows = re.findall(r"^\| (`[a-z_`, ]+`) \|", page.partition("## Asking")[2].partition("###")[0], re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(FIELDS)

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,6 +61,20 @@ def test_what_was_accepted_is_answered_before_the_end(tmp_path: Path, signum: si
         assert (process.returncode, out, err) == (0, "", "")
         with pytest.raises(OSError, match="refused"):
             client.get("/healthz")
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    model = small.folder(tmp_path / "model")
+    with running("--model", model, "--batch-size", 1) as (process, client):
+        waiting = [client.open({"prompt": "3", "n": 16, "stream": i == 0} | MANY) for i in range(3)]
+        until(lambda: client.get("/healthz").json["open_requests"] == 3)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=60)
+        assert (process.returncode, err) == (1, "disa: stopped; 3 requests had no answer yet.\n")
+        for each in waiting:
+            each.close()
 
 
 def test_options_hold_where_a_request_says_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from disa.draw.settings import NO_CHANGE, Settings
 
 INTRODUCTION = """# Options of drawing
 
-Every command that draws takes these options: `disa sample`, `compare`, `evidence`, `calibrate`, `fit-probe`, `bench`.
+Every command that draws takes these options: `disa sample`, `bulk`, `serve`, `compare`, `evidence`, `calibrate`,
+`fit-probe`, `bench`.
 In Python they are keywords of `Sampler.sample` and `Sampler.settings`. What is left out is the model's own choice,
 which `disa presets --json` shows. This page is made from the fields of `disa.draw.settings.Settings`, by
 `python -m disa.cli.reference > docs/options.md`.

@@ -14,9 +14,10 @@ import typer
 from disa.cli.bulk import places
 from disa.cli.options import AsJSON, Source, path_option
 from disa.cli.output import line, print_json
+from disa.cli.terminal import say
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.values import number
+from disa.values import counted, number
 
 if TYPE_CHECKING:
     from socket import socket
@@ -113,7 +114,7 @@ def serve(
     check_installed()
     from disa.serve.app import Service, make_app
     from disa.serve.asking import Limits, Reader
-    from disa.serve.server import listen, run
+    from disa.serve.server import listen, make_server
 
     workers.check()
     keys, seconds = door.keys(), bounds.seconds
@@ -126,10 +127,12 @@ def serve(
         drawer = workers.drawer(source, settings, sampler, seconds)
         try:
             service = Service(reader, drawer, bounds.queue, seconds)
-            whole = run(make_app(service, keys), listening, seconds, lambda: _tell(sampler, listening, keys, as_json))
+            server = make_server(make_app(service, keys), seconds, lambda: _tell(sampler, listening, keys, as_json))
+            server.run(sockets=[listening])
         finally:
             drawer.close()
-    if not whole:
+    if service.num_lost:
+        say(f"disa: stopped; {counted(service.num_lost, 'request')} had no answer yet.")
         raise typer.Exit(UNFINISHED)
 
 

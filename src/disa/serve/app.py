@@ -22,6 +22,8 @@ from disa.values import shown
 
 MOST_BODY = 1 << 20
 BODY_SECONDS = 20.0
+SENDING = 30.0
+"""Seconds that a client may take to read a stream, beyond the time that its images may take."""
 LONGEST_WAIT = 60
 """Seconds that a client is told to wait, at most."""
 LEFT = 499
@@ -45,6 +47,8 @@ class Service:
         """most_open: requests that wait or are drawn, at most. seconds: from a request to its answer, at most."""
         self.reader, self.drawer, self.most_open, self.seconds = reader, drawer, most_open, seconds
         self.model, self.num_open, self._last = reader.sampler.preset.name, 0, 1.0
+        self.num_lost = 0
+        """Requests that were accepted, and cut off by the end of the server."""
         self.metrics = Metrics(self.model, lambda: self.num_open)
 
     def enter(self) -> None:
@@ -194,6 +198,9 @@ async def _generate(service: Service, request: Request) -> Response:
         if is_stream:
             return _Stream(service, asked)
         drawn = await _unless_left(request, service.drawn(asked.order))
+    except asyncio.CancelledError:
+        service.num_lost += 1
+        raise
     finally:
         if not is_stream:
             service.leave()
@@ -212,7 +219,13 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, *connection: Any) -> None:
         try:
-            await super().__call__(*connection)
+            async with asyncio.timeout(self._service.seconds + SENDING):
+                await super().__call__(*connection)
+        except TimeoutError:  # nobody reads it: the server closes a connection whose answer is not whole
+            pass
+        except asyncio.CancelledError:
+            self._service.num_lost += 1
+            raise
         finally:
             self._service.leave()
             await self._events.aclose()

@@ -76,10 +76,3 @@ def make_server(app: FastAPI, seconds: float, on_start: Callable[[], None]) -> u
         timeout_graceful_shutdown=int(seconds + GRACE),
     )
     return _Server(config, on_start)
-
-
-def run(app: FastAPI, listening: socket.socket, seconds: float, on_start: Callable[[], None]) -> bool:
-    """Serve until Ctrl-C or SIGTERM; returns whether all that was accepted was answered. See `make_server`."""
-    server = make_server(app, seconds, on_start)
-    server.run(sockets=[listening])
-    return not server.server_state.tasks
