@@ -19,7 +19,7 @@ import small
 from command import Command, complaint
 from serving import Client, until
 
-MANY = {"settings": {"num_ar_steps": 16}, "steps": "constant:150"}
+MANY = {"settings": {"num_ar_steps": 16}, "steps": "constant:60"}
 
 
 @contextmanager

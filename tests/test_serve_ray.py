@@ -1,4 +1,4 @@
-"""The drawer on Ray Serve, with a stand-in for Ray: what is done about replicas that die. serve_ray.py has the real one."""
+"""The drawer on Ray Serve, with a stand-in for Ray: what is done about replicas that die. See also serve_ray.py."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -45,7 +46,10 @@ class _Server(uvicorn.Server):
         self._on_start = on_start
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self.force_exit = self.should_exit
+        if self.should_exit:
+            self.force_exit = True
+            # What is cut off would be logged with a traceback each.
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -69,6 +73,7 @@ def make_server(app: FastAPI, seconds: float, on_start: Callable[[], None]) -> u
         app,
         http=_Protocol,
         ws="none",
+        lifespan="off",
         log_level="error",
         access_log=False,
         server_header=False,
