@@ -133,7 +133,7 @@ def main() -> None:
             for batch_size, server in servers.items():
                 rounds[batch_size].append(measure(server, wanted, part, asked.clients))
                 note(f"batches of up to {batch_size}: {rounds[batch_size][-1]}")
-    result: dict[str, Any] = {name: str(value) for name, value in vars(asked).items() if name != "out"}
+    result: dict[str, Any] = {name: value for name, value in vars(asked).items() if name != "out"}
     for name, found in (("batched", rounds[asked.batch_size]), ("alone", rounds[1])):
         middle = {key: statistics.median(each[key] for each in found) for key in (*RATES, "latency")}
         middle["together"] = statistics.mean(each["together"] for each in found)
