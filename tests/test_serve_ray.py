@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from command import Command, complaint
-from disa.bulk.recipe import Recipe
+from disa.bulk.job import Job
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.serve import on_ray
@@ -22,7 +22,7 @@ pytest.importorskip("ray")
 
 ORDER = Order(Inputs.paired(0, 3), {}, "")
 PREVIEW, DRAWN = Preview({0: b"p"}, 0), Drawn([b"d"], 1, 0.1, 1)
-RECIPE = Recipe({"model": "small"}, {}, {})
+JOB = Job({"model": "small"}, {}, {})
 
 
 class ActorDied(Exception):
@@ -81,7 +81,7 @@ def begin(monkeypatch: pytest.MonkeyPatch) -> Begin:
         monkeypatch.setattr(on_ray, "connect", lambda address: ray)
         monkeypatch.setitem(sys.modules, "ray.serve", serve)  # pyright: ignore[reportArgumentType]
         monkeypatch.setattr("ray.serve", serve, raising=False)
-        return on_ray.RayDrawer(RECIPE, None, 16, workers, "local", 60.0), serve
+        return on_ray.RayDrawer(JOB, None, 16, workers, "local", 60.0), serve
 
     return make
 

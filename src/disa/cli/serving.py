@@ -96,11 +96,11 @@ class Workers:
 
         if not self.ray:
             return Drawer(sampler, settings)
-        from disa.bulk.recipe import Recipe
+        from disa.bulk.job import Job
         from disa.serve.on_ray import RayDrawer
 
-        recipe, together = Recipe(places(source), settings.given(), {}), sampler.settings(settings).batch_size
-        return RayDrawer(recipe, source.device, together, self.workers, self.address, seconds)
+        job, together = Job(places(source), settings.given(), {}), sampler.settings(settings).batch_size
+        return RayDrawer(job, source.device, together, self.workers, self.address, seconds)
 
 
 def serve(

@@ -30,9 +30,10 @@ from disa.core.plans import plan_parts
 from disa.core.steps import named
 from disa.draw.inputs import Inputs
 from disa.draw.prompts import LONGEST_PROMPT
+from disa.draw.recipes import FAST, NONE
 from disa.draw.room import most_steps
 from disa.draw.sampler import Sampler
-from disa.draw.settings import Settings, digest
+from disa.draw.settings import NO_CHANGE, Settings, digest
 from disa.reading import parse_json
 from disa.serve.orders import Order
 from disa.serve.refusals import Refused, refusing
@@ -189,8 +190,8 @@ class Reader:
         if not isinstance(options, dict):
             raise Refused(f"settings must be an object of options, found {shown(options)}.", param="settings")
         options = {name: value for name, value in options.items() if value is not None}
-        if "batch_size" in options:
-            raise Refused("batch_size is the server's: leave it out, it changes no image.", param="settings")
+        if own := [name for name in sorted(NO_CHANGE) if name in options]:
+            raise Refused(f"{own[0]} is the server's: leave it out, it changes no image.", param="settings")
         for name in ("steps", "size"):
             if name in given and name in options:
                 raise Refused(f"{name} is given twice: leave it out of settings.", param="settings")
@@ -255,7 +256,10 @@ def _fields(body: bytes) -> dict[str, Any]:
 def _refuse_files(options: dict[str, Any]) -> None:
     """A request may not name files of the server: neither are they read, nor does an error tell whether they are
     there. Raises Refused."""
-    for name in ("steps", "solver"):
+    if options.get("recipe", FAST) not in (FAST, NONE):
+        found = shown(options["recipe"])
+        raise Refused(f"recipe may not name a file here: expected {FAST} or {NONE}, found {found}.", param="recipe")
+    for name in ("steps", "solver", "counts"):
         words = options.get(name)
         if not isinstance(words, str):
             continue

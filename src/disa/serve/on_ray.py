@@ -11,8 +11,8 @@ import logging
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from disa.bulk.job import Job
 from disa.bulk.on_ray import CORES_PER_WORKER, connect, share_of
-from disa.bulk.recipe import Recipe
 from disa.errors import DisaError
 from disa.serve.drawer import Drawer
 from disa.serve.orders import Event, Failed, Order, Preview
@@ -28,17 +28,17 @@ NAME = "disa"
 class Replica(Drawer):
     """The drawer, with a model that it loads itself."""
 
-    def __init__(self, recipe: Recipe, device: str | None, num_threads: int | None) -> None:
-        super().__init__(recipe.load(device, num_threads), recipe.settings())
+    def __init__(self, job: Job, device: str | None, num_threads: int | None) -> None:
+        super().__init__(job.load(device, num_threads), job.settings())
 
 
 class RayDrawer:
     """Draws orders in the replicas of a deployment."""
 
     def __init__(
-        self, recipe: Recipe, device: str | None, together: int, workers: int | None, address: str, seconds: float
+        self, job: Job, device: str | None, together: int, workers: int | None, address: str, seconds: float
     ) -> None:
-        """recipe: the model, and the options that hold where a request says nothing. together: the most images of a
+        """job: the model, and the options that hold where a request says nothing. together: the most images of a
         batch. workers: replicas at most; None for one per GPU, or one per few cores. address: see `connect`. seconds:
         that an order may take. Raises DisaError."""
         try:
@@ -65,7 +65,7 @@ class RayDrawer:
             )
             threads = max(1, int(share["num_cpus"])) if share["num_cpus"] else None
             serve.start(proxy_location="Disabled")
-            application = deployment.bind(recipe, device, threads)
+            application = deployment.bind(job, device, threads)
             handle = serve.run(application, name=NAME, route_prefix=None)
             self._handle: Any = handle.options(stream=True, method_name="draw")
         except DisaError:
