@@ -170,7 +170,8 @@ def _recipe(given: Settings, found: Settings, tuned: Tuned, plan: StepPlan, abou
     best, files = tuned.best, dict[str, bytes]()
     assert best is not None
     options = given.given() | best.options | {"batch_size": found.batch_size}
-    counts = found.steps.counts(found.num_ar_steps)
+    with warnings.catch_warnings(action="ignore"):
+        counts = found.steps.counts(found.num_ar_steps)
     if plan.source != "plan":
         files[PLAN] = json_bytes(dict(plan.content))
         options["steps"] = options["steps"].replace(plan.source, f"plan:{PLAN}")

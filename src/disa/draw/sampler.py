@@ -89,7 +89,8 @@ class Sampler(Loaded):
         if recipe is not None and str(recipe) not in (FAST, NONE):
             recipe = path(recipe, "a recipe").absolute()
         self.recipe = None if recipe is None else str(recipe)
-        self.settings()  # what is wrong with a recipe is found now
+        if self.recipe not in (None, NONE):
+            find_recipe(self.recipe, self)  # what is wrong with it is found now
         return self
 
     @classmethod

@@ -86,6 +86,7 @@ class Tuning:
                 drawn = self.draw(self.search, [self.base, settings], count, SEARCHING / 2)
                 self.unit = self.search.distance(settings, self.base, drawn) if drawn > 1 else Spread(0, 0, 0, 0)
                 if self.unit.value > SURE * self.unit.std > 0 or self.over(SEARCHING / 2):
+                    self.first = max(drawn, 1)  # fewer would say nothing of other settings either
                     return
         raise DisaError(
             f"{4 * self.first} images do not tell even one denoising step from the original: these features see "
@@ -168,7 +169,8 @@ class Tuning:
             mildest = min(fast, key=lambda mix: losses[mix].high)
             fit = [mix for mix in fast if losses[mix].low <= tolerance and losses[mix].value <= CAUTION * tolerance]
             room = max(CONFIRMED, len(left) // 2)
-            left = [mix for mix in fast if mix in fit[: room - 1] or mix == mildest]
+            kept = list(dict.fromkeys([mildest, *fit]))[:room]
+            left = [mix for mix in fast if mix in kept]
             if len(left) <= CONFIRMED and self.over(share):
                 return left
             if self.over(share) or 2 * count > len(self.search.inputs):
