@@ -45,8 +45,11 @@ CAUTION = 1.5
 """How far above the tolerance the foreseen loss of a mix may be."""
 SURE = 4
 """Standard deviations that a crude setting is away."""
-FIRST, MOST_IMAGES = 32, 4096
-"""Images of each setting, in each of the two parts."""
+FIRST, DOUBLED, MOST_IMAGES = 32, 5, 4096
+"""Images of a setting: the fewest, how often they are doubled until a crude setting is surely unlike the original, and
+the most in each of the two parts."""
+MOST_ALONE = 128
+"""Images of each way alone."""
 GAINED = 1.05
 """What a larger batch must gain in speed."""
 
@@ -82,14 +85,14 @@ class Tuning:
         for steps in CRUDE:
             self.crude = f"constant:{steps}"
             settings = self.sampler.settings(self.base, steps=self.crude)
-            for count in (self.first, 2 * self.first, 4 * self.first):
+            for count in (self.first << doubled for doubled in range(DOUBLED + 1)):
                 drawn = self.draw(self.search, [self.base, settings], count, SEARCHING / 2)
                 self.unit = self.search.distance(settings, self.base, drawn) if drawn > 1 else Spread(0, 0, 0, 0)
                 if self.unit.value > SURE * self.unit.std > 0 or self.over(SEARCHING / 2):
-                    self.first = max(drawn, 1)  # fewer would say nothing of other settings either
+                    self.first = min(drawn, MOST_ALONE)  # fewer would say nothing of other settings either
                     return
         raise DisaError(
-            f"{4 * self.first} images do not tell even one denoising step from the original: these features see "
+            f"{self.first << DOUBLED} images do not tell even one denoising step from the original: these features see "
             "nothing of it. Give others."
         )
 
