@@ -1,4 +1,4 @@
-"""`disa tune`: the fastest settings that lose nothing, found on a model itself."""
+"""`disa tune`: the fastest settings that lose little, found on a model itself."""
 
 from __future__ import annotations
 
