@@ -77,7 +77,17 @@ def contents(folder: Path) -> Content:
 
 def _timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        counts = ("seconds", "images_counted", "evaluations", "rows", "drawn", "iterations_this_run", "steps")
+        counts = (
+            "seconds",
+            "images_counted",
+            "evaluations",
+            "backbone_tokens",
+            "operations",
+            "rows",
+            "drawn",
+            "iterations_this_run",
+            "steps",
+        )
         return {key: _timeless(part) for key, part in value.items() if not key.startswith(counts)}
     return [_timeless(part) for part in value] if isinstance(value, list) else value
 

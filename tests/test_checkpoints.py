@@ -594,7 +594,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode:
         pytest.skip(f"a really full disk needs the right to mount one: {done.stderr.strip()}")
     yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 def test_a_really_full_disk(tiny_disk: Path) -> None:

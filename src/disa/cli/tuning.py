@@ -164,12 +164,15 @@ def _plan(
 def _recipe(given: Settings, found: Settings, tuned: Tuned, plan: StepPlan, about: dict[str, Any]) -> dict[str, bytes]:
     """The files of a recipe: its own, and those that it names, which lie beside it. given: the options of the command.
     found: all options of the best setting."""
-    from disa.draw.recipes import FORMAT, RECIPE
+    from disa.core.steps import is_planned
+    from disa.draw.recipes import FORMAT, RECIPE, parts_of
     from disa.files import json_bytes
 
     best, files = tuned.best, dict[str, bytes]()
     assert best is not None
     options = given.given() | best.options | {"batch_size": found.batch_size}
+    if is_planned(options["steps"]):  # it has its own solver
+        options = {name: value for name, value in options.items() if name not in ("solver", *parts_of("solver"))}
     with warnings.catch_warnings(action="ignore"):
         counts = found.steps.counts(found.num_ar_steps)
     if plan.source != "plan":
