@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import golden_bitdance as bitdance
 import numpy as np
 import torch
 from safetensors import SafetensorError
@@ -441,6 +442,10 @@ REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
     ("Harmon", "sampling"): replay_harmon,
     ("Harmon", "image to text"): replay_harmon_text,
     ("AutoencoderKL", "sampling"): replay_vae,
+    ("BitDance", "sampling"): bitdance.replay,
+    ("BitDance", "head"): bitdance.replay_head,
+    ("BitDance", "training loss"): bitdance.replay_loss,
+    ("BitDance", "autoencoder"): bitdance.replay_autoencoder,
 }
 
 

@@ -1,4 +1,4 @@
-"""The flow-matching process of FlowAR and xAR: named time grids and the training objective.
+"""The flow-matching process of FlowAR, xAR and BitDance: named time grids and the training objective.
 
 x_t = (1 - t) x_0 + t noise, and the network predicts the velocity v = dx/dt = noise - x_0 (Lipman et al. 2023; Liu et
 al. 2023). t goes from 1 (noise) to 0 (data). Levels of a grid are t, in float64.
@@ -22,11 +22,20 @@ from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown
 
 
+BITDANCE, _BITDANCE_LAST = "bitdance", 0.05
+"""A grid that ends in a step of that length, officially."""
+
+
 @dataclass(frozen=True)
 class FlowMatching:
-    """The straight path between data and noise. embedding_scale: what the network is fed at t = 1, a whole number."""
+    """The straight path between data and noise.
+
+    embedding_scale: what the network is fed at t = 1, a whole number; from_noise: at t = 0 instead, as it counts its
+    times from noise to data.
+    """
 
     embedding_scale: int = 1000
+    from_noise: bool = False
     predicts = "velocity"
     learns_variance = False
     shows_data_in_noise = True
@@ -66,7 +75,10 @@ class FlowMatching:
         return value
 
     def network_times(self, t: np.ndarray) -> np.ndarray:
-        """What the time embedding is fed at times t: the official networks take the whole part of a float32 product."""
+        """What the time embedding is fed at times t: a product in float32, as officially. Networks that count their times
+        from data to noise take the whole part of it."""
+        if self.from_noise:
+            return ((1 - t).astype(np.float32) * np.float32(self.embedding_scale)).astype(np.float64)
         return np.trunc(t.astype(np.float32) * np.float32(self.embedding_scale)).astype(np.float64)
 
 
@@ -76,7 +88,11 @@ def _grid(process: FlowMatching, name: str, num_steps: int) -> TimeGrid:
     if num_steps < 1:
         raise DisaError(f"a row needs at least 1 denoising step, found {num_steps}.")
     levels = times(num_steps)
-    return TimeGrid(process.network_times(levels[:-1]), levels, levels[:-1])
+    network_times = process.network_times(levels[:-1])
+    if name.startswith(BITDANCE):
+        # Whatever the shift, the network is told that its last time is this one.
+        network_times[-1] = process.network_times(np.array([_BITDANCE_LAST]))[0]
+    return TimeGrid(network_times, levels, levels[:-1])
 
 
 def _named(name: str) -> Callable[[int], np.ndarray]:
@@ -84,14 +100,15 @@ def _named(name: str) -> Callable[[int], np.ndarray]:
     plain = name.replace("_", "-")
     if plain in GRIDS:
         return GRIDS[plain]
-    if not plain.startswith("shifted-"):
+    kind = next((kind for kind in SHIFTED if plain.startswith(f"{kind}-")), None)
+    if kind is None:
         known = f"{', '.join(GRIDS)}, or shifted-S with a number S, such as shifted-3"
         raise DisaError(
             f"unknown grid {shown(name)}: expected one of {known}.{did_you_mean(plain, [*GRIDS, 'shifted-3'])}"
         )
     # Beyond these bounds all times but one fall together.
-    shift = number(plain.removeprefix("shifted-"), f"S in the grid {shown(name)}", 1e-3, 1e3)
-    return lambda num_steps: shifted(_uniform(num_steps), shift)
+    shift = number(plain.removeprefix(f"{kind}-"), f"S in the grid {shown(name)}", 1e-3, 1e3)
+    return lambda num_steps: SHIFTED[kind](num_steps, shift)
 
 
 def _uniform(num_steps: int) -> np.ndarray:
@@ -116,13 +133,31 @@ def _xar_em(num_steps: int) -> np.ndarray:
     return np.append(np.linspace(1, 0.04, num_steps), 0.0)
 
 
+def _bitdance(num_steps: int, shift: float = 1.0) -> np.ndarray:
+    """n even times from 1 to before 0.05, then one step of 0.05 more; sums in float32, as officially. Only times without
+    a shift end at the data."""
+    share = np.linspace(0, 1 - _BITDANCE_LAST, num_steps + 1, dtype=np.float32)
+    with np.errstate(divide="ignore"):
+        share = (np.float32(1 / shift) / (np.float32(1 / shift) + (1 / share - 1))).astype(np.float32)
+    from_noise = np.cumsum(np.append(np.float32(0), np.diff(share)), dtype=np.float32)
+    levels = 1 - from_noise.astype(np.float64)
+    return np.append(levels, 0.0 if shift == 1 else levels[-1] - _BITDANCE_LAST)
+
+
 GRIDS: dict[str, Callable[[int], np.ndarray]] = {
     "uniform": _uniform,
     "flowar-split": _flowar_split,
     "xar-em": _xar_em,
+    BITDANCE: _bitdance,
 }
-"""n -> t [n + 1], beside `shifted-S` for any S > 0. Official: xar-em, and flowar-split, which makes 2 (n // 2)
-evaluations (at n = 1 the original makes none and returns noise; here it is one clean step). Others make exactly n."""
+"""n -> t [n + 1], beside `shifted-S` for any S > 0. Official: xar-em; flowar-split, which makes 2 (n // 2) evaluations
+(at n = 1 the original makes none and returns noise; here it is one clean step); and bitdance, which makes n + 1, with
+`bitdance-S` for times that were shifted in training. Others make exactly n."""
+SHIFTED: dict[str, Callable[[int, float], np.ndarray]] = {
+    "shifted": lambda num_steps, shift: shifted(_uniform(num_steps), shift),
+    BITDANCE: _bitdance,
+}
+"""Grids that end in a number: from n and a shift S to t."""
 
 
 class FlowLoss:

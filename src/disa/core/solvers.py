@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -155,7 +155,8 @@ class Heun(Walking, NamedSolver):
         # Where the state is before and after each interval; both are evaluated, except for an Euler step's end.
         before = np.arange(base.num_evaluations)
         visited = np.stack([before, before + 1], axis=1).flatten()[: 2 * len(before) - num_steps % 2]
-        network_times, times = np.append(base.network_times, 0.0), np.append(base.times, 0.0)
+        at_data = process.grid_at(np.zeros(1)).network_times
+        network_times, times = np.append(base.network_times, at_data), np.append(base.times, 0.0)
         levels = np.append(base.levels[visited], base.levels[-1])
         return TimeGrid(network_times[visited], levels, times[visited])
 
@@ -182,6 +183,7 @@ class EulerMaruyama(Walking, GridSolver):
 
     grid: Grid = "xar-em"
     temperature: float = 1.0
+    ends_straight: ClassVar[bool] = False
     kind = "euler-maruyama"
     takes = ("velocity",)
     stochastic = True
@@ -195,10 +197,21 @@ class EulerMaruyama(Walking, GridSolver):
         x, last = precise(x), grid.num_evaluations - 1
         for i, (t, step) in enumerate(zip(grid.levels.tolist(), np.diff(grid.levels).tolist(), strict=False)):
             velocity = (yield x.float(), i).value
+            if i == last and self.ends_straight:
+                return x.add_(velocity, alpha=step).float()
             x.mul_(1 + step).add_(velocity, alpha=(2 - t) * step)
             if i < last:
                 x.add_(noise[i], alpha=self.temperature * math.sqrt(-2 * t * step))
         return x.float()
+
+
+@dataclass(frozen=True)
+class EulerMaruyamaODE(EulerMaruyama):
+    """BitDance's sampler: the same, but its last step is Euler's, along the ODE, which ends at the predicted data."""
+
+    grid: Grid = "bitdance"
+    kind = "euler-maruyama-ode"
+    ends_straight = True
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
@@ -212,6 +225,7 @@ SOLVERS: dict[str, NamedSolver] = {
     "euler": Euler(),
     "heun": Heun(),
     "euler-maruyama": EulerMaruyama(),
+    "euler-maruyama-ode": EulerMaruyamaODE(),
 }
 """Every solver by name, with its own grid. The official DPM-Solvers are DDIM on another grid and have no options."""
 
@@ -287,7 +301,7 @@ def _refusal(name: str, option: str, options: Mapping[str, Any]) -> str:
     if option == "temperature":
         own = f"eta scales that of {name}" if options.get("eta") else f"{name} adds none"
         return (
-            f"temperature scales the noise that {' and '.join(WITH_TEMPERATURE)} add; {own}. "
+            f"temperature scales the noise that {', '.join(WITH_TEMPERATURE[:-1])} and {WITH_TEMPERATURE[-1]} add; {own}. "
             "Leave it out or use one of those."
         )
     if having := _with(option):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from disa.codecs.binary import BinaryConfig
 from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SmallVAEConfig
 from disa.models.families import FAMILIES, Model
@@ -20,8 +21,8 @@ class Spec:
     family: str
     """One of `FAMILIES`."""
     architecture: Any
-    """The family's configuration: `MARConfig`, `FlowARConfig`, `XARConfig` or `HarmonConfig`."""
-    codec: VAEConfig | SmallVAEConfig | None = None
+    """The family's configuration: such as `MARConfig`."""
+    codec: VAEConfig | SmallVAEConfig | BinaryConfig | None = None
     """The autoencoder's configuration, or None where tokens are pixels."""
 
 

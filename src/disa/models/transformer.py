@@ -85,13 +85,13 @@ class KVCache:
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention with rotary positions."""
+    """Multi-head self-attention with rotary positions. bias: of the queries, keys and values; out_bias: of the result."""
 
-    def __init__(self, width: int, num_heads: int, bias: bool = True) -> None:
+    def __init__(self, width: int, num_heads: int, bias: bool = True, out_bias: bool = True) -> None:
         super().__init__()
         self.num_heads = num_heads
         self.qkv = Linear(width, 3 * width, bias=bias)
-        self.proj = Linear(width, width)
+        self.proj = Linear(width, width, bias=out_bias)
 
     def forward(
         self, x: Tensor, rotation: Rotation, cache: KVCache | None = None, layer: int = 0, mask: Tensor | None = None

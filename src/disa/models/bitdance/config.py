@@ -1,0 +1,127 @@
+"""What a BitDance is built from."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from disa.core.capabilities import Capabilities
+from disa.errors import DisaError
+
+HEAD_WIDTH_PER_HEAD = 64
+"""Of the attention among the tokens that are drawn together."""
+
+
+@dataclass(frozen=True)
+class BitDanceConfig:
+    """Architecture."""
+
+    latent_size: tuple[int, int] = (16, 16)
+    """Rows and columns of the latent image, and so of tokens."""
+    latent_channels: int = 32
+    """Bits of a token."""
+    group_size: int = 1
+    """Tokens that an AR step draws."""
+    squares: bool = True
+    """Whether these are a square of the image; else they follow each other in raster order."""
+    width: int = 768
+    depth: int = 24
+    num_heads: int = 12
+    class_tokens: int = 64
+    """Tokens before those of the image that hold the class."""
+    head_width: int = 768
+    head_depth: int = 6
+    head_modulations: int = 2
+    """Layers that modulate the blocks of the head, each so many blocks in a row."""
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        if any(size % side for size, side in zip(self.latent_size, self.square, strict=True)) or self.num_tokens % (
+            self.group_size
+        ):
+            raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into groups of {self.group_size}.")
+        if self.squares and math.prod(self.square) != self.group_size:
+            raise DisaError(f"group_size = {self.group_size} tokens are no square.")
+        if self.width % (4 * self.num_heads):
+            raise DisaError(
+                f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
+            )
+        if self.head_depth % self.head_modulations:
+            raise DisaError(f"head_modulations = {self.head_modulations} must divide head_depth = {self.head_depth}.")
+        if self.group_size > 1 and self.head_width % HEAD_WIDTH_PER_HEAD:
+            raise DisaError(
+                f"head_width = {self.head_width} must be a multiple of {HEAD_WIDTH_PER_HEAD} where an AR step draws "
+                "several tokens."
+            )
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """Rows and columns of tokens that go together in the order of drawing."""
+        side = math.isqrt(self.group_size) if self.squares else 1
+        return side, side
+
+    @property
+    def num_tokens(self) -> int:
+        return math.prod(self.latent_size)
+
+    @property
+    def num_ar_steps(self) -> int:
+        """One AR step per group."""
+        return self.num_tokens // self.group_size
+
+    @property
+    def prefix(self) -> int:
+        """Places before the first token that is fed: those of the class, and what asks for the first group."""
+        return self.class_tokens + self.group_size - 1
+
+    @property
+    def num_places(self) -> int:
+        """Places of a sequence: the last group is not fed."""
+        return self.prefix + self.num_tokens - self.group_size
+
+    @property
+    def hidden(self) -> int:
+        """Of the MLPs of the transformer."""
+        return 256 * math.ceil(int(8 * self.width / 3) / 256)
+
+    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
+        """Numbers of one image that an AR step draws, at most."""
+        return self.group_size * self.latent_channels
+
+    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+        """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
+        cached = 2 * self.depth * self.width * self.num_places
+        return cached + max(12 * self.prefix * self.width, 16 * self.group_size * self.head_width)
+
+    @property
+    def condition_width(self) -> int:
+        """Of the vectors that the head is conditioned on."""
+        return self.width
+
+    @property
+    def capabilities(self) -> Capabilities:
+        group = "token" if self.group_size == 1 else "group"
+        return Capabilities(
+            "BitDance", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group=group
+        )
+
+    @classmethod
+    def from_official(cls, arguments: dict) -> BitDanceConfig:
+        """From the constructor arguments of the official classes. Raises DisaError."""
+        if arguments["patch_size"] != 1:
+            raise DisaError(f"BitDance needs patches of 1, found {arguments['patch_size']}.")
+        side = arguments["resolution"] // arguments["down_size"]
+        return cls(
+            latent_size=(side, side),
+            latent_channels=arguments["latent_dim"],
+            group_size=arguments.get("parallel_num", 1),
+            squares=arguments.get("parallel_mode", "patch") == "patch",
+            width=arguments["dim"],
+            depth=arguments["n_layer"],
+            num_heads=arguments["n_head"],
+            class_tokens=arguments["cls_token_num"],
+            head_width=arguments["diff_dim"],
+            head_depth=arguments["diff_layers"],
+            head_modulations=arguments["diff_adanln_layers"],
+            num_classes=arguments["num_classes"],
+        )

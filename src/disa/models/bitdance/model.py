@@ -1,0 +1,251 @@
+"""BitDance: causal generation of binary tokens (Ai et al. 2026, arXiv 2602.14041), class-conditional.
+
+A causal transformer sees some vectors of the class, then the tokens drawn so far, and gives a condition vector z for the
+next one, or for the next group of them, which see each other. A diffusion head draws these tokens from z; the signs of
+what it draws are fed on. Keys and values of all places before are kept, in memory that is allocated once.
+
+In the first AR step guidance with the linear ramp does not act yet. There the official code draws the two halves of the
+batch apart, so that the unconditional half goes on from a first group of its own; from then on both are fed the same.
+
+Shapes: B images, L tokens per image, N tokens of an AR step, C token channels, D width, K = L / N AR steps, P places of
+the class and of what asks for the first group; B' is B, or 2 B with guidance: conditional images first.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from disa.core.capabilities import Capabilities
+from disa.core.flow import FlowMatching
+from disa.core.problem import DenoisingProblem, Noise, Preview
+from disa.core.request import Request
+from disa.errors import DisaError
+from disa.models.bitdance.config import BitDanceConfig
+from disa.models.bitdance.head import LEAST_TIME, NORM_EPS, TIME_SCALE, DataHead, DataNetwork, GatedMLP
+from disa.models.guided import Guided, halves_to_come
+from disa.models.layers import class_embeddings, table
+from disa.models.transformer import KVCache, RotaryAttention, Rotation, causal_mask
+
+
+@dataclass
+class BitDanceState:
+    """One generation under way. tokens: [B', L, C] in the order of drawing, of which both halves differ in the first
+    group at most; embedding: [B', ...] of the classes; scales: [K] guidance of each AR step."""
+
+    request: Request
+    tokens: Tensor
+    embedding: Tensor
+    scales: list[float]
+    rotation: Rotation
+    cache: KVCache
+    ar_step: int = 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether both halves draw tokens of their own in this AR step."""
+        return self.ar_step == 0 and self.scales[0] == 1 and len(self.embedding) > self.request.batch_size
+
+
+class CausalBlock(nn.Module):
+    """A transformer block with RMS norms, rotary attention and a gated MLP, without biases."""
+
+    def __init__(self, c: BitDanceConfig) -> None:
+        super().__init__()
+        self.norm1 = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.attn = RotaryAttention(c.width, c.num_heads, bias=False, out_bias=False)
+        self.norm2 = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.mlp = GatedMLP(c.width, c.hidden, c.width, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation, cache: KVCache | None, layer: int, mask: Tensor | None) -> Tensor:
+        """x: [B', n, D]; see `RotaryAttention`."""
+        x = x + self.attn(self.norm1(x), rotation, cache, layer, mask)
+        return x + self.mlp(self.norm2(x))
+
+
+class BitDance(nn.Module):
+    """The transformer and its head. All methods but `loss` are for inference; state lives in `BitDanceState`."""
+
+    process = FlowMatching(TIME_SCALE, from_noise=True)
+
+    def __init__(self, config: BitDanceConfig) -> None:
+        super().__init__()
+        self.config = c = config
+        self.class_embedding = table(c.num_classes + 1, c.class_tokens * c.width)
+        self.query = nn.Parameter(torch.empty(1, c.group_size - 1, c.width)) if c.group_size > 1 else None
+        self.token_in = GatedMLP(c.latent_channels, int(1.5 * c.width), c.width)
+        self.input_norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.blocks = nn.ModuleList(CausalBlock(c) for _ in range(c.depth))
+        self.norm = nn.RMSNorm(c.width, eps=NORM_EPS)
+        self.head_positions = table(c.num_tokens, c.width)
+        self.head = DataHead(c)
+
+    # -- one generation ------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
+    def begin(self, request: Request, noise: Noise) -> BitDanceState:
+        """Check the request, and make room for the keys and values of every place."""
+        c = self.config
+        self.capabilities.check(request)
+        # The official ramp grows with what is known before an AR step: it is 1 in the first and never at its end.
+        scales = request.guidance.scales([k / c.num_ar_steps for k in range(c.num_ar_steps)])
+        guided = any(scale != 1 for scale in scales)
+        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
+        size = (len(embedding), c.num_tokens, c.latent_channels)
+        tokens = torch.zeros(size, dtype=torch.float32, device=embedding.device)
+        cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_places, embedding, c.width // c.num_heads)
+        return BitDanceState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
+
+    def pose(self, state: BitDanceState) -> DenoisingProblem:
+        """The backbone pass: condition vectors of the tokens that this AR step draws.
+
+        The unconditional half goes along as long as this AR step or a later one is guided.
+        """
+        k, batch, scale = state.ar_step, state.request.batch_size, state.scales[state.ar_step]
+        num_halves = halves_to_come(state.scales, k, len(state.embedding) // batch)
+        z = self._next(state, slice(num_halves * batch))
+        apart = state.apart
+        z = z[None] if apart else z.unflatten(0, (num_halves, batch))[: 2 if scale != 1 else 1]
+        images = torch.arange(batch, device=z.device).repeat(2 if apart else 1)
+        return DenoisingProblem(
+            field=Guided(DataNetwork.of(self.head, z), scale, state.request.guidance.interval),
+            process=self.process,
+            shape=self._rows(z[0]).shape[1:-1] + (self.config.latent_channels,),
+            image=images,
+            # Noise goes by the place: that of the other half is another one.
+            position=torch.arange(len(images), device=z.device) // batch,
+            ar_step=k,
+            num_ar_steps=self.config.num_ar_steps,
+            condition=self._rows(z[0]),
+            guidance=scale,
+            rows_to_come=self.config.num_ar_steps - 1 - k,
+        )
+
+    def accept(self, state: BitDanceState, tokens: Tensor) -> None:
+        """tokens: [R, (N,) C] of the problem posed last, of which the signs are kept; R is B, or 2 B in the first AR
+        step where halves draw apart."""
+        drawn = tokens.sign().reshape(len(tokens), -1, tokens.shape[-1]).to(state.tokens.dtype)
+        state.tokens[:, self.span(state.ar_step)] = drawn.repeat(len(state.tokens) // len(drawn), 1, 1)
+        state.ar_step += 1
+
+    def preview(self, state: BitDanceState) -> Preview:
+        """The tokens drawn so far, and where the others are."""
+        undrawn = torch.zeros_like(state.tokens[: state.request.batch_size, :, :1])
+        undrawn[:, state.ar_step * self.config.group_size :] = 1
+        return Preview(self.finish(state), self.to_latents(undrawn) > 0)
+
+    def ahead(self, state: BitDanceState, noise: Noise) -> BitDanceState:
+        """A copy that goes on group by group."""
+        return deepcopy(state)
+
+    def finish(self, state: BitDanceState) -> Tensor:
+        """Latents [B, C, H, W]."""
+        return self.to_latents(state.tokens[: state.request.batch_size])
+
+    def _next(self, state: BitDanceState, rows: slice) -> Tensor:
+        """[B', N, D] condition vectors of the next group; what was drawn last is fed."""
+        c, k = self.config, state.ar_step
+        cache, mask = state.cache.select(rows), None
+        if k:
+            x = self.token_in(state.tokens[rows, self.span(k - 1)].to(state.embedding.dtype))
+        else:
+            x = self._beginning(state.embedding[rows])
+            mask = self.mask(c.prefix, x)
+        first = cache.length
+        hidden = self.transform(x, state.rotation.select(slice(first, first + x.shape[1])), cache, mask)
+        state.cache.advance(x.shape[1])
+        return hidden[:, -c.group_size :] + self.head_positions.weight[self.span(k)]
+
+    # -- the transformer -----------------------------------------------------------------------------------------
+
+    def transform(self, x: Tensor, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        """What is fed [B', n, D] through all blocks; rotation: of these places; mask: see `attend`."""
+        x = self.input_norm(x)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, rotation, cache, layer, mask)
+        return self.norm(x)
+
+    def mask(self, num_places: int, like: Tensor) -> Tensor:
+        """[n, n] to add to attention scores of the first places: causal, but tokens of a group see each other."""
+        c = self.config
+        groups = (num_places - c.class_tokens + 1) // c.group_size
+        return causal_mask([1] * (c.class_tokens - 1) + [c.group_size] * groups, like.device).to(like.dtype)
+
+    def rotation(self, device: torch.device) -> Rotation:
+        """Of all places: half of a head turns with the column, the other half with the row; those before the tokens do
+        not turn."""
+        c = self.config
+        places = torch.cartesian_prod(*(torch.arange(size) for size in c.latent_size)).T + 1.5
+        places = self.to_tokens(places.reshape(1, 2, *c.latent_size))[0, : c.num_tokens - c.group_size]
+        rows, columns = torch.cat([places.new_zeros(c.prefix, 2), places]).to(device).unbind(1)
+        return Rotation.of(columns, rows, c.width // c.num_heads)
+
+    def _beginning(self, embedding: Tensor) -> Tensor:
+        """[B', P, D] from class embeddings [B', ...]."""
+        x = embedding.unflatten(1, (self.config.class_tokens, -1))
+        return x if self.query is None else torch.cat([x, self.query.expand(len(x), -1, -1)], dim=1)
+
+    # -- tokens --------------------------------------------------------------------------------------------------
+
+    def span(self, ar_step: int) -> slice:
+        """The tokens of an AR step."""
+        return slice(ar_step * self.config.group_size, (ar_step + 1) * self.config.group_size)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """[R, N, ...] as it is where a row is a group, and [R, ...] where it is a token."""
+        return x if self.config.group_size > 1 else x.squeeze(1)
+
+    def to_tokens(self, latents: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, L, C], square by square."""
+        if latents.shape[2:] != self.config.latent_size:
+            size = self.config.latent_size
+            raise DisaError(f"expected latents of {size} tokens, found shape {tuple(latents.shape)}.")
+        down, across = self.config.square
+        x = latents.unflatten(3, (-1, across)).unflatten(2, (-1, down))
+        return x.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+
+    def to_latents(self, tokens: Tensor) -> Tensor:
+        """[B, L, C] -> [B, C, H, W]."""
+        (rows, columns), (down, across) = self.config.latent_size, self.config.square
+        x = tokens.reshape(len(tokens), rows // down, columns // across, down, across, -1)
+        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
+        """[B, ...] class embeddings, that of no class where `dropped` [B] is true."""
+        return self.class_embedding(labels.masked_fill(dropped, self.class_embedding.num_embeddings - 1))
+
+    def conditions(self, tokens: Tensor, embedding: Tensor) -> Tensor:
+        """Condition vectors [B, L, D] of all tokens at once; tokens: [B, L, C] as they are fed."""
+        c = self.config
+        fed = self.token_in(tokens[:, : c.num_tokens - c.group_size].to(embedding.dtype))
+        x = torch.cat([self._beginning(embedding), fed], dim=1)
+        hidden = self.transform(x, self.rotation(x.device), mask=self.mask(c.num_places, x))
+        return hidden[:, c.class_tokens - 1 :] + self.head_positions.weight
+
+    def loss(self, latents: Tensor, embedding: Tensor, flipped: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Mean squared error of the velocity, a scalar; see `errors`."""
+        return self.errors(latents, embedding, flipped, t, noise).mean()
+
+    def errors(self, latents: Tensor, embedding: Tensor, flipped: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Squared errors [R, (N,) C] of the velocity that follows from the data predicted.
+
+        latents: [B, C, H, W] of signs, embedding: [B, ...], see `embed`; flipped: [B, L, C] whether the sign that is fed
+        is the other one; t: [R] time of each row, from 0 for noise to 1 for data; noise: [R, (N,) C]. Rows are copies
+        of the flattened [B, K].
+        """
+        tokens = self.to_tokens(latents)
+        z = self.conditions(torch.where(flipped, -tokens, tokens), embedding)
+        start, z = (self._rows(x.unflatten(1, (-1, self.config.group_size)).flatten(0, 1)) for x in (tokens, z))
+        copies = len(t) // len(start)
+        start, z = (x.repeat(copies, *[1] * (x.dim() - 1)) for x in (start, z))
+        time = t.view(-1, *[1] * (start.dim() - 1))
+        data = self.head(time * start + (1 - time) * noise, t, z)
+        return ((start - data) / (1 - time).clamp(min=LEAST_TIME)).square()
