@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import golden_bitdance as bitdance
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+import golden_bitdance as bitdance
 from disa.codecs.base import split_moments
 from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official
 from disa.core import steps as policies

@@ -24,7 +24,7 @@ from disa.models.bitdance.config import BitDanceConfig
 from disa.models.bitdance.head import DataHead, DataNetwork
 from disa.models.bitdance.model import BitDance
 from disa.models.bitdance.names import official_names
-from disa.models.guided import Guided
+from disa.models.guided import Guided, Network
 
 Found = Iterator[tuple[str, Any, Any]]
 
@@ -46,7 +46,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Network):
     """A network whose answers are kept, as the data that they stand for."""
 
     network: Any
@@ -56,6 +56,9 @@ class Watched:
     @property
     def num_halves(self) -> int:
         return self.network.num_halves
+
+    def select(self, rows: Tensor) -> Watched:
+        return replace(self, network=self.network.select(rows))
 
     def on(self, grid: Any, num_halves: Any) -> Any:
         bound = self.network.on(grid, num_halves)
@@ -69,9 +72,48 @@ class Watched:
         return answer
 
 
-def load(case: Any) -> BitDance:
-    config = BitDanceConfig.from_official(case.about["config"])
-    model = BitDance(config)
+class Watching(BitDance):
+    """A model whose condition vectors, states and answers are kept."""
+
+    z: Tensor
+    said: list[Tensor]
+    states: list[Tensor]
+
+    def pose(self, state: Any) -> DenoisingProblem:
+        self.said, self.states = [], []
+        problem = super().pose(state)
+        assert isinstance(problem.field, Guided)
+        watched = Watched(problem.field.network, self.said, self.states)
+        return replace(problem, field=replace(problem.field, network=watched))
+
+    def _next(self, state: Any, rows: slice) -> Tensor:
+        self.z = super()._next(state, rows)
+        return self.z
+
+
+def config_of(arguments: dict[str, Any]) -> BitDanceConfig:
+    """From the constructor arguments of the official classes."""
+    assert arguments["patch_size"] == 1
+    side = arguments["resolution"] // arguments["down_size"]
+    return BitDanceConfig(
+        latent_size=(side, side),
+        latent_channels=arguments["latent_dim"],
+        group_size=arguments.get("parallel_num", 1),
+        squares=arguments.get("parallel_mode", "patch") == "patch",
+        width=arguments["dim"],
+        depth=arguments["n_layer"],
+        num_heads=arguments["n_head"],
+        class_tokens=arguments["cls_token_num"],
+        head_width=arguments["diff_dim"],
+        head_depth=arguments["diff_layers"],
+        head_modulations=arguments["diff_adanln_layers"],
+        num_classes=arguments["num_classes"],
+    )
+
+
+def load(case: Any) -> Watching:
+    config = config_of(case.about["config"])
+    model = Watching(config)
     model.load_state_dict(official_names(config).from_official(case.part("weights/")))
     return case.placed(model)
 
@@ -89,12 +131,11 @@ def replay(case: Any) -> Found:
     guidance = Guidance(sampling["cfg_scale"], sampling["cfg_schedule"])
     request = Request(len(labels), sampling["num_ar_steps"], labels, guidance)
     policy, step = policies.constant(sampling["sample_steps"]), None
-    watching = _Watching(model)
-    for step in generate_steps(watching, request, policy, solver, Noise(case)):
+    for step in generate_steps(model, request, policy, solver, Noise(case)):
         k, problem, about = step.ar_step, step.problem, case.about["steps"][step.ar_step]
-        yield f"z/{k}", watching.z.flatten(0, 1).view_as(expected[f"z/{k:03d}"]), expected[f"z/{k:03d}"]
-        yield f"x0/{k}", torch.stack(watching.said), expected[f"x0/{k:03d}"]
-        yield f"traj/{k}", torch.stack([*watching.states, step.tokens]), expected[f"traj/{k:03d}"]
+        yield f"z/{k}", model.z.flatten(0, 1).view_as(expected[f"z/{k:03d}"]), expected[f"z/{k:03d}"]
+        yield f"x0/{k}", torch.stack(model.said), expected[f"x0/{k:03d}"]
+        yield f"traj/{k}", torch.stack([*model.states, step.tokens]), expected[f"traj/{k:03d}"]
         yield f"sampled/{k}", step.tokens.sign(), expected[f"sampled/{k:03d}"]
         yield f"rows/{k}", problem.num_rows, about["rows"]
         yield f"apart/{k}", problem.num_rows == 2 * len(labels), about["halves_apart"]
@@ -104,30 +145,6 @@ def replay(case: Any) -> Found:
         yield f"guidance/{k}", problem.guidance, about["cfg"]
     assert step is not None
     yield "tokens", model.finish(step.state), expected["tokens"]
-
-
-class _Watching:
-    """A model whose network's answers are kept."""
-
-    def __init__(self, model: BitDance) -> None:
-        self.model = model
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.model, name)
-
-    def pose(self, state: Any) -> DenoisingProblem:
-        self.said, self.states = list[Tensor](), list[Tensor]()
-        next_places = self.model._next
-
-        def keep(state: Any, rows: slice) -> Tensor:
-            self.z = next_places(state, rows)
-            return self.z
-
-        self.model._next = keep
-        problem = self.model.pose(state)
-        self.model._next = next_places
-        assert isinstance(problem.field, Guided)
-        return replace(problem, field=replace(problem.field, network=Watched(problem.field.network, self.said, self.states)))
 
 
 def replay_head(case: Any) -> Found:
@@ -156,10 +173,16 @@ def _head_run(case: Any, head: DataHead, run: dict[str, Any]) -> Found:
     halves = halves if halves.dim() == 4 else halves[:, :, None]
     said, states = list[Tensor](), list[Tensor]()
     rows = halves.shape[1]
+    network = Watched(DataNetwork(head, head.condition(halves)), said, states)
     problem = DenoisingProblem(
-        Guided(Watched(DataNetwork.of(head, halves), said, states), scale), BitDance.process,  # pyright: ignore
-        tuple(case.tensors[f"noise/init/{k:03d}"].shape[1:]), torch.arange(rows), torch.zeros(rows), k, len(case.about["runs"]),
-    )  # fmt: skip
+        field=Guided(network, scale),
+        process=BitDance.process,
+        shape=tuple(case.tensors[f"noise/init/{k:03d}"].shape[1:]),
+        image=torch.arange(rows),
+        position=torch.zeros(rows),
+        ar_step=k,
+        num_ar_steps=len(case.about["runs"]),
+    )
     solution = solve(problem, solver, run["sample_steps"], Noise(case))
     grid = solver.plan(problem.process, run["sample_steps"])
     yield f"times/{k}", grid.network_times / 1000, expected[f"times/{k:03d}"]

@@ -1,4 +1,7 @@
-"""A MAR so small that every test can afford it: 16 tokens of 2x2 pixels, ten classes, random weights."""
+"""Models so small that every test can afford them: ten classes, random weights.
+
+The MAR has 16 tokens of 2x2 pixels. The BitDance draws 64 tokens in four squares, on the latents of the digits.
+"""
 
 import math
 from copy import deepcopy
@@ -11,7 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from disa.codecs.kl16 import VAEConfig
+from disa.codecs.small import SmallVAEConfig
 from disa.draw.sampler import Sampler
+from disa.models.bitdance.config import BitDanceConfig
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
@@ -33,6 +38,17 @@ PRESET = Preset(
     Assets(page="https://example.org/small"),
     "16 tokens",
 )
+BITDANCE_CONFIG = BitDanceConfig(
+    latent_size=(8, 8), latent_channels=8, group_size=16, width=32, depth=1, num_heads=2, class_tokens=3,
+    head_width=64, head_depth=2, head_modulations=1, num_classes=10,
+)  # fmt: skip
+BITDANCE = Preset(
+    Spec("bitdance-digits", "bitdance", BITDANCE_CONFIG, SmallVAEConfig()),
+    Defaults(num_ar_steps=4, steps="linear:4-2", original="constant:6", solver="euler-maruyama-ode", grid="bitdance",
+             guidance=2.5, batch_size=4),
+    Assets(page="https://example.org/bitdance", embedded_codec="digits-vae"),
+    "64 tokens",
+)  # fmt: skip
 
 CODEC = VAEConfig(
     latent_channels=1, block_widths=(8, 8), layers_per_block=1, norm_groups=4, encoder_attention_levels=()

@@ -34,7 +34,7 @@ from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ("mar", "harmon", "flowar", "xar")
+FAMILIES = ("mar", "harmon", "flowar", "xar", "bitdance")
 POLICIES = ("mlp:9-2@5", "mlp:9-2", "variance:draws:9-2@8", "variance:head:9-2@6", "variance:probe:9-2@5")
 COSTLY = ("mlp:9-2@5", "variance:draws:9-2@8")
 POWER = 1.7

@@ -251,7 +251,7 @@ def harmon_sampler(folder: Path) -> tuple[Sampler, Inputs]:
     return sampler, Inputs([5, 3, 1 << 40, 7, 8], prompts=prompts, negative_prompt="a dog")
 
 
-@pytest.fixture(params=["mar", "flowar-digits", "xar-digits", "harmon"])
+@pytest.fixture(params=["mar", "flowar-digits", "xar-digits", "bitdance-digits", "harmon"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Sampler, Inputs]:
     if request.param == "mar":
         return small.sampler(), Inputs([5, 3, 1 << 40, 7, 8], [1, 2, 3, 4, 5])

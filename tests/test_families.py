@@ -1,4 +1,4 @@
-"""FlowAR and xAR through what serves every model: sampler, folders, official files, command line, comparison."""
+"""FlowAR, xAR and BitDance through what serves every model: sampler, folders, official files, command line, comparison."""
 
 import json
 import sys
@@ -24,13 +24,15 @@ from disa.weights.convert import convert
 from disa.weights.load import load_model
 from small import changed
 
-FAMILIES = ("flowar", "xar")
-SIZES = {"flowar": "flowar-small", "xar": "xar-base"}
+FAMILIES = ("flowar", "xar", "bitdance")
+SIZES = {"flowar": "flowar-small", "xar": "xar-base", "bitdance": "bitdance-base"}
 QUICK = {"steps": "linear:4-2", "batch_size": 3}
 
 
 def shrunk(name: str) -> Preset:
     """The embedded preset with a network that every test can afford; the latents stay those of the digits."""
+    if name == small.BITDANCE.name:
+        return small.BITDANCE
     preset = find_preset(name)
     shape = {"width": 32, "encoder_depth": 1, "decoder_depth": 1, "num_heads": 2}
     if name.startswith("flowar"):
@@ -55,7 +57,8 @@ def preset(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> P
 def official(preset: Preset, tmp_path: Path) -> Path:
     """An official training checkpoint: with buffers that follow from the architecture, and with a moving average."""
     state = preset.official_names().to_official(weights(preset))
-    state |= {"mask": torch.zeros(1, 1, 2, 2), "encoder_blocks.0.attn.rope.freqs": torch.zeros(4)}
+    if preset.spec.family != "bitdance":
+        state |= {"mask": torch.zeros(1, 1, 2, 2), "encoder_blocks.0.attn.rope.freqs": torch.zeros(4)}
     path = tmp_path / "checkpoint.pth"
     torch.save({"model_ema": state, "model": {name: value + 1 for name, value in state.items()}}, path)
     return path
@@ -116,7 +119,7 @@ def test_another_family_is_refused(preset: Preset, official: Path) -> None:
 @pytest.mark.parametrize("broken", ["nan", "truncated", "shape", "missing"])
 def test_a_damaged_checkpoint_is_one_clear_error(preset: Preset, tmp_path: Path, broken: str) -> None:
     state, path = preset.official_names().to_official(weights(preset)), tmp_path / "broken.pth"
-    name = "z_proj.weight"
+    name = next(iter(state))
     if broken == "nan":
         state[name] = state[name].clone().fill_(float("nan"))
     elif broken == "shape":
@@ -144,13 +147,19 @@ def test_an_image_does_not_depend_on_its_batch(preset: Preset) -> None:
     assert torch.equal(whole.images, parts.images.flip(0))
 
 
+def rows_at_first(preset: Preset) -> int:
+    """Of one image: both halves of a BitDance draw in the first AR step, where nothing is guided."""
+    return 2 if preset.spec.family == "bitdance" else 1
+
+
 def test_evaluations_and_rows_are_counted(preset: Preset) -> None:
     result = sampler(preset).sample([1, 2], [0, 1], steps="constant:4", grid="uniform", interval=(0.0, 1.0))
-    assert [step.rows for step in result.trace] == [2] * 4
+    first = 2 * rows_at_first(preset)
+    assert [step.rows for step in result.trace] == [first, 2, 2, 2]
     # Nothing is guided in the first AR step; afterwards every evaluation counts two.
-    assert [step.evaluations for step in result.trace] == [8, 16, 16, 16]
+    assert [step.evaluations for step in result.trace] == [4 * first, 16, 16, 16]
     limited = sampler(preset).sample([1, 2], [0, 1], steps="constant:4", grid="uniform", interval=(0.0, 0.5))
-    assert [step.evaluations for step in limited.trace] == [8, 12, 12, 12]
+    assert [step.evaluations for step in limited.trace] == [4 * first, 12, 12, 12]
     assert sampler(preset).sample([1], 0, steps="constant:4", grid="uniform", guidance=1.0).evaluations == 16
 
 
@@ -176,8 +185,12 @@ def test_every_policy_goes_with_every_solver(preset: Preset, solver: str, policy
     options = {"steps": policy, "solver": solver, "grid": "shifted-2", "interval": (0.0, 1.0), "output_type": "latent"}
     found = model.sample([1, 2], [0, 1], **options)
     # Nothing is guided in the first AR step; afterwards every evaluation counts two.
-    assert [step.evaluations for step in found.trace] == [2 * asked[0], *(4 * count for count in asked[1:])]
+    first = 2 * rows_at_first(preset) * asked[0]
+    assert [step.evaluations for step in found.trace] == [first, *(4 * count for count in asked[1:])]
     assert torch.equal(model.sample([2], [1], **options).latents, found.latents[1:])
+    if preset.spec.family == "bitdance":
+        assert torch.equal(found.latents.abs(), torch.ones(2, 8, 8, 8))
+        return
     exact = end_of_the_path(preset.name)
     # Noise that is added on the way leads to another image of the same kind.
     assert ((found.latents[:1] - exact).norm() < 0.5 * exact.norm()) == (solver != "euler-maruyama")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import planned
+import small
 import test_flowar
 import test_mar
 import test_xar
@@ -27,6 +28,7 @@ from disa.core.solvers import make_solver
 from disa.core.steps import StepPolicy, constant
 from disa.errors import DisaError
 from disa.models import heads
+from disa.models.bitdance.model import BitDance
 from disa.policies.scores import spread_of_draws
 from fields import Said
 
@@ -81,6 +83,12 @@ def _xar() -> Family:
     return Family(model, 4, (model, "velocity"), model.encoder[0], ("euler-maruyama", "euler"))
 
 
+def _bitdance() -> Family:
+    config = replace(small.BITDANCE_CONFIG, latent_size=(2, 2), group_size=1)
+    model = small.randomised(BitDance(config))
+    return Family(model, 4, (model.head, "denoise"), model.blocks[0], ("euler-maruyama-ode", "euler"))
+
+
 def _harmon() -> Family:
     pytest.importorskip("transformers")
     import test_harmon
@@ -94,6 +102,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "flowar": lambda: _flowar(False),
     "flowar-cross": lambda: _flowar(True),
     "xar": _xar,
+    "bitdance": _bitdance,
     "harmon": _harmon,
 }
 
@@ -240,7 +249,7 @@ def test_an_ar_step_without_guidance_is_that_of_a_model_that_never_had_any(
 @pytest.mark.parametrize("progress", PROGRESS)
 @torch.no_grad()
 def test_the_backbone_runs_one_half_where_no_later_cache_needs_the_other(family: Family, progress: tuple[float, float]):
-    """MAR and Harmon compute every AR step anew. FlowAR and xAR keep keys and values, which a later guided AR step
+    """MAR and Harmon compute every AR step anew. FlowAR, BitDance and xAR keep keys and values, which a later guided AR step
     needs of both halves; xAR passes a cell when the next one is posed."""
     guidance, on = Guidance(2.5, "constant", progress=progress), acts(family, progress)
     state = family.model.begin(family.request(guidance), SeededNoise(SEEDS[:2]))

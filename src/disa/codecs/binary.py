@@ -1,7 +1,7 @@
 """BitDance's autoencoder: images to latents of signs, -1 and 1, and back.
 
-A convolutional network without attention; its parameters are named as officially. The decoder also scales and shifts its
-features by the mean and deviation of the latents.
+A convolutional network without attention, with parameters named as officially. Mean and deviation of the latents
+modulate the features of the decoder.
 
 Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride, w = W / stride), E features.
 """
@@ -9,8 +9,8 @@ Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,32 +53,17 @@ class BinaryConfig:
 class ResidualBlock(nn.Module):
     """Two convolutions, each after a group norm and a SiLU, added to x, or to a projection of it."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, before: int, width: int) -> None:
         super().__init__()
-        self.norm1 = _norm(channels_in)
-        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
-        self.norm2 = _norm(channels_out)
-        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
-        if channels_in != channels_out:
-            self.nin_shortcut = nn.Conv2d(channels_in, channels_out, 1, bias=False)
+        self.norm1 = nn.GroupNorm(NORM_GROUPS, before, NORM_EPS)
+        self.conv1 = nn.Conv2d(before, width, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(NORM_GROUPS, width, NORM_EPS)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.nin_shortcut = None if before == width else nn.Conv2d(before, width, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
-
-
-class Level(nn.Module):
-    """The blocks of one resolution, and what leads to the next one."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        super().__init__()
-        pairs = zip(widths[:-1], widths[1:], strict=True)
-        self.block = nn.ModuleList(ResidualBlock(before, after) for before, after in pairs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for block in self.block:
-            x = block(x)
-        return x
+        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class Upsampler(nn.Module):
@@ -112,56 +97,60 @@ class Encoder(nn.Module):
 
     def __init__(self, c: BinaryConfig) -> None:
         super().__init__()
-        self.conv_in = nn.Conv2d(c.in_channels, c.finest_width, 3, padding=1, bias=False)
-        self.down = nn.ModuleList()
-        before = c.finest_width
-        for i, width in enumerate(c.block_widths):
-            level = Level([before, *[width] * c.layers_per_block])
-            if i < len(c.block_widths) - 1:
-                level.downsample = nn.Conv2d(width, width, 3, stride=2, padding=1)
-            self.down.append(level)
-            before = width
-        self.mid_block = nn.ModuleList(ResidualBlock(before, before) for _ in range(c.layers_per_block))
-        self.norm_out = _norm(before)
-        self.conv_out = nn.Conv2d(before, c.latent_channels, 1)
+        widths, count = c.block_widths, c.layers_per_block
+        self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1, bias=False)
+        self.down = nn.ModuleList(
+            _level(before, width, count, downsample=nn.Conv2d(width, width, 3, stride=2, padding=1))
+            for before, width in zip(widths[:1] + widths, widths[:-1], strict=False)
+        )
+        self.down.append(_level(widths[-2:][0], widths[-1], count))
+        self.mid_block = _blocks(widths[-1], widths[-1], count)
+        self.norm_out = nn.GroupNorm(NORM_GROUPS, widths[-1], NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[-1], c.latent_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
         for level in self.down:
-            x = level(x)
-            x = level.downsample(x) if hasattr(level, "downsample") else x
-        for block in self.mid_block:
-            x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            x = _through(level, x)
+        return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
 
 
 class Decoder(nn.Module):
-    """Latents [B, C, h, w] -> images [B, channels, H, W]."""
+    """Latents [B, C, h, w] -> images [B, channels, H, W]. Levels are numbered as in the encoder."""
 
     def __init__(self, c: BinaryConfig) -> None:
         super().__init__()
-        coarsest = c.block_widths[-1]
-        self.conv_in = nn.Conv2d(c.latent_channels, coarsest, 3, padding=1)
-        self.mid_block = nn.ModuleList(ResidualBlock(coarsest, coarsest) for _ in range(c.layers_per_block))
-        befores = [*c.block_widths[1:], coarsest]
+        widths, count = c.block_widths, c.layers_per_block
+        befores = (*widths[1:], widths[-1])
+        self.conv_in = nn.Conv2d(c.latent_channels, widths[-1], 3, padding=1)
+        self.mid_block = _blocks(widths[-1], widths[-1], count)
         self.adaptive = nn.ModuleList(AdaptiveNorm(c.latent_channels, before) for before in befores)
-        self.up = nn.ModuleList()
-        for i, (before, width) in enumerate(zip(befores, c.block_widths, strict=True)):
-            level = Level([before, *[width] * c.layers_per_block])
-            if i:
-                level.upsample = Upsampler(width)
-            self.up.append(level)
-        self.norm_out = _norm(c.finest_width)
-        self.conv_out = nn.Conv2d(c.finest_width, c.in_channels, 3, padding=1)
+        self.up = nn.ModuleList([_level(befores[0], widths[0], count)])
+        for before, width in zip(befores[1:], widths[1:], strict=True):
+            self.up.append(_level(before, width, count, upsample=Upsampler(width)))
+        self.norm_out = nn.GroupNorm(NORM_GROUPS, widths[0], NORM_EPS)
+        self.conv_out = nn.Conv2d(widths[0], c.in_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
-        x = self.conv_in(latents)
-        for block in self.mid_block:
-            x = block(x)
-        for adaptive, level in zip(reversed(self.adaptive), reversed(self.up), strict=True):
-            x = level(adaptive(x, latents))
-            x = level.upsample(x) if hasattr(level, "upsample") else x
+        x = self.mid_block(self.conv_in(latents))
+        for norm, level in zip(reversed(self.adaptive), reversed(self.up), strict=True):
+            x = _through(level, norm(x, latents))
         return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def _level(before: int, width: int, count: int, **resampling: nn.Module) -> nn.ModuleDict:
+    """The blocks of one resolution, and what leads to the next."""
+    return nn.ModuleDict({"block": _blocks(before, width, count), **resampling})
+
+
+def _blocks(before: int, width: int, count: int) -> nn.Sequential:
+    return nn.Sequential(*(ResidualBlock(width if i else before, width) for i in range(count)))
+
+
+def _through(level: Any, x: Tensor) -> Tensor:
+    for part in level.values():
+        x = part(x)
+    return x
 
 
 class BinaryAE(nn.Module):
@@ -197,7 +186,3 @@ class BinaryCodec(LatentCodec):
 
     def raw(self, latents: Tensor) -> Tensor:
         return latents
-
-
-def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(NORM_GROUPS, width, eps=NORM_EPS)

@@ -21,7 +21,6 @@ from disa.core.problem import Grid, TimeGrid
 from disa.errors import DisaError
 from disa.values import did_you_mean, number, shown
 
-
 BITDANCE, _BITDANCE_LAST = "bitdance", 0.05
 """A grid that ends in a step of that length, officially."""
 
@@ -30,8 +29,8 @@ BITDANCE, _BITDANCE_LAST = "bitdance", 0.05
 class FlowMatching:
     """The straight path between data and noise.
 
-    embedding_scale: what the network is fed at t = 1, a whole number; from_noise: at t = 0 instead, as it counts its
-    times from noise to data.
+    embedding_scale: what the network is fed at t = 1, a whole number. from_noise: it is fed that at t = 0, as it counts
+    times from noise to data, and no whole parts.
     """
 
     embedding_scale: int = 1000
@@ -75,8 +74,7 @@ class FlowMatching:
         return value
 
     def network_times(self, t: np.ndarray) -> np.ndarray:
-        """What the time embedding is fed at times t: a product in float32, as officially. Networks that count their times
-        from data to noise take the whole part of it."""
+        """What the time embedding is fed at times t: a product in float32, as officially, or the whole part of it."""
         if self.from_noise:
             return ((1 - t).astype(np.float32) * np.float32(self.embedding_scale)).astype(np.float64)
         return np.trunc(t.astype(np.float32) * np.float32(self.embedding_scale)).astype(np.float64)
@@ -134,8 +132,7 @@ def _xar_em(num_steps: int) -> np.ndarray:
 
 
 def _bitdance(num_steps: int, shift: float = 1.0) -> np.ndarray:
-    """n even times from 1 to before 0.05, then one step of 0.05 more; sums in float32, as officially. Only times without
-    a shift end at the data."""
+    """n even steps from 1 to 0.05, then one of 0.05 more, as sums in float32. With a shift they do not end at 0."""
     share = np.linspace(0, 1 - _BITDANCE_LAST, num_steps + 1, dtype=np.float32)
     with np.errstate(divide="ignore"):
         share = (np.float32(1 / shift) / (np.float32(1 / shift) + (1 / share - 1))).astype(np.float32)

@@ -88,19 +88,20 @@ class Settings:
     )
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
-        "dpm-solver++. FlowAR, xAR: euler, heun, euler-maruyama. All: dpm-solver++-2, of order 2.",
+        "dpm-solver++. FlowAR, xAR, BitDance: euler, heun, euler-maruyama, euler-maruyama-ode (along the ODE in the last "
+        "step). All: dpm-solver++-2, of order 2.",
         looks="a solver or its text",
         objects_have="takes",
     )
     grid: Any = option(
-        "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. FlowAR, xAR: "
-        "flowar-split, xar-em, uniform, shifted-3 (any number).",
+        "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. FlowAR, xAR, "
+        "BitDance: flowar-split, xar-em, bitdance, uniform, shifted-3 (any number).",
         looks="the name of a grid, or a function from a process and a number of steps to a TimeGrid",
         objects_have="__call__",
         part_of="solver",
     )
     temperature: float | None = option(
-        "Scale of the noise that ddpm and euler-maruyama add, and of that which rows begin with under a plan.",
+        "Scale of the noise that ddpm and euler-maruyama(-ode) add, and of that which rows begin with under a plan.",
         kind=float,
         part_of="solver",
     )
@@ -126,7 +127,9 @@ class Settings:
         part_of="guidance",
         flag="--guidance-progress",
     )
-    num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; FlowAR, xAR as the model has.", kind=int)
+    num_ar_steps: Any = option(
+        "AR steps: MAR, Harmon at most one per token; FlowAR, xAR, BitDance as the model has.", kind=int
+    )
     order: Any = option(
         f"In which order MAR and Harmon draw tokens: {ORDER_FORMS}. Each image has its own, from its seed.",
         read=parse_order,

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from disa.models.bitdance import names as bitdance
+from disa.models.bitdance.config import BitDanceConfig
+from disa.models.bitdance.model import BitDance
 from disa.models.flowar import names as flowar
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR
@@ -20,7 +23,7 @@ from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
-Model = MAR | FlowAR | XAR | Harmon
+Model = MAR | FlowAR | XAR | Harmon | BitDance
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Family:
 
     config: type
     """The class of their architectures."""
-    model: type[MAR] | type[FlowAR] | type[XAR] | type[Harmon]
+    model: type[Model]
     """From an architecture to a model without weights."""
     official_names: Callable[[Any], NameMap]
     """From an architecture to our parameter names and the official ones."""
@@ -40,4 +43,5 @@ FAMILIES = {
     "flowar": Family(FlowARConfig, FlowAR, flowar.official_names),
     "xar": Family(XARConfig, XAR, xar.official_names),
     "harmon": Family(HarmonConfig, Harmon, harmon.official_names),
+    "bitdance": Family(BitDanceConfig, BitDance, bitdance.official_names),
 }

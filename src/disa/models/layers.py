@@ -1,6 +1,6 @@
 """Leaves that the models share: attention, the ViT block, time features, initial values.
 
-Shapes: B images, B' with their unconditional halves, L tokens, D width, H heads, n times.
+Shapes: B images, B' with their unconditional halves, L tokens, C token channels, D width, H heads, n times.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from disa.core.request import Request
 from disa.core.work import attention, product, ran
 from disa.models.kept import KeptBlock
+from disa.errors import DisaError
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import in_tiles
@@ -101,6 +102,24 @@ class Block(nn.Module):
 def take(x: Tensor, index: Tensor) -> Tensor:
     """x [B, L, D] at token indices [B, N] -> [B, N, D]."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))
+
+
+def to_cells(latents: Tensor, size: tuple[int, int], cell: tuple[int, int]) -> Tensor:
+    """Latents [B, C, H, W] of that size -> tokens [B, L, C], cell by cell, inside a cell row by row. Raises DisaError.
+
+    cell: rows and columns of tokens in one.
+    """
+    if latents.shape[2:] != size:
+        raise DisaError(f"expected latents of {size} tokens, found shape {tuple(latents.shape)}.")
+    x = latents.unflatten(3, (-1, cell[1])).unflatten(2, (-1, cell[0]))
+    return x.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+
+
+def from_cells(tokens: Tensor, size: tuple[int, int], cell: tuple[int, int]) -> Tensor:
+    """The reverse of `to_cells`."""
+    (rows, columns), (down, across) = size, cell
+    x = tokens.reshape(len(tokens), rows // down, columns // across, down, across, -1)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows, columns)
 
 
 def class_embeddings(request: Request, table: nn.Embedding, no_class: Tensor, guided: bool) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from disa.errors import DisaError
+from disa.models.bitdance import presets as bitdance
 from disa.models.families import FAMILIES as FAMILIES
 from disa.models.families import Model as Model
 from disa.models.flowar import presets as flowar
@@ -13,7 +14,7 @@ from disa.models.xar import presets as xar
 from disa.values import did_you_mean, either, shown
 
 _DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS)
-_PUBLISHED = (*mar.PUBLISHED, *flowar.PUBLISHED, *xar.PUBLISHED, *harmon.PUBLISHED)
+_PUBLISHED = (*mar.PUBLISHED, *flowar.PUBLISHED, *xar.PUBLISHED, *harmon.PUBLISHED, *bitdance.PUBLISHED)
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_DIGITS, *_PUBLISHED, harmon.SHAPES)}
 
 

@@ -85,7 +85,7 @@ class KVCache:
 
 
 class RotaryAttention(nn.Module):
-    """Multi-head self-attention with rotary positions. bias: of the queries, keys and values; out_bias: of the result."""
+    """Multi-head self-attention with rotary positions. bias: of queries, keys and values; out_bias: of the result."""
 
     def __init__(self, width: int, num_heads: int, bias: bool = True, out_bias: bool = True) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from disa.codecs.binary import BINARY, BinaryConfig
 from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SMALL, SmallVAEConfig
 from disa.core import texts
@@ -29,7 +30,7 @@ from disa.weights.shards import WEIGHTS
 
 FORMAT = 2
 LONGEST_FILE = 1 << 20
-CODECS = {"kl16": VAEConfig, SMALL: SmallVAEConfig}
+CODECS = {"kl16": VAEConfig, SMALL: SmallVAEConfig, BINARY: BinaryConfig}
 VARIANCES = ("draws", "head", "probe")
 
 
@@ -164,7 +165,7 @@ def _read_name(name: Any) -> str:
     return name
 
 
-def _read_codec(content: Any) -> VAEConfig | SmallVAEConfig | None:
+def _read_codec(content: Any) -> VAEConfig | SmallVAEConfig | BinaryConfig | None:
     if content is None:
         return None
     kind = content.get("kind") if isinstance(content, dict) else None
@@ -193,7 +194,7 @@ def _foreign(content: Any, folder: Path) -> str:
         return f"is a model of diffusers ({shown(kind)}), not of disa.{_of_weights(folder)}"
     if "library" not in content and (isinstance(model, str) or "architectures" in content):
         return f"is a model of transformers ({shown(model)}), not of disa.{_of_weights(folder)}"
-    if content.get("family") == SMALL:
+    if content.get("family") in (SMALL, BINARY):
         return "is an autoencoder of disa, not a model: give it as --vae, beside a model."
     return ""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from disa import values
 from disa.codecs import foreign, kl16
 from disa.codecs.base import LatentCodec
+from disa.codecs.binary import BINARY, BinaryAE, BinaryCodec, BinaryConfig
 from disa.codecs.kl16 import KL16Codec, VAEConfig
 from disa.codecs.small import SMALL, SmallCodec, SmallVAE, SmallVAEConfig
 from disa.errors import DisaError, warn
@@ -28,6 +29,12 @@ from disa.weights.package import read_embedded
 from disa.weights.read import find, read_tensors
 from disa.weights.shards import files_of
 from disa.weights.trust import check_hash
+
+OWN: dict[type, tuple[str, Any, Any]] = {
+    SmallVAEConfig: (SMALL, SmallVAE, SmallCodec),
+    BinaryConfig: (BINARY, BinaryAE, BinaryCodec),
+}
+"""The autoencoders that are built here: what they are called, their networks and their codecs."""
 
 
 def load_model(
@@ -55,22 +62,27 @@ def load_model(
 
 
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
-    """The preset's autoencoder: KL-16 in any form that `find_files` knows, or the hub's; the small one from the package
-    or a folder that disa wrote. Raises DisaError."""
+    """The preset's autoencoder: KL-16 in any form that `find_files` knows, or the hub's; the binary one likewise; the
+    small one from the package or a folder that disa wrote. Raises DisaError."""
     config, assets = preset.spec.codec, preset.assets
     if config is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
+    if path is None and assets.embedded_codec:
+        return _own(config, read_embedded(assets.embedded_codec), assets.embedded_codec)
     if isinstance(config, SmallVAEConfig):
-        if path is not None:
-            return _load_small(preset.name, config, path)
-        if not assets.embedded_codec:
+        if path is None:
             raise DisaError(_missing_codec("a folder that disa wrote"))
-        return _small(config, read_embedded(assets.embedded_codec), assets.embedded_codec)
-    key, path = locate(path, assets.codec_weights, assets.page, _missing_codec("kl16.ckpt"))
+        return _load_small(preset.name, config, path)
+    example = "ae_d16c32.pt" if isinstance(config, BinaryConfig) else "kl16.ckpt"
+    key, path = locate(path, assets.codec_weights, assets.page, _missing_codec(example))
     files = find_files(path)
     state = _together(files)
     try:
-        codec = _kl16(preset.name, config, state, files.config, path)
+        if isinstance(config, BinaryConfig):
+            _check_said(config, files.config, preset.name)
+            codec = _own(config, foreign.plain_names(state)[0], "it")
+        else:
+            codec = _kl16(preset.name, config, state, files.config, path)
     except DisaError as error:
         raise DisaError(f"{path} cannot be used: {error}") from error
     for file in files.weights:
@@ -87,8 +99,10 @@ def _kl16(
     model: str, config: VAEConfig, state: Mapping[str, Tensor], said: dict[str, Any] | None, path: Path
 ) -> LatentCodec:
     """A KL-16 of tensors under any names. config: the model's; said: the autoencoder's own, if it has one."""
-    if said is not None and said.get("family") == SMALL:
-        raise DisaError(f"it is a small autoencoder of disa, {model} needs a KL-16 such as kl16.ckpt.")
+    for kind, (name, *_) in OWN.items():
+        if said is not None and said.get("family") == name:
+            what = "small" if kind is SmallVAEConfig else "binary"
+            raise DisaError(f"it is a {what} autoencoder of disa, {model} needs a KL-16 such as kl16.ckpt.")
     state, prefix = foreign.plain_names(state)
     if foreign.FIRST not in state:
         raise DisaError(
@@ -121,24 +135,31 @@ def _load_small(model: str, config: SmallVAEConfig, path: Path) -> LatentCodec:
     state, said = _together(files), files.config
     if foreign.FIRST in foreign.plain_names(state)[0]:
         raise DisaError(f"{path} is a KL autoencoder, {model} needs a small one that `disa train` makes.")
-    if said is not None and said.get("family") == SMALL:
-        try:
-            found = asdict(read_fields(SmallVAEConfig, said.get("architecture"), "architecture"))
-        except DisaError as error:
-            raise DisaError(f"{path} cannot be used: {error}") from error
-        for name, ours in asdict(config).items():
-            if found[name] != ours:
-                raise DisaError(f"{path} does not fit {model}: its {name} is {found[name]}, the model's is {ours}.")
-    return _small(config, state, str(path))
+    try:
+        _check_said(config, said, model)
+    except DisaError as error:
+        raise DisaError(f"{path} cannot be used: {error}") from error
+    return _own(config, state, str(path))
 
 
-def _small(config: SmallVAEConfig, state: Mapping[str, Tensor], source: str) -> LatentCodec:
+def _check_said(config: Any, said: dict[str, Any] | None, model: str) -> None:
+    """What `config.json` says of an autoencoder of this kind must be what the model has. Raises DisaError."""
+    if said is None or said.get("family") != OWN[type(config)][0]:
+        return
+    found = asdict(read_fields(type(config), said.get("architecture"), "architecture"))
+    for name, ours in asdict(config).items():
+        if found[name] != ours:
+            raise DisaError(f"it does not fit {model}: its {name} is {found[name]}, the model's is {ours}.")
+
+
+def _own(config: Any, state: Mapping[str, Tensor], source: str) -> LatentCodec:
+    _, network_of, codec_of = OWN[type(config)]
     with torch.device("meta"):
-        network = SmallVAE(config)
-    check_layout(state, shapes(network.state_dict()), source)
+        network = network_of(config)
+    check_layout(state, shapes(network.state_dict()), source, "the autoencoder of this model")
     check_values(state, source)
     network.load_state_dict(state, assign=True)
-    return SmallCodec(network.requires_grad_(False).eval())
+    return codec_of(network.requires_grad_(False).eval())
 
 
 def _missing_codec(example: str) -> str:

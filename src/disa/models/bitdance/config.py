@@ -36,12 +36,11 @@ class BitDanceConfig:
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        if any(size % side for size, side in zip(self.latent_size, self.square, strict=True)) or self.num_tokens % (
-            self.group_size
-        ):
-            raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into groups of {self.group_size}.")
         if self.squares and math.prod(self.square) != self.group_size:
             raise DisaError(f"group_size = {self.group_size} tokens are no square.")
+        (rows, columns), (down, across) = self.latent_size, self.square
+        if rows % down or columns % across or self.num_tokens % self.group_size:
+            raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into groups of {self.group_size}.")
         if self.width % (4 * self.num_heads):
             raise DisaError(
                 f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
@@ -80,6 +79,11 @@ class BitDanceConfig:
         return self.prefix + self.num_tokens - self.group_size
 
     @property
+    def head_parts(self) -> int:
+        """Modulation values of a block of the head: scale, shift and gate, of its attention too if it has one."""
+        return 3 if self.group_size == 1 else 6
+
+    @property
     def hidden(self) -> int:
         """Of the MLPs of the transformer."""
         return 256 * math.ceil(int(8 * self.width / 3) / 256)
@@ -103,25 +107,4 @@ class BitDanceConfig:
         group = "token" if self.group_size == 1 else "group"
         return Capabilities(
             "BitDance", "labels", self.num_tokens, self.num_classes, num_ar_steps=self.num_ar_steps, group=group
-        )
-
-    @classmethod
-    def from_official(cls, arguments: dict) -> BitDanceConfig:
-        """From the constructor arguments of the official classes. Raises DisaError."""
-        if arguments["patch_size"] != 1:
-            raise DisaError(f"BitDance needs patches of 1, found {arguments['patch_size']}.")
-        side = arguments["resolution"] // arguments["down_size"]
-        return cls(
-            latent_size=(side, side),
-            latent_channels=arguments["latent_dim"],
-            group_size=arguments.get("parallel_num", 1),
-            squares=arguments.get("parallel_mode", "patch") == "patch",
-            width=arguments["dim"],
-            depth=arguments["n_layer"],
-            num_heads=arguments["n_head"],
-            class_tokens=arguments["cls_token_num"],
-            head_width=arguments["diff_dim"],
-            head_depth=arguments["diff_layers"],
-            head_modulations=arguments["diff_adanln_layers"],
-            num_classes=arguments["num_classes"],
         )

@@ -1,7 +1,7 @@
 """BitDance's head, which predicts the tokens themselves, as a velocity network.
 
-Shapes: R rows (groups of tokens), N tokens of a row, T = R N of all of them, C token channels, W head width, D condition
-width, n denoising steps; P halves of the rows, conditional first. In models that draw token by token a row has no N.
+Shapes: R rows (groups of tokens), N tokens of a row, T = R N of all of them, C token channels, W head width, D width of
+conditions, n denoising steps; P halves of the rows, conditional first. Where a row is a token it has no N.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from disa.core.problem import Prediction, TimeGrid
 from disa.models.bitdance.config import HEAD_WIDTH_PER_HEAD, BitDanceConfig
@@ -20,7 +19,6 @@ from disa.models.layers import TIME_FEATURES, Attention, embed_times
 from disa.runtime.fused import gated_linear, modulated_linear, modulated_norm
 from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
-from disa.runtime.tiles import padding
 
 NORM_EPS = 1e-6
 TIME_SCALE = 1000
@@ -47,44 +45,29 @@ def gated(x: Tensor) -> Tensor:
     return swish(gate) * value
 
 
-class TokenBlock(nn.Module):
-    """Modulated layer norm, gated MLP, gate."""
+class HeadBlock(nn.Module):
+    """Modulated layer norm, gated MLP, gate; before it likewise attention among the tokens of a row, if these are
+    several, without places."""
 
-    parts = 3
-
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, group_size: int) -> None:
         super().__init__()
+        self.group_size = group_size
+        if group_size > 1:
+            self.attn_norm = nn.LayerNorm(width, eps=NORM_EPS)
+            self.attn = Attention(width, width // HEAD_WIDTH_PER_HEAD)
         self.norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.mlp = GatedMLP(width, int(1.5 * width), width)
 
-    def forward(self, h: Tensor, modulation: Sequence[Tensor], group_size: int) -> Tensor:
-        """h: [T, W]; modulation: scale, shift and gate, each [T, W]."""
-        return _mixed(self.mlp, self.norm, h, *modulation)
-
-
-class GroupBlock(nn.Module):
-    """The same after attention among the tokens of a row, which have no places."""
-
-    parts = 6
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.attn = Attention(width, width // HEAD_WIDTH_PER_HEAD)
-        self.norm2 = nn.LayerNorm(width, eps=NORM_EPS)
-        self.mlp = GatedMLP(width, int(1.5 * width), width)
-
-    def forward(self, h: Tensor, modulation: Sequence[Tensor], group_size: int) -> Tensor:
-        """h: [T, W]; modulation: scale, shift and gate of the attention, then of the MLP, each [T, W]."""
-        scale, shift, gate, *rest = modulation
-        normed = modulated_norm(h, self.norm1.weight, self.norm1.bias, shift, scale, NORM_EPS, False)
-        attended = self.attn(normed.unflatten(0, (-1, group_size))).flatten(0, 1)
-        return _mixed(self.mlp, self.norm2, torch.addcmul(h, gate, attended), *rest)
-
-
-def _mixed(mlp: GatedMLP, norm: nn.LayerNorm, h: Tensor, scale: Tensor, shift: Tensor, gate: Tensor) -> Tensor:
-    hidden = modulated_linear(mlp.w1, h, (norm.weight, norm.bias), shift, scale, NORM_EPS)
-    return gated_linear(mlp.w2, h, gate, gated(hidden))
+    def forward(self, h: Tensor, scale: Tensor, shift: Tensor, gate: Tensor, *more: Tensor) -> Tensor:
+        """All [T, W]; more: the same three once more for the MLP where there is attention."""
+        if more:
+            norm = self.attn_norm.weight, self.attn_norm.bias
+            normed = modulated_norm(h, *norm, shift, scale, NORM_EPS, False).unflatten(0, (-1, self.group_size))
+            h = torch.addcmul(h, gate, self.attn(normed).flatten(0, 1))
+            scale, shift, gate = more
+        norm = self.norm.weight, self.norm.bias
+        hidden = gated(modulated_linear(self.mlp.w1, h, norm, shift, scale, NORM_EPS))
+        return gated_linear(self.mlp.w2, h, gate, hidden)
 
 
 class DataHead(nn.Module):
@@ -92,15 +75,14 @@ class DataHead(nn.Module):
 
     def __init__(self, c: BitDanceConfig) -> None:
         super().__init__()
-        block = TokenBlock if c.group_size == 1 else GroupBlock
-        self.width, self.group_size, self.parts = c.head_width, c.group_size, block.parts
+        self.width, self.group_size, self.parts = c.head_width, c.group_size, c.head_parts
         self.sharing = c.head_depth // c.head_modulations
         self.time_in = Linear(TIME_FEATURES, c.head_width)
         self.time_out = Linear(c.head_width, c.head_width)
         self.condition = Linear(c.width, c.head_width)
         self.input = Linear(c.latent_channels, c.head_width)
-        self.blocks = nn.ModuleList(block(c.head_width) for _ in range(c.head_depth))
-        self.modulation = Linear(c.head_width, (block.parts * c.head_modulations + 2) * c.head_width)
+        self.blocks = nn.ModuleList(HeadBlock(c.head_width, c.group_size) for _ in range(c.head_depth))
+        self.modulation = Linear(c.head_width, (c.head_parts * c.head_modulations + 2) * c.head_width)
         self.output = Linear(c.head_width, c.latent_channels)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
@@ -119,7 +101,7 @@ class DataHead(nn.Module):
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
             first = i // self.sharing * self.parts
-            h = block(h, parts[first : first + self.parts], self.group_size)
+            h = block(h, *parts[first : first + self.parts])
         scale, shift = parts[-2:]
         return modulated_linear(self.output, h, (None, None), shift, scale, NORM_EPS)
 
@@ -130,11 +112,6 @@ class DataNetwork(Network):
 
     head: DataHead
     condition: Tensor
-
-    @classmethod
-    def of(cls, head: DataHead, z: Tensor) -> DataNetwork:
-        """Project the conditions z [P, R, N, D] once for all denoising steps."""
-        return cls(head, head.condition(z))
 
     @property
     def num_halves(self) -> int:
@@ -160,13 +137,9 @@ class _BoundData:
         """The velocity noise - data, as both follow from x and the data predicted."""
         num_halves, modulation = self.num_halves[denoise_step], self.modulation.at(denoise_step, self._modulations)
         h = self.head.input(x.reshape(-1, x.shape[-1]).to(self.condition.dtype)).repeat(num_halves, 1)
-        padded = F.pad(h, (0, 0, 0, len(modulation) - len(h)))
-        data = self.head.denoise(padded, modulation)[: len(h)].float().view(num_halves, *x.shape)
+        data = self.head.denoise(h, modulation).float().view(num_halves, *x.shape)
         return Prediction((x - data) / self.left[denoise_step])
 
     def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
-        """[stretch, tokens of a tile, ...]: padded once, so that no layer has to do it."""
-        condition = self.condition[:num_halves].flatten(0, 1)
-        lack = padding(len(condition), (self.head.group_size,), condition.device)
-        condition = F.pad(condition, (0, 0, 0, 0, 0, lack)).flatten(0, 1)
-        return self.head.modulation(swish(self.times[stretch, None] + condition))
+        """[stretch, P T, ...]."""
+        return self.head.modulation(swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 2)))

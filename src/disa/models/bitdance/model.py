@@ -1,8 +1,8 @@
 """BitDance: causal generation of binary tokens (Ai et al. 2026, arXiv 2602.14041), class-conditional.
 
-A causal transformer sees some vectors of the class, then the tokens drawn so far, and gives a condition vector z for the
-next one, or for the next group of them, which see each other. A diffusion head draws these tokens from z; the signs of
-what it draws are fed on. Keys and values of all places before are kept, in memory that is allocated once.
+A causal transformer sees some vectors of the class, then the tokens drawn so far, and gives a condition vector z for
+the next one, or for the next group of them, which see each other. A diffusion head draws these tokens from z; the signs
+of what it draws are fed on. Keys and values of all places before are kept, in memory that is allocated once.
 
 In the first AR step guidance with the linear ramp does not act yet. There the official code draws the two halves of the
 batch apart, so that the unconditional half goes on from a first group of its own; from then on both are fed the same.
@@ -23,11 +23,10 @@ from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
-from disa.errors import DisaError
 from disa.models.bitdance.config import BitDanceConfig
 from disa.models.bitdance.head import LEAST_TIME, NORM_EPS, TIME_SCALE, DataHead, DataNetwork, GatedMLP
 from disa.models.guided import Guided, halves_to_come
-from disa.models.layers import class_embeddings, table
+from disa.models.layers import class_embeddings, from_cells, table, to_cells
 from disa.models.transformer import KVCache, RotaryAttention, Rotation, causal_mask
 
 
@@ -46,8 +45,9 @@ class BitDanceState:
 
     @property
     def apart(self) -> bool:
-        """Whether both halves draw tokens of their own in this AR step."""
-        return self.ar_step == 0 and self.scales[0] == 1 and len(self.embedding) > self.request.batch_size
+        """Whether both halves draw tokens of their own in this AR step: the ramp begins at 1, and nothing else is off."""
+        guidance, both = self.request.guidance, len(self.embedding) > self.request.batch_size
+        return both and self.ar_step == 0 and guidance.at(0.0) == 1 and guidance.progress[0] == 0
 
 
 class CausalBlock(nn.Module):
@@ -114,9 +114,9 @@ class BitDance(nn.Module):
         z = z[None] if apart else z.unflatten(0, (num_halves, batch))[: 2 if scale != 1 else 1]
         images = torch.arange(batch, device=z.device).repeat(2 if apart else 1)
         return DenoisingProblem(
-            field=Guided(DataNetwork.of(self.head, z), scale, state.request.guidance.interval),
+            field=Guided(DataNetwork(self.head, self.head.condition(z)), scale, state.request.guidance.interval),
             process=self.process,
-            shape=self._rows(z[0]).shape[1:-1] + (self.config.latent_channels,),
+            shape=(*self._rows(z[0]).shape[1:-1], self.config.latent_channels),
             image=images,
             # Noise goes by the place: that of the other half is another one.
             position=torch.arange(len(images), device=z.device) // batch,
@@ -164,7 +164,9 @@ class BitDance(nn.Module):
 
     # -- the transformer -----------------------------------------------------------------------------------------
 
-    def transform(self, x: Tensor, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def transform(
+        self, x: Tensor, rotation: Rotation, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """What is fed [B', n, D] through all blocks; rotation: of these places; mask: see `attend`."""
         x = self.input_norm(x)
         for layer, block in enumerate(self.blocks):
@@ -203,18 +205,11 @@ class BitDance(nn.Module):
 
     def to_tokens(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, L, C], square by square."""
-        if latents.shape[2:] != self.config.latent_size:
-            size = self.config.latent_size
-            raise DisaError(f"expected latents of {size} tokens, found shape {tuple(latents.shape)}.")
-        down, across = self.config.square
-        x = latents.unflatten(3, (-1, across)).unflatten(2, (-1, down))
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+        return to_cells(latents, self.config.latent_size, self.config.square)
 
     def to_latents(self, tokens: Tensor) -> Tensor:
         """[B, L, C] -> [B, C, H, W]."""
-        (rows, columns), (down, across) = self.config.latent_size, self.config.square
-        x = tokens.reshape(len(tokens), rows // down, columns // across, down, across, -1)
-        return x.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+        return from_cells(tokens, self.config.latent_size, self.config.square)
 
     # -- training ------------------------------------------------------------------------------------------------
 
@@ -227,19 +222,14 @@ class BitDance(nn.Module):
         c = self.config
         fed = self.token_in(tokens[:, : c.num_tokens - c.group_size].to(embedding.dtype))
         x = torch.cat([self._beginning(embedding), fed], dim=1)
-        hidden = self.transform(x, self.rotation(x.device), mask=self.mask(c.num_places, x))
+        hidden = self.transform(x, self.rotation(x.device), None, self.mask(c.num_places, x))
         return hidden[:, c.class_tokens - 1 :] + self.head_positions.weight
 
     def loss(self, latents: Tensor, embedding: Tensor, flipped: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the velocity, a scalar; see `errors`."""
-        return self.errors(latents, embedding, flipped, t, noise).mean()
+        """Mean squared error of the velocity that follows from the data predicted, a scalar.
 
-    def errors(self, latents: Tensor, embedding: Tensor, flipped: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Squared errors [R, (N,) C] of the velocity that follows from the data predicted.
-
-        latents: [B, C, H, W] of signs, embedding: [B, ...], see `embed`; flipped: [B, L, C] whether the sign that is fed
-        is the other one; t: [R] time of each row, from 0 for noise to 1 for data; noise: [R, (N,) C]. Rows are copies
-        of the flattened [B, K].
+        latents: [B, C, H, W] of signs, embedding: [B, ...], see `embed`; flipped: [B, L, C] whether the other sign is
+        fed; t: [R] times, 0 for noise to 1 for data; noise: [R, (N,) C]. Rows are copies of the flattened [B, K].
         """
         tokens = self.to_tokens(latents)
         z = self.conditions(torch.where(flipped, -tokens, tokens), embedding)
@@ -248,4 +238,4 @@ class BitDance(nn.Module):
         start, z = (x.repeat(copies, *[1] * (x.dim() - 1)) for x in (start, z))
         time = t.view(-1, *[1] * (start.dim() - 1))
         data = self.head(time * start + (1 - time) * noise, t, z)
-        return ((start - data) / (1 - time).clamp(min=LEAST_TIME)).square()
+        return ((start - data) / (1 - time).clamp(min=LEAST_TIME)).square().mean()

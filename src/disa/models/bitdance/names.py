@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from disa.models.bitdance.config import BitDanceConfig
-from disa.models.bitdance.head import GroupBlock, TokenBlock
 from disa.models.bitdance.model import BitDance
 from disa.models.naming import HEAD, NameMap, Part, renamed
 
@@ -24,7 +23,7 @@ _BLOCK = {
     ".attn.proj.": ".attention.wo.",
     ".mlp.": ".feed_forward.",
 }
-_HEAD_BLOCK = {".attn.qkv.": ".attn.wqkv.", ".attn.proj.": ".attn.wo.", ".mlp.w": ".w"}
+_HEAD_BLOCK = {".attn.qkv.": ".attn.wqkv.", ".attn.proj.": ".attn.wo.", ".attn_norm.": ".norm1.", ".mlp.w": ".w"}
 
 
 def official_names(config: BitDanceConfig) -> NameMap:
@@ -39,11 +38,9 @@ def _official_name(name: str, config: BitDanceConfig) -> list[Part]:
     if first != "head":
         return [Part(renamed(name, _TRUNK, _BLOCK))]
     layer, _, leaf = rest.partition(".")
-    if layer != "modulation":
-        return [Part(f"head.net.{renamed(rest, HEAD | {'blocks': 'res_blocks'}, _HEAD_BLOCK)}")]
-    parts = (TokenBlock if config.group_size == 1 else GroupBlock).parts
-    layers = [f"head.net.ada_ln_blocks.{i}.{leaf}" for i in range(config.head_modulations)]
-    return [
-        *(Part(layer, parts * config.head_width) for layer in layers),
-        Part(f"head.net.final_layer.ada_ln_modulation.{leaf}", 2 * config.head_width),
-    ]
+    if layer == "modulation":
+        rows, count = config.head_parts * config.head_width, config.head_modulations
+        shared = [Part(f"head.net.ada_ln_blocks.{i}.{leaf}", rows) for i in range(count)]
+        return [*shared, Part(f"head.net.final_layer.ada_ln_modulation.{leaf}", 2 * config.head_width)]
+    inside = _HEAD_BLOCK | ({".norm.": ".norm2."} if config.group_size > 1 else {})
+    return [Part(f"head.net.{renamed(rest, HEAD | {'blocks': 'res_blocks'}, inside)}")]

@@ -26,7 +26,7 @@ from disa.core.request import Request
 from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, table
+from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, from_cells, table, to_cells
 from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 from disa.models.xar.config import XARConfig
 from disa.models.xar.field import CellNetwork
@@ -185,17 +185,11 @@ class XAR(Trunk):
 
     def to_tokens(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, L, C], cell by cell."""
-        if latents.shape[2:] != self.config.latent_size:
-            size = self.config.latent_size
-            raise DisaError(f"expected latents of {size} tokens, found shape {tuple(latents.shape)}.")
-        (down, across), (rows, columns) = self.config.cells, self.config.cell_size
-        x = latents.reshape(*latents.shape[:2], down, rows, across, columns)
-        return x.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
+        return to_cells(latents, self.config.latent_size, self.config.cell_size)
 
     def to_latents(self, tokens: Tensor) -> Tensor:
         """[B, L, C] -> [B, C, H, W]."""
-        x = tokens.reshape(len(tokens), *self.config.cells, *self.config.cell_size, -1)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, *self.config.latent_size)
+        return from_cells(tokens, self.config.latent_size, self.config.cell_size)
 
     # -- training ------------------------------------------------------------------------------------------------
 
