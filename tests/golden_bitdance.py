@@ -39,10 +39,15 @@ class Noise:
         raise NotImplementedError
 
     def initial(self, problem: DenoisingProblem) -> Tensor:
-        return self.tensors[f"noise/init/{problem.ar_step:03d}"].to(self.device)
+        return self.tensors[f"noise/init/{problem.ar_step:03d}"][recorded_rows(problem)].to(self.device)
 
     def added(self, problem: DenoisingProblem, num_steps: int) -> Tensor:
-        return self.tensors[f"noise/steps/{problem.ar_step:03d}"].to(self.device)
+        return self.tensors[f"noise/steps/{problem.ar_step:03d}"][:, recorded_rows(problem)].to(self.device)
+
+
+def recorded_rows(problem: DenoisingProblem) -> Tensor:
+    """[R] where each row is in the recording: there the halves that are apart follow each other."""
+    return problem.position * (int(problem.image.max()) + 1) + problem.image
 
 
 @dataclass(frozen=True)
@@ -134,9 +139,11 @@ def replay(case: Any) -> Found:
     for step in generate_steps(model, request, policy, solver, Noise(case)):
         k, problem, about = step.ar_step, step.problem, case.about["steps"][step.ar_step]
         yield f"z/{k}", model.z.flatten(0, 1).view_as(expected[f"z/{k:03d}"]), expected[f"z/{k:03d}"]
-        yield f"x0/{k}", torch.stack(model.said), expected[f"x0/{k:03d}"]
-        yield f"traj/{k}", torch.stack([*model.states, step.tokens]), expected[f"traj/{k:03d}"]
-        yield f"sampled/{k}", step.tokens.sign(), expected[f"sampled/{k:03d}"]
+        order = recorded_rows(problem).argsort()
+        said = torch.stack(model.said)
+        yield f"x0/{k}", said[:, order] if about["halves_apart"] else said, expected[f"x0/{k:03d}"]
+        yield f"traj/{k}", torch.stack([*model.states, step.tokens])[:, order], expected[f"traj/{k:03d}"]
+        yield f"sampled/{k}", step.tokens.sign()[order], expected[f"sampled/{k:03d}"]
         yield f"rows/{k}", problem.num_rows, about["rows"]
         yield f"apart/{k}", problem.num_rows == 2 * len(labels), about["halves_apart"]
         grid = solver.plan(problem.process, int(step.steps))
@@ -179,7 +186,7 @@ def _head_run(case: Any, head: DataHead, run: dict[str, Any]) -> Found:
         process=BitDance.process,
         shape=tuple(case.tensors[f"noise/init/{k:03d}"].shape[1:]),
         image=torch.arange(rows),
-        position=torch.zeros(rows),
+        position=torch.zeros(rows, dtype=torch.int64),
         ar_step=k,
         num_ar_steps=len(case.about["runs"]),
     )

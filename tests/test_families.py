@@ -1,4 +1,4 @@
-"""FlowAR, xAR and BitDance through what serves every model: sampler, folders, official files, command line, comparison."""
+"""FlowAR, xAR and BitDance through what serves every model: sampler, folders, official files, commands, comparison."""
 
 import json
 import sys

@@ -249,8 +249,8 @@ def test_an_ar_step_without_guidance_is_that_of_a_model_that_never_had_any(
 @pytest.mark.parametrize("progress", PROGRESS)
 @torch.no_grad()
 def test_the_backbone_runs_one_half_where_no_later_cache_needs_the_other(family: Family, progress: tuple[float, float]):
-    """MAR and Harmon compute every AR step anew. FlowAR, BitDance and xAR keep keys and values, which a later guided AR step
-    needs of both halves; xAR passes a cell when the next one is posed."""
+    """MAR and Harmon compute every AR step anew. The others keep keys and values, which a later guided AR step needs of
+    both halves; xAR passes a cell when the next one is posed."""
     guidance, on = Guidance(2.5, "constant", progress=progress), acts(family, progress)
     state = family.model.begin(family.request(guidance), SeededNoise(SEEDS[:2]))
     caches = hasattr(state, "cache")

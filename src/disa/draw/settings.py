@@ -88,8 +88,8 @@ class Settings:
     )
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
-        "dpm-solver++. FlowAR, xAR, BitDance: euler, heun, euler-maruyama, euler-maruyama-ode (along the ODE in the last "
-        "step). All: dpm-solver++-2, of order 2.",
+        "dpm-solver++. FlowAR, xAR, BitDance: euler, heun, euler-maruyama, euler-maruyama-ode (its last step is "
+        "Euler's). All: dpm-solver++-2, of order 2.",
         looks="a solver or its text",
         objects_have="takes",
     )
@@ -127,9 +127,7 @@ class Settings:
         part_of="guidance",
         flag="--guidance-progress",
     )
-    num_ar_steps: Any = option(
-        "AR steps: MAR, Harmon at most one per token; FlowAR, xAR, BitDance as the model has.", kind=int
-    )
+    num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; others as the model has.", kind=int)
     order: Any = option(
         f"In which order MAR and Harmon draw tokens: {ORDER_FORMS}. Each image has its own, from its seed.",
         read=parse_order,

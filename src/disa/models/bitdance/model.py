@@ -45,7 +45,7 @@ class BitDanceState:
 
     @property
     def apart(self) -> bool:
-        """Whether both halves draw tokens of their own in this AR step: the ramp begins at 1, and nothing else is off."""
+        """Whether both halves draw tokens of their own in this AR step: it is the first, and the ramp begins at 1."""
         guidance, both = self.request.guidance, len(self.embedding) > self.request.batch_size
         return both and self.ar_step == 0 and guidance.at(0.0) == 1 and guidance.progress[0] == 0
 
@@ -109,17 +109,16 @@ class BitDance(nn.Module):
         """
         k, batch, scale = state.ar_step, state.request.batch_size, state.scales[state.ar_step]
         num_halves = halves_to_come(state.scales, k, len(state.embedding) // batch)
-        z = self._next(state, slice(num_halves * batch))
-        apart = state.apart
-        z = z[None] if apart else z.unflatten(0, (num_halves, batch))[: 2 if scale != 1 else 1]
-        images = torch.arange(batch, device=z.device).repeat(2 if apart else 1)
+        z = self._next(state, slice(num_halves * batch)).unflatten(0, (num_halves, batch))
+        # Halves that are apart are rows of their own, those of an image beside each other.
+        z, own = (z.transpose(0, 1).flatten(0, 1)[None], 2) if state.apart else (z[: 2 if scale != 1 else 1], 1)
+        row = torch.arange(own * batch, device=z.device)
         return DenoisingProblem(
             field=Guided(DataNetwork(self.head, self.head.condition(z)), scale, state.request.guidance.interval),
             process=self.process,
             shape=(*self._rows(z[0]).shape[1:-1], self.config.latent_channels),
-            image=images,
-            # Noise goes by the place: that of the other half is another one.
-            position=torch.arange(len(images), device=z.device) // batch,
+            image=row // own,
+            position=row % own,
             ar_step=k,
             num_ar_steps=self.config.num_ar_steps,
             condition=self._rows(z[0]),
@@ -128,10 +127,11 @@ class BitDance(nn.Module):
         )
 
     def accept(self, state: BitDanceState, tokens: Tensor) -> None:
-        """tokens: [R, (N,) C] of the problem posed last, of which the signs are kept; R is B, or 2 B in the first AR
-        step where halves draw apart."""
-        drawn = tokens.sign().reshape(len(tokens), -1, tokens.shape[-1]).to(state.tokens.dtype)
-        state.tokens[:, self.span(state.ar_step)] = drawn.repeat(len(state.tokens) // len(drawn), 1, 1)
+        """tokens: [R, (N,) C] of the problem posed last, of which the signs are kept; R is B, or 2 B where halves are
+        apart."""
+        drawn = tokens.sign().reshape(state.request.batch_size, -1, self.config.group_size, tokens.shape[-1])
+        halves = state.tokens[:, self.span(state.ar_step)].unflatten(0, (-1, len(drawn)))
+        halves.copy_(drawn.transpose(0, 1))
         state.ar_step += 1
 
     def preview(self, state: BitDanceState) -> Preview:
