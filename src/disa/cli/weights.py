@@ -88,8 +88,8 @@ def convert(
 def train(
     model: Annotated[
         str,
-        typer.Argument(help="mar-digits, flowar-digits, xar-digits, harmon-shapes, digits-vae, shapes-vae or "
-                            "digits-classifier."),
+        typer.Argument(help="mar-digits, flowar-digits, xar-digits, bitdance-digits, harmon-shapes, digits-vae, "
+                            "digits-bits, shapes-vae or digits-classifier."),
     ] = "mar-digits",
     out: Out = Path("runs"),
     seed: Annotated[int, typer.Option(min=0, help="The run is a function of it.")] = 0,

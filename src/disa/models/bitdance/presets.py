@@ -39,3 +39,14 @@ PUBLISHED = (
     _preset("bitdance-large", "BitDance_L_1X", _LARGE, 4.0, "L-1x, 527 M parameters", 1.31),
     _preset("bitdance-huge", "BitDance_H_1X", _HUGE, 4.55, "H-1x, 1.0 B parameters", 1.24),
 )
+
+DIGITS_CODEC = BinaryConfig(latent_channels=8, block_widths=(32, 32, 64), layers_per_block=1, in_channels=1)
+_DIGITS = BitDanceConfig((8, 8), 8, width=128, depth=4, num_heads=4, class_tokens=4, num_classes=10)
+_DIGITS = replace(_DIGITS, head_width=160, head_depth=3, head_modulations=1)
+DIGITS = Preset(
+    Spec("bitdance-digits", "bitdance", _DIGITS, DIGITS_CODEC),
+    replace(PUBLISHED[0].defaults, num_ar_steps=64, guidance=2.0, batch_size=100, quality="digits"),
+    Assets(embedded_codec="digits-bits"),
+    "BitDance, 1.7 M parameters, handwritten digits 32x32",
+)
+"""Trained by `disa train bitdance-digits`; no preset by name as long as its weights do not ship."""
