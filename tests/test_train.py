@@ -20,6 +20,7 @@ from disa.stopping import Stopped as StoppedBySignal
 from disa.tiny import tasks
 from disa.tiny import train as training
 from disa.tiny.classifier import load_classifier, train_classifier
+from disa.tiny.data import digits
 from disa.weights.folders import save_codec
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits")
@@ -70,7 +71,7 @@ def test_the_autoencoder_learns_and_normalises_its_latents(tmp_path: Path) -> No
     summary = training.train("digits-vae", tmp_path, 0, recipe)
     assert summary["held_out_loss"] < 0.5 * untrained
     sampler = Sampler.load("mar-digits", vae=tmp_path)
-    images, _ = tasks.digits("train")
+    images, _ = digits("train")
     latents = sampler.encode(images[:200] / 2 + 0.5)
     assert latents.shape == (200, 8, 8, 8)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(8), atol=0.1, rtol=0)

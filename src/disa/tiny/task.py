@@ -99,12 +99,12 @@ class AutoencoderTask(Task):
         if vae is not None:
             raise DisaError(f"{name} is an autoencoder itself: leave the other one out.")
 
-    def build(self, seed: int) -> SmallVAE:
+    def build(self, seed: int) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return SmallVAE(self.config).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def loss(self, model: SmallVAE, split: Split, random: torch.Generator) -> Tensor:
+    def loss(self, model: Any, split: Split, random: torch.Generator) -> Tensor:
         images = self.images(split, random)
         return model.loss(images, self._noise(images, random), self.recipe.kl_weight)
 
@@ -118,7 +118,7 @@ class AutoencoderTask(Task):
         """Those that the statistics of the latents are taken from."""
         return digits("train")[0]
 
-    def files(self, model: SmallVAE) -> dict[str, bytes]:
+    def files(self, model: Any) -> dict[str, bytes]:
         images = self.typical_images()
         model.normalise(images, self._noise(images, torch.Generator().manual_seed(0)))
         return codec_files(SmallCodec(model))
