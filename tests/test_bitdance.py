@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 import small
+from conftest import GOLDEN
 from disa.core.flow import FlowMatching
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
@@ -27,6 +28,7 @@ from disa.models.bitdance.config import BitDanceConfig
 from disa.models.bitdance.model import BitDance
 from disa.models.registry import find_preset
 from gaussian import GaussianField
+from golden import report
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -64,6 +66,17 @@ def turns(
 
 def latents(model: BitDance, rows: slice = slice(3), **options: Any) -> Tensor:
     return model.finish(list(turns(model, rows, **options))[-1].state)
+
+
+# -- recorded runs -----------------------------------------------------------------------------------------------------
+
+RECORDED = sorted(GOLDEN.with_name("golden-more").glob("bitdance_*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_it_reproduces_the_official_code(path: Path):
+    line, _ = report(path)
+    assert line.endswith("  ok"), line
 
 
 # -- architecture ------------------------------------------------------------------------------------------------------
