@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from disa.core.request import Request
 from disa.core.work import attention, product, ran
-from disa.models.kept import KeptBlock
 from disa.errors import DisaError
+from disa.models.kept import KeptBlock
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import in_tiles

@@ -103,6 +103,11 @@ class RotaryAttention(nn.Module):
             key, value = cache.put(layer, key, value)
         return self.proj(attend(query, key, value, mask).transpose(1, 2).flatten(2))
 
+    def operations(self, rows: int, length: int, cached: int = 0) -> int:
+        """Of a call with x [rows, length, D] after so many tokens."""
+        width = self.proj.in_features
+        return product(rows * length, width, 4 * width) + attention(rows, length, cached + length, width)
+
 
 class GatedMLP(nn.Module):
     """Two linear layers, the first gated by a GELU of a third (Shazeer 2020)."""
@@ -146,7 +151,7 @@ class ModulatedBlock(nn.Module):
 
     def operations(self, rows: int, length: int, width: int, cached: int = 0) -> int:
         """Of a call with x [rows, length, width] after so many tokens."""
-        made = product(rows * length, width, 4 * width) + attention(rows, length, cached + length, width)
+        made = self.attn.operations(rows, length, cached)
         return made + 3 * product(rows * length, width, self.mlp.out.in_features)
 
 

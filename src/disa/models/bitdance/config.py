@@ -88,11 +88,11 @@ class BitDanceConfig:
         """Of the MLPs of the transformer."""
         return 256 * math.ceil(int(8 * self.width / 3) / 256)
 
-    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
+    def values_drawn(self, num_tokens: int, most_drawn: int) -> int:
         """Numbers of one image that an AR step draws, at most."""
         return self.group_size * self.latent_channels
 
-    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+    def working_values(self, num_tokens: int, most_drawn: int) -> int:
         """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
         cached = 2 * self.depth * self.width * self.num_places
         return cached + max(12 * self.prefix * self.width, 16 * self.group_size * self.head_width)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from disa.core.problem import Prediction, TimeGrid
+from disa.core.work import attention, product
 from disa.models.bitdance.config import HEAD_WIDTH_PER_HEAD, BitDanceConfig
 from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
 from disa.models.layers import TIME_FEATURES, Attention, embed_times
@@ -37,6 +38,11 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.w2(gated(self.w1(x)))
+
+    def operations(self, rows: int) -> int:
+        """Of so many rows of x."""
+        own = product(rows, self.w1.in_features, self.w1.out_features)
+        return own + product(rows, self.w2.in_features, self.w2.out_features)
 
 
 def gated(x: Tensor) -> Tensor:
@@ -69,6 +75,13 @@ class HeadBlock(nn.Module):
         hidden = gated(modulated_linear(self.mlp.w1, h, norm, shift, scale, NORM_EPS))
         return gated_linear(self.mlp.w2, h, gate, hidden)
 
+    @property
+    def operations(self) -> int:
+        """Of the tokens of one row."""
+        count, width = self.group_size, self.mlp.w1.in_features
+        attended = product(count, width, 4 * width) + attention(1, count, count, width) if count > 1 else 0
+        return attended + self.mlp.operations(count)
+
 
 class DataHead(nn.Module):
     """(x_t, t, condition) -> the data. What modulates the blocks and the output is one linear layer, as in MAR."""
@@ -91,6 +104,14 @@ class DataHead(nn.Module):
         mixed = times + self.condition(condition.reshape(len(times), -1))
         h = self.input(x.reshape(len(times), -1).to(mixed.dtype))
         return self.denoise(h, self.modulation(swish(mixed))).float().view_as(x)
+
+    @property
+    def operations(self) -> int:
+        """Of one evaluation of one row, see `disa.core.work`."""
+        own = product(self.group_size, self.input.in_features, self.width)
+        own += product(self.group_size, self.width, self.modulation.out_features)
+        own += product(self.group_size, self.width, self.output.out_features)
+        return own + sum(block.operations for block in self.blocks)
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""

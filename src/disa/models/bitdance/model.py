@@ -23,6 +23,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
+from disa.core.work import product, ran
 from disa.models.bitdance.config import BitDanceConfig
 from disa.models.bitdance.head import LEAST_TIME, NORM_EPS, TIME_SCALE, DataHead, DataNetwork, GatedMLP
 from disa.models.guided import Guided, halves_to_come
@@ -62,6 +63,9 @@ class CausalBlock(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, cache: KVCache | None, layer: int, mask: Tensor | None) -> Tensor:
         """x: [B', n, D]; see `RotaryAttention`."""
+        rows, length, _ = x.shape
+        made = self.attn.operations(rows, length, 0 if cache is None else cache.length)
+        ran(rows * length, made + self.mlp.operations(rows * length))
         x = x + self.attn(self.norm1(x), rotation, cache, layer, mask)
         return x + self.mlp(self.norm2(x))
 
@@ -113,6 +117,7 @@ class BitDance(nn.Module):
         # Halves that are apart are rows of their own, those of an image beside each other.
         z, own = (z.transpose(0, 1).flatten(0, 1)[None], 2) if state.apart else (z[: 2 if scale != 1 else 1], 1)
         row = torch.arange(own * batch, device=z.device)
+        ran(0, product(z[..., 0].numel(), self.config.width, self.head.width))
         return DenoisingProblem(
             field=Guided(DataNetwork(self.head, self.head.condition(z)), scale, state.request.guidance.interval),
             process=self.process,
@@ -124,6 +129,8 @@ class BitDance(nn.Module):
             condition=self._rows(z[0]),
             guidance=scale,
             rows_to_come=self.config.num_ar_steps - 1 - k,
+            operations=self.head.operations,
+            known=k / self.config.num_ar_steps,
         )
 
     def accept(self, state: BitDanceState, tokens: Tensor) -> None:
@@ -154,6 +161,7 @@ class BitDance(nn.Module):
         cache, mask = state.cache.select(rows), None
         if k:
             x = self.token_in(state.tokens[rows, self.span(k - 1)].to(state.embedding.dtype))
+            ran(0, self.token_in.operations(x.shape[:2].numel()))
         else:
             x = self._beginning(state.embedding[rows])
             mask = self.mask(c.prefix, x)

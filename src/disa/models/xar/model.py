@@ -24,7 +24,6 @@ from disa.core.flow import FlowLoss, FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
 from disa.core.work import product, ran
-from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
 from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, from_cells, table, to_cells
 from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
