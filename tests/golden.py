@@ -45,6 +45,7 @@ from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 from disa.runtime.devices import CPU
+from golden_nextstep import replay_nextstep, replay_nextstep_head
 
 TOLERANCE = 2e-5
 
@@ -446,6 +447,8 @@ REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
     ("BitDance", "head"): bitdance.replay_head,
     ("BitDance", "training loss"): bitdance.replay_loss,
     ("BitDance", "autoencoder"): bitdance.replay_autoencoder,
+    ("NextStep-1", "sampling"): replay_nextstep,
+    ("NextStep-1", "head"): replay_nextstep_head,
 }
 
 

@@ -31,10 +31,11 @@ from disa.draw.sampler import Sampler
 from disa.errors import DisaError
 from disa.models.harmon import text as texts
 from disa.models.harmon.config import HarmonConfig
-from disa.models.harmon.language import Prefix, causal
+from disa.models.harmon.language import Prefix
 from disa.models.harmon.model import IGNORED, Harmon
 from disa.models.harmon.names import official_names
 from disa.models.harmon.text import Text
+from disa.models.language import causal
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Preset
 from disa.study.calibrate import gains

@@ -33,6 +33,10 @@ class Capabilities:
     """Whether it can write a text about an image."""
     num_ar_steps: int | None = None
     """The only number of AR steps that there is; None for any from 1 to the number of tokens to draw."""
+    one_by_one: bool = False
+    """Whether every AR step draws one token, so that there are as many AR steps as tokens, whatever the size."""
+    edits: bool = False
+    """Whether it can draw a picture anew as prompts say."""
     most_tokens: int = 65_536
     """Tokens of an image of any size, at most: more is a mistake in a number."""
     group: str = "token"
@@ -42,7 +46,8 @@ class Capabilities:
         """Refuse a request that the model cannot draw. Raises DisaError."""
         if request.checked:
             return
-        request.check_fits(self.family, self.condition, *(["token_grid"] if self.any_size else []))
+        also = [name for name, can in (("token_grid", self.any_size), ("source", self.edits)) if can]
+        request.check_fits(self.family, self.condition, *also)
         order = None if request.order == RANDOM else request.order
         self.check_order(order, None if request.counts == COSINE else request.counts)
         self.check_reuse(request.reuse)
@@ -61,6 +66,8 @@ class Capabilities:
                 f"{self._in_order}: the number of AR steps must be {self.num_ar_steps}, found {num_ar_steps}."
             )
         count = self.num_tokens if num_tokens is None else num_tokens
+        if self.one_by_one and num_ar_steps != count:
+            raise DisaError(f"{self._in_order}: an image of {count} has {count} AR steps, found {num_ar_steps}.")
         if not 1 <= num_ar_steps <= count:
             raise DisaError(f"the number of AR steps must be 1 to {count} (tokens to draw), found {num_ar_steps}.")
 
@@ -108,4 +115,5 @@ class Capabilities:
 
     @property
     def _in_order(self) -> str:
-        return f"this {self.family} draws its {self.num_ar_steps} {self.group}s one after the other"
+        count = "" if self.num_ar_steps is None else f"{self.num_ar_steps} "
+        return f"this {self.family} draws its {count}{self.group}s one after the other"

@@ -1,4 +1,4 @@
-"""The flow-matching process of FlowAR, xAR and BitDance: named time grids and the training objective.
+"""The flow-matching process of FlowAR, xAR, BitDance and NextStep: named time grids and the training objective.
 
 x_t = (1 - t) x_0 + t noise, and the network predicts the velocity v = dx/dt = noise - x_0 (Lipman et al. 2023; Liu et
 al. 2023). t goes from 1 (noise) to 0 (data). Levels of a grid are t, in float64.
@@ -23,6 +23,8 @@ from disa.values import did_you_mean, number, shown
 
 BITDANCE, _BITDANCE_LAST = "bitdance", 0.05
 """A grid that ends in a step of that length, officially."""
+NEXTSTEP, _NEXTSTEP_LAST = "nextstep", 0.04
+"""The same of NextStep."""
 
 
 @dataclass(frozen=True)
@@ -141,18 +143,30 @@ def _bitdance(num_steps: int, shift: float = 1.0) -> np.ndarray:
     return np.append(levels, 0.0 if shift == 1 else levels[-1] - _BITDANCE_LAST)
 
 
+def _nextstep(num_steps: int, shift: float = 1.0) -> np.ndarray:
+    """n even times from 1 to 0.04, then shifted, and one step of 0.04 more whatever the shift: only times without a
+    shift end at the data."""
+    if num_steps == 1:
+        return _uniform(1)
+    t = shifted(np.linspace(1, _NEXTSTEP_LAST, num_steps), shift)
+    return np.append(t, 0.0 if shift == 1 else t[-1] - _NEXTSTEP_LAST)
+
+
 GRIDS: dict[str, Callable[[int], np.ndarray]] = {
     "uniform": _uniform,
     "flowar-split": _flowar_split,
     "xar-em": _xar_em,
     BITDANCE: _bitdance,
+    NEXTSTEP: _nextstep,
 }
 """n -> t [n + 1], beside `shifted-S` for any S > 0. Official: xar-em; flowar-split, which makes 2 (n // 2) evaluations
-(at n = 1 the original makes none and returns noise; here it is one clean step); and bitdance, which makes n + 1, with
-`bitdance-S` for times that were shifted in training. Others make exactly n."""
+(at n = 1 the original makes none and returns noise; here it is one clean step); bitdance, which makes n + 1, with
+`bitdance-S` for times that were shifted in training; and nextstep, with `nextstep-S` for times that are shifted (at
+n = 1 the original fails; here it is one clean step). Others make exactly n."""
 SHIFTED: dict[str, Callable[[int, float], np.ndarray]] = {
     "shifted": lambda num_steps, shift: shifted(_uniform(num_steps), shift),
     BITDANCE: _bitdance,
+    NEXTSTEP: _nextstep,
 }
 """Grids that end in a number: from n and a shift S to t."""
 

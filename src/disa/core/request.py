@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from disa.core.reuse import NONE, Reuse
 from disa.errors import DisaError
 from disa.values import many, number, one_of, shown
 
-RAMPS = ("linear", "constant")
+RAMPS = ("linear", "constant", "falling")
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,19 @@ class Guidance:
     scale: float = 1.0
     """1 is off, and any other finite number is on."""
     ramp: str = "linear"
-    """`linear` grows from 1 with the share of the image that is known (Muse, as MAR has it); `constant` is the scale
-    in every AR step."""
+    """`linear` grows from 1 with the share of the image that is known (Muse, as MAR has it); `falling` falls to 1 with
+    it; `constant` is the scale in every AR step."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts where low <= t <= high, t from 0 (data) to 1 (noise) (Kynkäänniemi et al. 2024)."""
     progress: tuple[float, float] = (0.0, 1.0)
     """And where low <= k / (K - 1) <= high, which is 0 with a single AR step."""
+    source_guidance: float = 1.0
+    """Where a picture is edited, the scale of what the picture says beside what the words say; 1 leaves it to them
+    (InstructPix2Pix, Brooks et al. 2023, eq. 3)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scale", number(self.scale, "guidance"))
+        object.__setattr__(self, "source_guidance", number(self.source_guidance, "source_guidance"))
         one_of(self.ramp, RAMPS, "guidance ramp")
         for name, what in (("interval", "times"), ("progress", "shares")):
             given, ends = getattr(self, name), list[float]()
@@ -48,16 +52,28 @@ class Guidance:
 
     @property
     def active(self) -> bool:
-        return self.scale != 1.0
+        return self.scale != 1.0 or self.three_way
+
+    @property
+    def three_way(self) -> bool:
+        """Whether words and picture have scales of their own."""
+        return self.source_guidance != 1.0
+
+    def of_source(self) -> Guidance:
+        """The same of the picture's scale."""
+        return replace(self, scale=self.source_guidance)
 
     def to_json(self) -> dict[str, Any]:
         """By the names of the options of drawing."""
         ends = {"interval": list(self.interval), "progress": list(self.progress)}
-        return {"guidance": self.scale, "ramp": self.ramp} | ends
+        source = {"source_guidance": self.source_guidance} if self.three_way else {}
+        return {"guidance": self.scale, "ramp": self.ramp} | ends | source
 
     def at(self, known: float) -> float:
         """What the ramp makes of the scale when the share `known` of the image will be known after this AR step."""
-        return self.scale if self.ramp == "constant" else 1 + (self.scale - 1) * known
+        if self.ramp == "constant":
+            return self.scale
+        return 1 + (self.scale - 1) * (known if self.ramp == "linear" else 1 - known)
 
     def scales(self, known: Sequence[float]) -> list[float]:
         """[K] the scale of every AR step, 1 where guidance is off. known: [K] what the ramp follows, see `at`."""
@@ -115,7 +131,8 @@ class Request:
     mask: Tensor | None = None
     """[B, h, w] booleans over tokens: true where one is drawn. It goes with `known`."""
     prompts: Prompts | None = None
-    """One per image, followed by one unconditional prompt per image where guidance is active."""
+    """One per image, followed by one unconditional prompt per image where guidance is active, and where it is three-way
+    by one per image that knows of no picture either."""
     token_grid: tuple[int, int] | None = None
     """Rows and columns of tokens; None for those that the model was made for."""
     order: Order = RANDOM
@@ -124,6 +141,9 @@ class Request:
     """How many in each AR step."""
     reuse: Reuse = NONE
     """What of the backbone is kept from earlier AR steps."""
+    source: Tensor | None = None
+    """[B, C, H, W] latents of a picture that prompts hold places for; or [2 B, C, H, W], others for the unconditional
+    prompts."""
     checked: bool = False
     """Whether it was held against the model already: its values are not looked at again."""
 
@@ -133,7 +153,11 @@ class Request:
         for name, value in (("labels", self.labels), ("known", self.known), ("mask", self.mask)):
             if value is not None and len(value) != self.batch_size:
                 raise DisaError(f"expected {name} of {self.batch_size} images, found {len(value)}.")
-        rows = self.batch_size * (2 if self.guidance.active else 1)
+        rows = self.batch_size * (3 if self.guidance.three_way else 2 if self.guidance.active else 1)
+        if self.guidance.three_way and self.source is None:
+            raise DisaError(f"source_guidance = {self.guidance.source_guidance:g} needs a picture to edit: found none.")
+        if self.source is not None and len(self.source) not in {self.batch_size, 2 * self.batch_size}:
+            raise DisaError(f"expected pictures for {self.batch_size} images, found {len(self.source)}.")
         if self.prompts is not None and len(self.prompts) not in {rows, 2 * self.batch_size}:
             also = " and as many unconditional ones after them, for guidance" if self.guidance.active else ""
             raise DisaError(f"expected {self.batch_size} prompts{also}: {rows} rows, found {len(self.prompts)}.")
@@ -145,8 +169,8 @@ class Request:
             raise DisaError(f"known latents and the mask of what to draw go together: found {given} without {missing}.")
 
     def check_fits(self, model: str, *takes: str) -> None:
-        """Refuse labels, prompts or a token grid that a model does not take. Raises DisaError."""
-        for name in ("labels", "prompts", "token_grid"):
+        """Refuse labels, prompts, a token grid or a picture that a model does not take. Raises DisaError."""
+        for name in ("labels", "prompts", "token_grid", "source"):
             if getattr(self, name) is not None and name not in takes:
                 expected, found = (words.replace("_", " ") for words in (" and ".join(takes), name))
                 raise DisaError(f"{model} cannot take {found}: expected {expected}, found {found}.")

@@ -184,6 +184,7 @@ class EulerMaruyama(Walking, GridSolver):
     grid: Grid = "xar-em"
     temperature: float = 1.0
     ends_straight: ClassVar[bool] = False
+    ends_in_noise: ClassVar[bool] = False
     kind = "euler-maruyama"
     takes = ("velocity",)
     stochastic = True
@@ -200,18 +201,27 @@ class EulerMaruyama(Walking, GridSolver):
             if i == last and self.ends_straight:
                 return x.add_(velocity, alpha=step).float()
             x.mul_(1 + step).add_(velocity, alpha=(2 - t) * step)
-            if i < last:
+            if i < last or self.ends_in_noise:
                 x.add_(noise[i], alpha=self.temperature * math.sqrt(-2 * t * step))
         return x.float()
 
 
 @dataclass(frozen=True)
 class EulerMaruyamaODE(EulerMaruyama):
-    """BitDance's sampler: the same, but its last step is Euler's, along the ODE, which ends at the predicted data."""
+    """The sampler of BitDance and NextStep-1: the same, but its last step is Euler's, along the ODE, which ends at the
+    predicted data."""
 
-    grid: Grid = "bitdance"
     kind = "euler-maruyama-ode"
     ends_straight = True
+
+
+@dataclass(frozen=True)
+class EulerMaruyamaNoisy(EulerMaruyama):
+    """NextStep-1.1's sampler: the same, but its last step adds noise like every other, which stays in what is drawn."""
+
+    grid: Grid = "uniform"
+    kind = "euler-maruyama-noisy"
+    ends_in_noise = True
 
 
 # -- names ---------------------------------------------------------------------------------------------------------
@@ -226,6 +236,7 @@ SOLVERS: dict[str, NamedSolver] = {
     "heun": Heun(),
     "euler-maruyama": EulerMaruyama(),
     "euler-maruyama-ode": EulerMaruyamaODE(),
+    "euler-maruyama-noisy": EulerMaruyamaNoisy(),
 }
 """Every solver by name, with its own grid. The official DPM-Solvers are DDIM on another grid and have no options."""
 

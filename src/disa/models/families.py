@@ -19,11 +19,14 @@ from disa.models.mar import names as mar
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.naming import NameMap
+from disa.models.nextstep import names as nextstep
+from disa.models.nextstep.config import NextStepConfig
+from disa.models.nextstep.model import NextStep
 from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
-Model = MAR | FlowAR | XAR | Harmon | BitDance
+Model = MAR | FlowAR | XAR | Harmon | BitDance | NextStep
 
 
 @dataclass(frozen=True)
@@ -44,4 +47,5 @@ FAMILIES = {
     "xar": Family(XARConfig, XAR, xar.official_names),
     "harmon": Family(HarmonConfig, Harmon, harmon.official_names),
     "bitdance": Family(BitDanceConfig, BitDance, bitdance.official_names),
+    "nextstep": Family(NextStepConfig, NextStep, nextstep.official_names),
 }

@@ -1,6 +1,7 @@
 """Classifier-free guidance, composed once: a family supplies a plain network, the guided field is made here.
 
-Shapes: R rows, P halves of them (conditional first, then unconditional), n denoising steps.
+Shapes: R rows, P halves of them (conditional first, then unconditional; three where a picture is edited), n denoising
+steps.
 """
 
 from __future__ import annotations
@@ -89,28 +90,31 @@ class Guided(RaggedField):
     """unconditional + scale (conditional - unconditional), and the variance of the conditional half.
 
     Where the scale is exactly 1, outside of the interval of time (`Guidance.interval`), and where the network has no
-    unconditional half, the conditional half alone is evaluated.
+    unconditional half, the conditional half alone is evaluated. A network with a third condition, without the picture
+    that the other two have, is guided three ways: source_scale is that of the picture, and where both scales are 1 the
+    conditional rows alone are evaluated.
     """
 
     network: Network
     scale: float | Tensor = field(metadata=CHANGES)
     interval: tuple[float, float] = (0.0, 1.0)
+    source_scale: float = 1.0
     mixes: bool = True
-    """Whether the scale is another number than 1."""
+    """Whether one of the scales is another number than 1."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.scale, Tensor):
-            object.__setattr__(self, "mixes", self.scale != 1)
+            object.__setattr__(self, "mixes", self.scale != 1 or self.source_scale != 1)
 
     def select(self, rows: Tensor) -> Guided:
         return replace(self, network=self.network.select(rows))
 
     def on(self, grid: TimeGrid) -> Bound:
         costs = self._costs(grid)
-        return _BoundGuided(self.network.on(grid, costs), costs, self.scale)
+        return _BoundGuided(self.network.on(grid, costs), costs, self.scale, self.source_scale)
 
     def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], sizes: Sequence[int]) -> BoundEach | None:
-        if not isinstance(self.network, RaggedNetwork):
+        if not isinstance(self.network, RaggedNetwork) or self.network.num_halves > 2:
             return None
         costs = [self._costs(grid) for grid in grids]
         together = rows_together(sizes, costs, rows.device)
@@ -122,12 +126,20 @@ class Guided(RaggedField):
 
 
 class _BoundGuided:
-    def __init__(self, network: BoundNetwork, costs: Sequence[int], scale: float | Tensor) -> None:
-        self.network, self.costs, self.scale = network, costs, scale
+    def __init__(
+        self, network: BoundNetwork, costs: Sequence[int], scale: float | Tensor, source_scale: float
+    ) -> None:
+        self.network, self.costs, self.scale, self.source_scale = network, costs, scale, source_scale
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         self.scale = number_for(x, self.scale)
-        said = guided(*self.network(x, denoise_step), self.scale)
+        value, variance = self.network(x, denoise_step)
+        if len(value) == 3:  # what the picture adds to nothing takes the place of the unconditional half
+            both, picture, nothing = value.float().unbind(0)
+            return Prediction(
+                (torch.lerp(nothing, picture, self.source_scale) + self.scale * (both - picture))[: len(x)]
+            )
+        said = guided(value, variance, self.scale)
         return Prediction(*(each[: len(x)] for each in said))
 
 

@@ -1,4 +1,4 @@
-"""The diffusion head of MAR and Harmon: an MLP with adaptive layer norms.
+"""The diffusion head of MAR, Harmon and NextStep: an MLP with adaptive layer norms.
 
 Shapes: R rows, P halves of them (conditional first), C token channels, W head width, D condition width, n denoising
 steps.
@@ -44,24 +44,28 @@ class DiffusionHead(nn.Module):
     """(x_t [R, C], t, condition [R, D]) -> noise [R, C] and variance value [R, C] (MAR, section 3.2 and appendix).
 
     The modulations of all blocks and of the output layer depend on time and condition alone, so they are one
-    linear layer, which is evaluated for many denoising steps at once.
+    linear layer, which is evaluated for many denoising steps at once. A head without variance says the value alone.
     """
 
-    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
+    def __init__(self, channels: int, condition_width: int, width: int, depth: int, variance: bool = True) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.parts = width, 2 if variance else 1
         self.time_in = Linear(TIME_FEATURES, width)
         self.time_out = Linear(width, width)
         self.condition = Linear(condition_width, width)
         self.input = Linear(channels, width)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
         self.modulation = Linear(width, (3 * depth + 2) * width)
-        self.output = Linear(width, 2 * channels)
+        self.output = Linear(width, self.parts * channels)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Prediction:
         """x: [R, C], t: [R], condition: [R, D]."""
         modulation = self.modulation(swish(self.time_table(t) + self.condition(condition)))
-        return Prediction(*self.denoise(self.input(x), modulation).float().chunk(2, dim=1))
+        return self.said(self.denoise(self.input(x), modulation).float())
+
+    def said(self, output: Tensor) -> Prediction:
+        """The parts of an output [..., C or 2 C]."""
+        return Prediction(*output.chunk(self.parts, dim=-1))
 
     @property
     def operations(self) -> int:
@@ -75,7 +79,7 @@ class DiffusionHead(nn.Module):
         return embed_times(times, self.time_in, self.time_out)
 
     def denoise(self, h: Tensor, modulation: Tensor) -> Tensor:
-        """h: [R, W] projected input, modulation: [R, (3 depth + 2) W]. Noise and variance side by side: [R, 2 C]."""
+        """h: [R, W] projected input, modulation: [R, (3 depth + 2) W] -> value, and variance beside it: [R, C or 2 C]."""
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
             h = block(h, *parts[3 * i : 3 * i + 3])
@@ -123,7 +127,7 @@ class _BoundHead:
         h = self.head.input(x.to(self.condition.dtype))
         h = h if num_halves == 1 else h.repeat(num_halves, 1)
         said = _in_a_tile(self.head, h, modulation).unflatten(0, (num_halves, -1))
-        return Prediction(*said.chunk(2, dim=-1))
+        return self.head.said(said)
 
     def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
         """[stretch, rows of a tile, ...] modulations of all blocks. What fills a tile is what comes after it."""
@@ -159,7 +163,7 @@ class _BoundHeadEach:
         if denoise_step not in self.ahead:
             self.ahead = {}  # the old ones make room for the new
             self.ahead = self._modulations(denoise_step)
-        return Prediction(*_in_a_tile(self.head, h, self.ahead[denoise_step]).float().chunk(2, dim=1))
+        return self.head.said(_in_a_tile(self.head, h, self.ahead[denoise_step]).float())
 
     def _modulations(self, denoise_step: int) -> dict[int, Tensor]:
         """[rows of a tile, ...] of a denoising step and of some more. What fills a tile is what comes after it."""

@@ -99,6 +99,20 @@ class Block(nn.Module):
         ran(rows * length, made + product(rows * queries, width, self.mlp.fc1.out_features, width))
 
 
+def patchified(latents: Tensor, patch: int) -> Tensor:
+    """[B, C, H, W] -> [B, L, C p^2] row by row; inside a token: channel, row, column."""
+    (batch, _, height, width), rows = latents.shape, latents.shape[2] // patch
+    x = latents.reshape(batch, -1, rows, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(batch, height * width // patch**2, -1)
+
+
+def unpatchified(tokens: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """[B, L, C p^2] -> [B, C, H, W]; grid: rows and columns of tokens."""
+    rows, columns = grid
+    x = tokens.reshape(len(tokens), rows, columns, -1, patch, patch)
+    return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch, columns * patch)
+
+
 def take(x: Tensor, index: Tensor) -> Tensor:
     """x [B, L, D] at token indices [B, N] -> [B, N, D]."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))

@@ -52,6 +52,21 @@ class Part:
     rows: int | None = None
 
 
+_HEAD_BLOCK = {"norm": "in_ln", "fc1": "mlp.0", "fc2": "mlp.2"}
+
+
+def head_parts(name: str, net: str, width: int, depth: int) -> list[Part]:
+    """The official tensors of one of a `DiffusionHead`, whose modulations are one tensor; net: what they begin with."""
+    layer, _, leaf = name.partition(".")
+    if layer == "modulation":
+        blocks = [Part(f"{net}.res_blocks.{i}.adaLN_modulation.1.{leaf}", 3 * width) for i in range(depth)]
+        return [*blocks, Part(f"{net}.final_layer.adaLN_modulation.1.{leaf}", 2 * width)]
+    if layer == "blocks":
+        index, part, leaf = leaf.split(".")
+        return [Part(f"{net}.res_blocks.{index}.{_HEAD_BLOCK[part]}.{leaf}")]
+    return [Part(f"{net}.{renamed(name, HEAD)}")]
+
+
 @dataclass(frozen=True)
 class NameMap:
     """Our name -> the official tensors that it is made of, stacked along the first dimension.

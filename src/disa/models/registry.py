@@ -9,12 +9,20 @@ from disa.models.families import Model as Model
 from disa.models.flowar import presets as flowar
 from disa.models.harmon import presets as harmon
 from disa.models.mar import presets as mar
+from disa.models.nextstep import presets as nextstep
 from disa.models.spec import Assets, Preset
 from disa.models.xar import presets as xar
 from disa.values import did_you_mean, either, shown
 
 _DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS)
-_PUBLISHED = (*mar.PUBLISHED, *flowar.PUBLISHED, *xar.PUBLISHED, *harmon.PUBLISHED, *bitdance.PUBLISHED)
+_PUBLISHED = (
+    *mar.PUBLISHED,
+    *flowar.PUBLISHED,
+    *xar.PUBLISHED,
+    *harmon.PUBLISHED,
+    *bitdance.PUBLISHED,
+    *nextstep.PUBLISHED,
+)
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_DIGITS, *_PUBLISHED, harmon.SHAPES)}
 
 

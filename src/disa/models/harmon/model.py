@@ -27,14 +27,8 @@ from disa.core.request import Prompts, Request
 from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
-from disa.models.harmon.language import (
-    Prefix,
-    causal,
-    conditional,
-    empty_cache,
-    language_model,
-    register_attention,
-)
+from disa.models.harmon.language import Prefix, conditional, empty_cache
+from disa.models.language import causal, language_model, register_attention
 from disa.models.mar.model import MAR, MARState, Positions
 from disa.runtime.kernels import linear
 from disa.runtime.packing import Linear

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 from disa.models.harmon.config import HarmonConfig
+from disa.models.language import LAYER
 from disa.models.mar import names as mar
 from disa.models.naming import NameMap, Part
 
-_LLM_LAYER = (
-    *(f"self_attn.{name}_proj.{leaf}" for name in "qkv" for leaf in ("weight", "bias")),
-    "self_attn.o_proj.weight",
-    *(f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-)
 _TABLE, _OUTPUT = "llm.model.embed_tokens.weight", "llm.lm_head.weight"
 
 
@@ -23,7 +17,7 @@ def official_names(config: HarmonConfig) -> NameMap:
         f"mar.{name}": [Part(f"mar.{part.name}", part.rows) for part in parts]
         for name, parts in mar.official_names(config).parts.items()
     }
-    layers = [f"layers.{i}.{leaf}" for i in range(config.llm_depth) for leaf in _LLM_LAYER]
+    layers = [f"layers.{i}.{leaf}" for i in range(config.llm_depth) for leaf in LAYER]
     parts |= {f"llm.{name}": [Part(f"llm.model.{name}")] for name in ("embed_tokens.weight", *layers, "norm.weight")}
     parts |= {} if config.tied else {"lm_head.weight": [Part(_OUTPUT)]}
     for name in ("proj_in", "proj_out"):

@@ -29,7 +29,7 @@ from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.kept import Keeping, Pairs
-from disa.models.layers import Block, class_embeddings, table, take
+from disa.models.layers import Block, class_embeddings, patchified, table, take, unpatchified
 from disa.models.mar.config import MARConfig
 from disa.runtime.packing import Linear
 
@@ -338,14 +338,11 @@ class MAR(nn.Module):
         expected = (self.config.latent_channels, rows * patch, columns * patch)
         if latents.shape[1:] != expected:
             raise DisaError(f"expected latents of shape (images, {expected}), found {tuple(latents.shape)}.")
-        x = latents.reshape(len(latents), -1, rows, patch, columns, patch)
-        return x.permute(0, 2, 4, 1, 3, 5).reshape(len(latents), rows * columns, -1)
+        return patchified(latents, patch)
 
     def unpatchify(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """[B, L, C p^2] -> [B, C, H, W]."""
-        (rows, columns), patch = grid or self.config.grid, self.config.patch_size
-        x = tokens.reshape(len(tokens), rows, columns, -1, patch, patch)
-        return x.permute(0, 3, 1, 4, 2, 5).reshape(len(tokens), -1, rows * patch, columns * patch)
+        return unpatchified(tokens, grid or self.config.grid, self.config.patch_size)
 
     # -- training ------------------------------------------------------------------------------------------------
 
