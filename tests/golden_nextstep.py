@@ -94,6 +94,9 @@ class _Recorded:
     def __init__(self, tensors: dict[str, Tensor], device: torch.device) -> None:
         self.tensors, self.device = tensors, device
 
+    def orders(self, num_tokens: int) -> Tensor:
+        raise NotImplementedError  # tokens are drawn row by row
+
     def initial(self, problem: DenoisingProblem) -> Tensor:
         return self.tensors[f"noise/init/{problem.ar_step:03d}"].to(self.device)
 

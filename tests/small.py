@@ -20,6 +20,8 @@ from disa.models.bitdance.config import BitDanceConfig
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
+from disa.models.nextstep.config import NextStepConfig
+from disa.models.nextstep.model import NextStep
 from disa.models.registry import find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
 from disa.runtime.packing import can_pack, pack
@@ -53,6 +55,28 @@ BITDANCE = Preset(
 CODEC = VAEConfig(
     latent_channels=1, block_widths=(8, 8), layers_per_block=1, norm_groups=4, encoder_attention_levels=()
 )
+
+
+NEXTSTEP_CONFIG = NextStepConfig(
+    latent_size=(4, 6), latent_channels=3, vocab_size=300, llm_width=32, llm_hidden=48, llm_depth=2, llm_heads=4,
+    llm_kv_heads=2, max_positions=400, head_width=32, head_depth=1, placeholder_id=299,
+)  # fmt: skip
+"""Of six tokens, 2x3."""
+NEXTSTEP = Preset(
+    Spec("small-nextstep", "nextstep", NEXTSTEP_CONFIG),
+    Defaults(
+        num_ar_steps=6, steps="linear:4-2", original="constant:6", solver="euler-maruyama-ode", grid="nextstep",
+        guidance=3.0, ramp="constant", batch_size=3,
+    ),
+    Assets(page="https://example.org/nextstep"),
+)  # fmt: skip
+
+
+def nextstep() -> NextStep:
+    """With random weights."""
+    model = randomised(NextStep(NEXTSTEP_CONFIG))
+    model.llm.embed_tokens.weight.mul_(5)
+    return model
 
 
 def changed(preset: Preset, **values: Any) -> Preset:

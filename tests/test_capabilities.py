@@ -12,6 +12,7 @@ from disa.models.registry import PRESETS
 
 ANY = Capabilities("Any", "labels", num_tokens=16, num_classes=10, any_size=True, keeps_tokens=True)
 FIXED = Capabilities("Fixed", "labels", num_tokens=20, num_classes=10, num_ar_steps=3, group="scale")
+ONE_BY_ONE = Capabilities("Serial", "labels", num_tokens=16, num_classes=10, any_size=True, one_by_one=True)
 WORDS = Capabilities("Words", "prompts", num_tokens=16, any_size=True)
 
 
@@ -29,6 +30,8 @@ def known(num_unknown: int) -> dict[str, Any]:
         (ANY, Request(1, 5, **known(5))),
         (FIXED, Request(1, 3)),
         (WORDS, Request(1, 16, prompts=Prompts.of([[1, 2]]))),
+        (ONE_BY_ONE, Request(1, 16)),
+        (ONE_BY_ONE, Request(1, 6, token_grid=(2, 3))),
     ],
 )
 def test_what_a_model_can_do_is_taken(model: Capabilities, request_: Request) -> None:
@@ -48,6 +51,9 @@ def test_what_a_model_can_do_is_taken(model: Capabilities, request_: Request) ->
         (FIXED, Request(1, 4), "this Fixed draws its 3 scales one after the other: .* must be 3, found 4"),
         (FIXED, Request(1, 3, **known(5)), "its 3 scales .* cannot keep known tokens; use a MAR model"),
         (FIXED, Request(1, 3, token_grid=(2, 3)), "Fixed cannot take token grid"),
+        (ONE_BY_ONE, Request(1, 15), "draws its tokens one after the other: an image of 16 has 16 AR steps, found 15"),
+        (ONE_BY_ONE, Request(1, 16, token_grid=(2, 3)), "an image of 6 has 6 AR steps, found 16"),
+        (ANY, Request(1, 3, source=torch.zeros(1, 2, 4, 4)), "Any cannot take source: expected labels and token grid"),
         (WORDS, Request(1, 3, torch.tensor([1])), "Words cannot take labels: expected prompts and token grid"),
     ],
 )
@@ -56,9 +62,12 @@ def test_what_it_cannot_is_refused(model: Capabilities, request_: Request, messa
         model.check(request_)
 
 
-def test_only_harmon_draws_from_prompts_and_describes_and_only_flows_have_fixed_ar_steps() -> None:
+def test_only_harmon_describes_nextstep_edits_and_only_flows_have_fixed_ar_steps() -> None:
     for preset in PRESETS.values():
         can, family = preset.spec.architecture.capabilities, preset.spec.family
-        assert (can.condition == "prompts") == can.describes == (can.num_classes is None) == (family == "harmon")
-        assert can.any_size == can.keeps_tokens == (can.num_ar_steps is None) == (family in {"mar", "harmon"})
+        assert (can.condition == "prompts") == (can.num_classes is None) == (family in {"harmon", "nextstep"})
+        assert can.describes == (family == "harmon")
+        assert can.edits == can.one_by_one == (family == "nextstep")
+        assert can.keeps_tokens == (family in {"mar", "harmon"})
+        assert can.any_size == (can.num_ar_steps is None) == (family in {"mar", "harmon", "nextstep"})
         can.check_ar_steps(preset.defaults.num_ar_steps)

@@ -97,6 +97,13 @@ def _harmon() -> Family:
     return Family(model, 4, (model.mar.head, "denoise"), model.llm.layers[0], ("ddpm", "ddim"), prompts=True)
 
 
+def _nextstep() -> Family:
+    pytest.importorskip("transformers")
+    model = small.nextstep()
+    solvers = ("euler-maruyama-ode", "euler")
+    return Family(model, 6, (model.head, "denoise"), model.llm.layers[0], solvers, prompts=True)
+
+
 FAMILIES: dict[str, Callable[[], Family]] = {
     "mar": _mar,
     "flowar": lambda: _flowar(False),
@@ -104,6 +111,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "xar": _xar,
     "bitdance": _bitdance,
     "harmon": _harmon,
+    "nextstep": _nextstep,
 }
 
 

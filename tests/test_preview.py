@@ -1,6 +1,7 @@
 """What a model shows of images under way, and how it goes on from there."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,13 +12,14 @@ import small
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep
-from disa.core.request import Guidance, Request
+from disa.core.request import Guidance, Prompts, Request
 from disa.core.solve import solve
 from disa.core.solvers import make_solver
 from disa.core.steps import constant
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR
 from disa.models.mar.model import MAR
+from disa.models.nextstep.model import NextStep
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
@@ -29,17 +31,27 @@ SHAPE: dict[str, Any] = {
     "num_heads": 2,
     "num_classes": 10,
 }
+
+
+def _nextstep() -> NextStep:
+    pytest.importorskip("transformers")
+    return NextStep(small.NEXTSTEP_CONFIG)
+
+
 MODELS = {
     "mar": lambda: MAR(small.CONFIG),
     "xar": lambda: XAR(XARConfig(latent_size=(4, 4), cells=(2, 2), **SHAPE)),
+    "nextstep": _nextstep,
     "flowar": lambda: FlowAR(FlowARConfig(scales=(1, 2, 4), head_width=32, head_depth=1, head_heads=2, **SHAPE)),
 }
-SOLVERS = {"mar": "ddpm", "xar": "euler", "flowar": "euler"}
-NUM_AR_STEPS = {"mar": 4, "xar": 4, "flowar": 3}
+SOLVERS = {"mar": "ddpm", "xar": "euler", "flowar": "euler", "nextstep": "euler"}
+NUM_AR_STEPS = {"mar": 4, "xar": 4, "flowar": 3, "nextstep": 6}
 
 
 def turns(name: str, model: Any) -> Iterator[ARStep]:
     request = Request(2, NUM_AR_STEPS[name], torch.tensor([3, 5]), Guidance(2.0))
+    if name == "nextstep":
+        request = replace(request, labels=None, prompts=Prompts.of([[3], [5, 6], [1], [1]]))
     return generate_steps(model, request, constant(3), make_solver(SOLVERS[name]), SeededNoise([0, 1]))
 
 

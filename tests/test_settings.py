@@ -37,6 +37,7 @@ CHANGED: dict[str, Any] = {
     "ramp": "constant",
     "interval": (0.0, 0.9),
     "progress": (0.5, 1.0),
+    "source_guidance": 2.0,
     "num_ar_steps": 3,
     "order": "checkerboard:3",
     "counts": "linear",

@@ -34,13 +34,17 @@ MOST_TOLD = 8
 
 @dataclass(frozen=True)
 class Kept:
-    """What of a picture is kept."""
+    """What of a picture is kept, and which one is edited."""
 
     keep: Annotated[
         Path | None,
         path_option("--keep", "A picture whose tokens outside --box are kept; of another shape, its middle."),
     ] = None
     box: Annotated[str | None, typer.Option(help="Tokens to draw with --keep: top,left,bottom,right.")] = None
+    edit: Annotated[
+        Path | None,
+        path_option("--source", "A picture to draw anew as the prompt says; of another shape, its middle."),
+    ] = None
 
     def read(self) -> tuple[Image, list[int]] | None:
         """The picture, and the edges of the box; None where nothing is kept. Raises DisaError."""
@@ -54,15 +58,21 @@ class Kept:
         return open_picture(self.keep), edges
 
     def of(self, read: tuple[Image, list[int]] | None, inputs: Inputs, sampler: Sampler, settings: Settings) -> Inputs:
-        """The inputs with known latents and the mask of tokens to draw. Raises DisaError."""
-        if read is None:
+        """The inputs with known latents and the mask of tokens to draw, or with a picture to edit. Raises DisaError."""
+        if read is None and self.edit is None:
             return inputs
-        from disa.draw.resizing import filling
+        from disa.draw.resizing import filling, read_picture
         from disa.draw.tensors import box_mask
 
+        shape = sampler.shape_of(settings.size)
+        if self.edit is not None:
+            sampler.model.capabilities.check_edits()
+            inputs = changed(inputs, source=sampler.encode(read_picture(self.edit, shape)))
+        if read is None:
+            return inputs
         (picture, edges), own = read, sampler.token_grid
         mask = box_mask(edges, sampler.token_grid_of(settings.size) or own)
-        known = sampler.encode(filling(picture, sampler.shape_of(settings.size), f"{self.keep}"))
+        known = sampler.encode(filling(picture, shape, f"{self.keep}"))
         return changed(inputs, known=known, mask=mask)
 
 

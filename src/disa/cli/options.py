@@ -21,7 +21,7 @@ from disa.values import number, path, whole_number
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
     from disa.draw.sampler import Sampler
-    from disa.models.harmon.text import Text
+    from disa.models.prompting import PromptText
     from disa.models.spec import Preset
 
 PROMPT_TOKENS = 24
@@ -120,7 +120,7 @@ class Source:
     dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32"
     threads: Threads = None
 
-    def load(self, check: Callable[[Preset], object] = lambda preset: None, text: Text | None = None) -> Sampler:
+    def load(self, check: Callable[[Preset], object] = lambda preset: None, text: PromptText | None = None) -> Sampler:
         """The sampler. check: refuses models that do not fit, before weights are read where possible."""
         from disa.draw.sampler import Sampler
         from disa.models.registry import PRESETS, find_preset

@@ -107,6 +107,11 @@ class Capabilities:
         if not self.keeps_tokens:
             raise DisaError(f"{self._in_order} and cannot keep known tokens; use a MAR model.")
 
+    def check_edits(self) -> None:
+        """Refuse a picture where none can be edited. Raises DisaError."""
+        if not self.edits:
+            raise DisaError(f"{self.family} cannot edit a picture; use a model that does, such as nextstep-1-edit.")
+
     def check_labels(self, labels: Iterable[int]) -> None:
         """Every label must be a class of the model. Raises DisaError."""
         wrong = [label for label in labels if not 0 <= label < (self.num_classes or 0)]

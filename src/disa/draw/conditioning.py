@@ -20,7 +20,9 @@ from disa.core.noise import SeededNoise
 from disa.core.request import Prompts
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError, warn
-from disa.models.harmon.text import DESCRIBE, Text
+from disa.models.families import FAMILIES
+from disa.models.harmon.text import DESCRIBE
+from disa.models.prompting import PromptText
 from disa.models.spec import Preset
 from disa.values import number, whole_number
 from disa.weights.tokenizers import find_tokenizer
@@ -106,7 +108,7 @@ REWRITING = Writing(temperature=1.0, max_tokens=256)
 class PromptConditioner:
     """Prompts, through the tokenizer of a model's language model; and what the language model writes itself."""
 
-    def __init__(self, preset: Preset, model: Any, tokenizer: Text | Path | str | None) -> None:
+    def __init__(self, preset: Preset, model: Any, tokenizer: PromptText | Path | str | None) -> None:
         self.preset, self.model, self._text = preset, model, tokenizer
 
     @property
@@ -117,15 +119,16 @@ class PromptConditioner:
     @property
     def hash(self) -> str | None:
         """The tokenizer's, once it was read."""
-        return self._text.hash if isinstance(self._text, Text) else None
+        return self._text.hash if isinstance(self._text, PromptText) else None
 
     @property
-    def text(self) -> Text:
+    def text(self) -> PromptText:
         """The tokenizer, read at first use."""
-        if not isinstance(self._text, Text):
+        if not isinstance(self._text, PromptText):
             config = self.model.config
-            source = find_tokenizer(self._text, self.preset)
-            self._text = Text.load(source, config.vocab_size, config.max_positions)
+            source, kind = find_tokenizer(self._text, self.preset), FAMILIES[self.preset.spec.family].text
+            assert kind is not None
+            self._text = kind.load(source, config.vocab_size, config.max_positions)
         return self._text
 
     def check(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> None:
@@ -133,21 +136,31 @@ class PromptConditioner:
             raise DisaError(f"{self.preset.name} draws from prompts: give prompts, and no labels.")
         if inputs.negative_prompt is not None and not settings.guidance.active:
             warn("the negative prompt says nothing where guidance is 1, which is off")
-        count = self.model.config.num_image_tokens(token_grid)
+        text, plain, count = self._for(inputs, token_grid)
         for prompt in dict.fromkeys(inputs.prompts):
-            self.text.to_draw(prompt, count)
-        self.text.unconditional(inputs.negative_prompt, count)
-        self.text.warn_of_unknown([*inputs.prompts, *([inputs.negative_prompt] if inputs.negative_prompt else [])])
+            text.to_draw(prompt, count)
+        for each in (text, plain):
+            each.unconditional(inputs.negative_prompt, count)
+        text.warn_of_unknown([*inputs.prompts, *([inputs.negative_prompt] if inputs.negative_prompt else [])])
+
+    def _for(self, inputs: Inputs, token_grid: tuple[int, int] | None) -> tuple[PromptText, PromptText, int]:
+        """What asks for the images, with the picture that is edited and without it, and their number of tokens."""
+        config, picture = self.model.config, None
+        grid = token_grid or config.grid
+        if inputs.source is not None:
+            rows, columns = (side // config.patch_size for side in inputs.source.shape[2:])
+            picture = rows, columns
+        return self.text.for_grid(grid, picture), self.text.for_grid(grid), config.num_image_tokens(token_grid)
 
     def condition(self, inputs: Inputs, settings: Settings, token_grid: tuple[int, int] | None) -> Condition:
-        prompts, text = inputs.prompts or [], self.text
+        prompts = inputs.prompts or []
         # What is kept has decided what a rewritten prompt would decide.
         rewritten = self.rewrite(prompts, inputs.seeds) if settings.rewrite and inputs.known is None else None
-        count = self.model.config.num_image_tokens(token_grid)
-        asked = [text.to_draw(prompt, count) for prompt in rewritten or prompts]
-        guided = settings.guidance.active
-        empty = [text.unconditional(inputs.negative_prompt, count)] * len(asked) if guided else []
-        return Condition(prompts=Prompts.of([*asked, *empty]), rewritten=rewritten)
+        text, plain, count = self._for(inputs, token_grid)
+        asked, guidance = [text.to_draw(prompt, count) for prompt in rewritten or prompts], settings.guidance
+        empty = [text] * guidance.active + [plain] * guidance.three_way
+        rows = [each.unconditional(inputs.negative_prompt, count) for each in empty for _ in prompts]
+        return Condition(prompts=Prompts.of([*asked, *rows]), rewritten=rewritten)
 
     def rewrite(self, prompts: Sequence[str], seeds: Sequence[int], writing: Writing = REWRITING) -> list[str]:
         """What the language model makes of prompts [N] when it is asked to say more; the prompt itself where nothing

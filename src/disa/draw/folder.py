@@ -361,7 +361,8 @@ def about_image(
 
 def identities(of_run: str, inputs: Inputs) -> list[str]:
     """[N] of each image a hash of everything that it is drawn from. of_run: the digest of the settings."""
-    kept = [_per_image(value, len(inputs)) for value in (inputs.known, inputs.mask)]
+    given = inputs.known, inputs.mask, *(() if inputs.source is None else (inputs.source,))
+    kept = [_per_image(value, len(inputs)) for value in given]
     asked = inputs.prompts if inputs.prompts is not None else inputs.labels or [None] * len(inputs)
     told = zip(asked, inputs.seeds, *kept, strict=True)
     about = of_run, "label" if inputs.prompts is None else "prompt", inputs.negative_prompt

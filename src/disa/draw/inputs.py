@@ -35,6 +35,8 @@ class Inputs:
     """[N or 1, C, H, W] latents that are kept where `mask` is false; given in any form that `latents_of` takes."""
     mask: Tensor | None = None
     """[N or 1, h, w] booleans over tokens: true where one is drawn. None to draw everything. See `mask_of`."""
+    source: Tensor | None = None
+    """[N or 1, C, H, W] latents of a picture that is drawn anew as prompts say, for models that edit."""
 
     def __post_init__(self) -> None:
         for name, read in (("seeds", whole_number), ("labels", whole_number), ("prompts", text)):
@@ -52,7 +54,7 @@ class Inputs:
             raise DisaError("a model draws from labels or from prompts: found both.")
         if (self.known is None) != (self.mask is None):
             raise DisaError("known latents and a mask of tokens to draw go together: give both or neither.")
-        for name, of in (("known", latents_of), ("mask", mask_of)):
+        for name, of in (("known", latents_of), ("mask", mask_of), ("source", latents_of)):
             if (value := getattr(self, name)) is None:
                 continue
             object.__setattr__(self, name, value := of(value))
@@ -153,10 +155,11 @@ class Inputs:
             raise DisaError(f"there are {counted(len(self), 'image')}, from place 0 on: found place {wrong[0]}.")
         labels, prompts = (values and [values[i] for i in places] for values in (self.labels, self.prompts))
         seeds = [self.seeds[i] for i in places]
-        known, mask = (
-            value if value is None or len(value) == 1 else value[list(places)] for value in (self.known, self.mask)
+        known, mask, source = (
+            value if value is None or len(value) == 1 else value[list(places)]
+            for value in (self.known, self.mask, self.source)
         )
-        return replace(self, seeds=seeds, labels=labels, prompts=prompts, known=known, mask=mask)
+        return replace(self, seeds=seeds, labels=labels, prompts=prompts, known=known, mask=mask, source=source)
 
     def with_seeds(self, seeds: Iterable[int]) -> Inputs:
         """The same labels or prompts, in turn, for other seeds."""

@@ -24,7 +24,7 @@ from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditio
 from disa.draw.identity import Fingerprint
 from disa.draw.tensors import images_of, latents_of
 from disa.errors import DisaError
-from disa.models.harmon.text import Text
+from disa.models.prompting import PromptText
 from disa.models.registry import Model
 from disa.models.spec import Defaults, Preset, Spec
 from disa.runtime import devices, packing
@@ -68,7 +68,7 @@ class Loaded:
         codec: Codec | Path | None = None,
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype = "fp32",
-        tokenizer: Text | Path | str | None = None,
+        tokenizer: PromptText | Path | str | None = None,
     ) -> None:
         """codec: read from its file at first use. device, dtype: see runtime/devices.py. Raises DisaError."""
         check_parts(preset, codec, tokenizer)
@@ -298,7 +298,9 @@ def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:
     """Refuse the file of an autoencoder or of a tokenizer where a model has none. Raises DisaError."""
     if preset.spec.codec is None and isinstance(codec, Path):
         raise DisaError(f"{preset.name} has no autoencoder, its tokens are pixels: leave {codec} out.")
-    if not isinstance(tokenizer, str | Path | Text | None) or (isinstance(tokenizer, str) and not tokenizer.strip()):
+    if not isinstance(tokenizer, str | Path | PromptText | None) or (
+        isinstance(tokenizer, str) and not tokenizer.strip()
+    ):
         raise DisaError(f"the tokenizer must be a folder or a hub id, found {shown(tokenizer)}.")
     if not preset.prompts and isinstance(tokenizer, str | Path):
         raise DisaError(f"{preset.name} draws from labels and has no tokenizer: leave {tokenizer} out.")

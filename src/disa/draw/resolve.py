@@ -49,6 +49,9 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
         "size": _size(settings, loaded),
         "graphs": settings.graphs or NO_GRAPHS,
     }
+    able, grid = loaded.model.capabilities, loaded.token_grid_of(own["size"])
+    if able.one_by_one and settings.num_ar_steps is None:
+        own["num_ar_steps"] = able.num_tokens if grid is None else math.prod(grid)
     filled = Settings(**own)
     _check(filled, loaded)
     filled = replace(filled, steps=_fitted(_aware(filled, loaded), loaded))
@@ -157,6 +160,8 @@ def _check(settings: Settings, loaded: Loaded) -> None:
         raise DisaError(f"the batch size must be 1 or more, found {settings.batch_size}.")
     if settings.rewrite and capabilities.condition != "prompts":
         raise DisaError(f"{loaded.preset.name} draws from labels: there are no prompts to rewrite.")
+    if settings.rewrite and not capabilities.describes:
+        raise DisaError(f"{loaded.preset.name} writes no words: leave rewrite out.")
 
 
 def _policy(chosen: Any, loaded: Loaded) -> StepPolicy:

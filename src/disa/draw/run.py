@@ -126,8 +126,12 @@ class Run:
     # -- batches -------------------------------------------------------------------------------------------------
 
     def _check_known(self) -> None:
-        """Known latents and masks must have the sizes of what is drawn."""
+        """Known latents and masks must have the sizes of what is drawn; a picture to edit must be one of the model."""
         inputs, loaded = self.inputs, self.loaded
+        if inputs.source is not None:
+            loaded.model.capabilities.check_edits()
+        elif self.settings.guidance.three_way:
+            raise DisaError("source_guidance goes with a picture to edit: give one as source, or leave it out.")
         if inputs.known is None or inputs.mask is None:
             return
         loaded.model.capabilities.check_keeps_tokens()
@@ -183,9 +187,9 @@ class Run:
             del turn
 
     def _request(self, inputs: Inputs, condition: Condition) -> Request:
-        known, mask = (
+        known, mask, source = (
             value if value is None else value.expand(len(inputs), *value.shape[1:])
-            for value in (inputs.known, inputs.mask)
+            for value in (inputs.known, inputs.mask, inputs.source)
         )
         return Request(
             len(inputs),
@@ -199,6 +203,7 @@ class Run:
             self.settings.order or RANDOM,
             self.settings.counts or COSINE,
             self.settings.reuse or NONE,
+            source,
         )
 
     def _finished(

@@ -22,8 +22,9 @@ from disa.draw.run import Run
 from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.models.harmon.text import DESCRIBE, Text
+from disa.models.harmon.text import DESCRIBE
 from disa.models.layers import initialise
+from disa.models.prompting import PromptText
 from disa.models.registry import find_preset
 from disa.models.spec import Preset
 from disa.progress import progress
@@ -49,7 +50,7 @@ class Sampler(Loaded):
         vae: str | Path | None = None,
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype = "fp32",
-        tokenizer: Text | Path | str | None = None,
+        tokenizer: PromptText | Path | str | None = None,
         weights_key: str | None = None,
         recipe: str | Path | None = None,
     ) -> Sampler:
@@ -72,11 +73,11 @@ class Sampler(Loaded):
             check_parts(found, given, tokenizer)
             _check_there(found, given)
             beside = tokenizer_in(other) if found.prompts and other is not None and other.is_dir() else None
-            model = load_model(found, other, weights_key=weights_key)
+            model = load_model(found, other, weights_key=weights_key, dtype=devices.pick_dtype(dtype))
             return cls(found, model, given, device, dtype, tokenizer or beside)._drawn_by(recipe)
         if weights_key is not None:
             raise DisaError(f"{found} is a folder of one model: leave the weights key out.")
-        preset, model, codec = load_folder(found)
+        preset, model, codec = load_folder(found, devices.pick_dtype(dtype))
         _check_there(preset, given)
         inside = tokenizer_in(found) if preset.prompts else None
         loaded = cls(preset, model, given or codec, device, dtype, tokenizer or inside)
@@ -96,7 +97,7 @@ class Sampler(Loaded):
     @classmethod
     @undisturbed()
     def untrained(
-        cls, name: str, seed: int = 0, device: Any = None, dtype: Any = "fp32", tokenizer: Text | None = None
+        cls, name: str, seed: int = 0, device: Any = None, dtype: Any = "fp32", tokenizer: PromptText | None = None
     ) -> Sampler:
         """The preset's architecture with random weights: for measuring speed without a checkpoint."""
         preset = find_preset(name)
@@ -146,12 +147,13 @@ class Sampler(Loaded):
 
         labels: class indices, or None for unconditional images. seeds: 0 if None. prompts: for models that draw from
         them. options: the fields of `Settings`, as steps="linear:50-5" or guidance=2.0; and those of `Inputs`:
-        negative_prompt, and known latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for
-        inpainting (`encode` makes latents). inputs, settings: the same as objects. output_type: `pt`, `np`, `pil` or
-        `latent`. progress_bar: tell on standard error how far it is; for a function of your own see `Run.result`.
+        negative_prompt; known latents [N or 1, C, H, W] with a mask [N or 1, h, w], true where to draw, for
+        inpainting; source, latents of a picture to edit (`encode` makes latents). inputs, settings: the same as
+        objects. output_type: `pt`, `np`, `pil` or `latent`. progress_bar: tell on standard error how far it is; for a
+        function of your own see `Run.result`.
         Raises DisaError.
         """
-        asked = {name: options.pop(name) for name in ("negative_prompt", "known", "mask") if name in options}
+        asked = {name: options.pop(name) for name in ("negative_prompt", "known", "mask", "source") if name in options}
         given = {"labels": labels, "prompts": prompts} | asked
         if inputs is None:
             inputs = Inputs.paired(0 if seeds is None else seeds, **given)
@@ -204,7 +206,7 @@ class Sampler(Loaded):
         return self.conditioner
 
     @property
-    def text(self) -> Text:
+    def text(self) -> PromptText:
         """The tokenizer, read at first use."""
         return self.words.text
 

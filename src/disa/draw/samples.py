@@ -174,8 +174,8 @@ def _joined(parts: Sequence[Inputs], order: Sequence[int]) -> Inputs:
     def of(name: str) -> Any:
         return _in_order([getattr(part, name) for part in parts], order)
 
-    known, mask = (_per_image(parts, name, order) for name in ("known", "mask"))
-    return replace(parts[0], seeds=of("seeds"), labels=of("labels"), prompts=of("prompts"), known=known, mask=mask)
+    tensors = {name: _per_image(parts, name, order) for name in ("known", "mask", "source")}
+    return replace(parts[0], seeds=of("seeds"), labels=of("labels"), prompts=of("prompts"), **tensors)
 
 
 def _per_image(parts: Sequence[Inputs], name: str, order: Sequence[int]) -> Tensor | None:

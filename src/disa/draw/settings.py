@@ -88,14 +88,14 @@ class Settings:
     )
     solver: Any = option(
         "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
-        "dpm-solver++. FlowAR, xAR, BitDance: euler, heun, euler-maruyama, euler-maruyama-ode (its last step is "
-        "Euler's). All: dpm-solver++-2, of order 2.",
+        "dpm-solver++. Others: euler, heun, euler-maruyama, euler-maruyama-ode (its last step is Euler's), "
+        "euler-maruyama-noisy (its last step adds noise, too). All: dpm-solver++-2, of order 2.",
         looks="a solver or its text",
         objects_have="takes",
     )
     grid: Any = option(
-        "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. FlowAR, xAR, "
-        "BitDance: flowar-split, xar-em, bitdance, uniform, shifted-3 (any number).",
+        "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. Others: "
+        "flowar-split, xar-em, bitdance, nextstep, nextstep-3 (any number), uniform, shifted-3.",
         looks="the name of a grid, or a function from a process and a number of steps to a TimeGrid",
         objects_have="__call__",
         part_of="solver",
@@ -112,7 +112,7 @@ class Settings:
         part_of="solver",
     )
     guidance: Any = option("Classifier-free guidance, any scale; 1 is off.", kind=float, objects_have="scale")
-    ramp: str | None = option("Guidance over AR steps: linear or constant.", part_of="guidance")
+    ramp: str | None = option("Guidance over AR steps: linear, constant or falling.", part_of="guidance")
     interval: Any = option(
         "Denoising times where guidance acts, such as 0-0.9; 0 is data, 1 is noise.",
         read=read_interval,
@@ -126,6 +126,11 @@ class Settings:
         looks=INTERVAL,
         part_of="guidance",
         flag="--guidance-progress",
+    )
+    source_guidance: float | None = option(
+        "Guidance by a picture that is edited, beside that by words; 1 leaves it to them.",
+        kind=float,
+        part_of="guidance",
     )
     num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; others as the model has.", kind=int)
     order: Any = option(

@@ -15,6 +15,7 @@ from disa.models.flowar.model import FlowAR
 from disa.models.harmon import names as harmon
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.model import Harmon
+from disa.models.harmon.text import Text as HarmonText
 from disa.models.mar import names as mar
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
@@ -22,6 +23,8 @@ from disa.models.naming import NameMap
 from disa.models.nextstep import names as nextstep
 from disa.models.nextstep.config import NextStepConfig
 from disa.models.nextstep.model import NextStep
+from disa.models.nextstep.text import Text as NextStepText
+from disa.models.prompting import PromptText
 from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
@@ -39,13 +42,15 @@ class Family:
     """From an architecture to a model without weights."""
     official_names: Callable[[Any], NameMap]
     """From an architecture to our parameter names and the official ones."""
+    text: type[PromptText] | None = None
+    """What makes token ids of prompts, in families that take them."""
 
 
 FAMILIES = {
     "mar": Family(MARConfig, MAR, mar.official_names),
     "flowar": Family(FlowARConfig, FlowAR, flowar.official_names),
     "xar": Family(XARConfig, XAR, xar.official_names),
-    "harmon": Family(HarmonConfig, Harmon, harmon.official_names),
+    "harmon": Family(HarmonConfig, Harmon, harmon.official_names, HarmonText),
     "bitdance": Family(BitDanceConfig, BitDance, bitdance.official_names),
-    "nextstep": Family(NextStepConfig, NextStep, nextstep.official_names),
+    "nextstep": Family(NextStepConfig, NextStep, nextstep.official_names, NextStepText),
 }

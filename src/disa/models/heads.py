@@ -79,7 +79,7 @@ class DiffusionHead(nn.Module):
         return embed_times(times, self.time_in, self.time_out)
 
     def denoise(self, h: Tensor, modulation: Tensor) -> Tensor:
-        """h: [R, W] projected input, modulation: [R, (3 depth + 2) W] -> value, and variance beside it: [R, C or 2 C]."""
+        """h: [R, W] projected input, modulation: [R, (3 depth + 2) W] -> value, variance beside it: [R, C or 2 C]."""
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
             h = block(h, *parts[3 * i : 3 * i + 3])

@@ -121,7 +121,7 @@ def _attention(
 
 
 def _attention_in_groups(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **more: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **more: Any
 ) -> tuple[Tensor, None]:
     """The same. The heads that share keys and values are the queries of one, so that these are not copied for a single
     token."""
@@ -130,7 +130,8 @@ def _attention_in_groups(
         return _attention(module, query, key, value, attention_mask, **more)
     _say(module, query, key)
     grouped = query.reshape(rows, key.shape[1], -1, width)
-    return attend(grouped, key, value, attention_mask).reshape(rows, 1, heads, width), None
+    mask = None if attention_mask is None else attention_mask.expand(-1, -1, grouped.shape[2], -1)
+    return attend(grouped, key, value, mask).reshape(rows, 1, heads, width), None
 
 
 def _say(module: Any, query: Tensor, key: Tensor) -> None:

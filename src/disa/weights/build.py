@@ -24,12 +24,13 @@ def build_model(
     source: str,
     hint: Callable[[Layout, bool], str] = lambda found, official: "",
     otherwise: str = AGAIN,
+    dtype: torch.dtype | None = None,
 ) -> Model:
     """A model from a state dict under our names or the official ones; built on the meta device, nothing is copied.
 
     Tensors that lie in a file are read when their names and shapes fit. source: what a message calls it. hint: what to
     add where they do not, from their layout and whether their names are official. otherwise: what to do where values
-    are no numbers. Raises DisaError.
+    are no numbers. dtype: what values become as they are read; None leaves them. Raises DisaError.
     """
     with torch.device("meta"):
         model = preset.build()
@@ -41,7 +42,7 @@ def build_model(
         check_layout(outline, layout(preset, official), source)
     except DisaError as error:
         raise DisaError(f"{error}{hint(shapes(outline), official)}") from error
-    state = read_stored({name: state[name] for name in outline if name in state})
+    state = read_stored({name: state[name] for name in outline if name in state}, dtype)
     check_values(state, source, otherwise)
     model.load_state_dict(names.from_official(state) if official else state, assign=True)
     return model.requires_grad_(False).eval()

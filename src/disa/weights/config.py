@@ -124,7 +124,8 @@ def changed(preset: Preset, values: Mapping[str, Any], name: str | None = None) 
     if "num_ar_steps" not in values:
         config = FAMILIES[preset.spec.family].config
         able = read_fields(config, content["architecture"], "architecture").capabilities
-        content["defaults"]["num_ar_steps"] = able.num_ar_steps or min(preset.defaults.num_ar_steps, able.num_tokens)
+        own = able.num_tokens if able.one_by_one else able.num_ar_steps
+        content["defaults"]["num_ar_steps"] = own or min(preset.defaults.num_ar_steps, able.num_tokens)
     return replace(from_json(content), assets=preset.assets)
 
 

@@ -63,12 +63,12 @@ def loading_command(path: Path, preset: str) -> str:
 
 
 def _fitting_preset(found: Layout, official: bool) -> str | None:
-    """Names come first: they cost less than building a model."""
-    has = set(found)
+    """Names come first: they cost less than building a model. What a preset passes over may be there."""
 
     def fits(preset: Preset) -> bool:
         names = preset.official_names()
-        return has == (names.official if official else set(names.parts)) and found == layout(preset, official)
+        own = {name: shape for name, shape in found.items() if not (official and names.ignored(name))}
+        return set(own) == (names.official if official else set(names.parts)) and own == layout(preset, official)
 
     return next((name for name, preset in PRESETS.items() if fits(preset)), None)
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -15,13 +16,13 @@ from disa.codecs.base import LatentCodec
 from disa.errors import DisaError, warn
 from disa.files import finish_writing, json_bytes, write_together
 from disa.models.families import Model
-from disa.models.harmon.text import Text
+from disa.models.prompting import PromptText
 from disa.models.spec import Preset
 from disa.values import first_line
 from disa.weights.autoencoders import CODEC, CODEC_WEIGHTS
 from disa.weights.build import build_model
 from disa.weights.config import read_config, to_json
-from disa.weights.read import read_safetensors
+from disa.weights.read import index_whole
 from disa.weights.shards import CONFIG, WEIGHTS, is_ours
 from disa.weights.tokenizers import SEEN, TOKENIZER, tokenizer_files
 from disa.weights.trust import forget, hash_file
@@ -81,7 +82,7 @@ def codec_files(codec: LatentCodec, folder: str = "") -> dict[str, bytes]:
     return {f"{place}{CODEC_WEIGHTS}": content, f"{place}{CONFIG}": codec.about().encode()}
 
 
-def text_files(text: Text) -> dict[str, bytes]:
+def text_files(text: PromptText) -> dict[str, bytes]:
     """What the files of a tokenizer that was read hold."""
     with tempfile.TemporaryDirectory() as folder:
         text.save(Path(folder) / TOKENIZER)
@@ -98,10 +99,10 @@ def tensor_bytes(state: Mapping[str, Tensor]) -> bytes:
     return save({key: value.contiguous() for key, value in state.items()}, {"format": "pt"})
 
 
-def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
+def load_folder(folder: Path, dtype: torch.dtype | None = None) -> tuple[Preset, Model, Path | None]:
     """A folder that `save_model` wrote: what its `config.json` says, its model, and its autoencoder's folder.
 
-    Raises DisaError.
+    dtype: what values become as they are read; None leaves them. Raises DisaError.
     """
     finish_writing(folder)
     preset, sha256 = read_config(folder / CONFIG)
@@ -113,7 +114,7 @@ def load_folder(folder: Path) -> tuple[Preset, Model, Path | None]:
     elif hash_file(path) != sha256:
         raise DisaError(f"{path} is not the file that {CONFIG} describes: its SHA-256 differs. Copy the folder again.")
     try:
-        model = build_model(preset, read_safetensors(path), str(path))
+        model = build_model(preset, index_whole(path), str(path), dtype=dtype)
     except (RuntimeError, ValueError, OverflowError) as error:
         raise DisaError(
             f"{folder / CONFIG} describes a model that cannot be built ({first_line(error)}): check its architecture."

@@ -38,12 +38,16 @@ OWN: dict[type, tuple[str, Any, Any]] = {
 
 
 def load_model(
-    preset: Preset, checkpoint: Path | str | None = None, average: bool = True, weights_key: str | None = None
+    preset: Preset,
+    checkpoint: Path | str | None = None,
+    average: bool = True,
+    weights_key: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Model:
     """The preset's model from a file, from the package, or from the hub.
 
     average: prefer the moving average of a checkpoint that has both. weights_key: the entry of a checkpoint to take.
-    Raises DisaError.
+    dtype: what values become as they are read, one tensor after the other; None leaves them. Raises DisaError.
     """
     if weights_key is not None and checkpoint is None and preset.embedded:
         raise DisaError(f"{preset.name} is in the package: give a checkpoint with the weights key, or leave it out.")
@@ -54,7 +58,8 @@ def load_model(
     key, path = locate(given, preset.assets.weights, preset.assets.page, missing)
     names = preset.official_names()
     weights = find(path, average, weights_key, names.official | names.parts.keys())
-    model = build_model(preset, weights.state, weights.source, what_fits(preset, path, weights_key), weights.otherwise)
+    hint = what_fits(preset, path, weights_key)
+    model = build_model(preset, weights.state, weights.source, hint, weights.otherwise, dtype)
     weights.say()
     for file in files_of(path):
         check_hash(key if file == path else f"{key}/{file.name}", file)

@@ -121,6 +121,11 @@ def _check(path: Path, state: Mapping[Any, Any]) -> None:
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of one whole `.safetensors` file. Raises DisaError."""
+    return read_stored(index_whole(path))
+
+
+def index_whole(path: Path) -> dict[str, Stored]:
+    """The same, not read yet."""
     if kinds.kind_of(path) != kinds.SAFETENSORS:
         raise DisaError(f"{path} is not a whole .safetensors file: it is a checkpoint of another kind. Get it again.")
-    return read_stored(index_safetensors(path))
+    return index_safetensors(path)

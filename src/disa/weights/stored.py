@@ -29,6 +29,7 @@ DTYPES = {
     "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool, "C64": torch.complex64,
 }  # fmt: skip
 """The dtypes that PyTorch has had for long; others are described, and refused where they are needed."""
+ROUNDED = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 
 
 @dataclass
@@ -82,8 +83,11 @@ def version_of(file: IO[bytes]) -> tuple[int, ...]:
     return about.st_ino, about.st_size, about.st_mtime_ns
 
 
-def read_stored(state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-    """The tensors of a state dict, whose names stay in their order. Raises DisaError."""
+def read_stored(state: Mapping[str, Tensor | Stored], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of a state dict, whose names stay in their order. Raises DisaError.
+
+    dtype: what those of `ROUNDED` become, each as it is read, so that no more is held than all of them take in it.
+    """
     files: dict[Path, list[str]] = {}
     for name, value in state.items():
         if isinstance(value, Stored):
@@ -92,10 +96,14 @@ def read_stored(state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
     for path, names in files.items():
         try:
             with path.open("rb") as file:
-                found |= {name: _read(file, name, state[name]) for name in names}
+                found |= {name: _rounded(_read(file, name, state[name]), dtype) for name in names}
         except OSError as error:
             raise DisaError(f"{path} cannot be read: {error.strerror or error}.") from error
     return {name: found[name] if isinstance(value, Stored) else value for name, value in state.items()}
+
+
+def _rounded(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor if dtype is None or tensor.dtype not in ROUNDED else tensor.to(dtype)
 
 
 def _read(file: IO[bytes], name: str, stored: Any) -> Tensor:

@@ -109,10 +109,10 @@ class NextStep(nn.Module):
         grid = request.token_grid or c.grid
         c.check_places(grid)
         num_tokens = math.prod(grid)
+        picture = None if request.source is None else self._picture(request.source)
         halves = 3 if guidance.three_way else 2 if guidance.active else 1
         prompts = self._prompts(request, halves * batch, num_tokens)
         known = [k / num_tokens for k in range(num_tokens)]  # officially what is known before an AR step
-        picture = None if request.source is None else self._picture(request.source)
 
         def embed(ids: Tensor, rows: Tensor) -> Tensor:
             return self._embedded(ids, rows, picture, batch)

@@ -10,8 +10,8 @@ from disa.models.nextstep.config import NextStepConfig
 def official_names(config: NextStepConfig) -> NameMap:
     """Our parameter names and the official ones; the modulations of all head blocks are one tensor here.
 
-    The layer that writes text, the table of positions and an autoencoder that lies in the files are passed over: drawing
-    needs none of them. It does without transformers.
+    The layer that writes text, the table of positions and an autoencoder that lies in the files are passed over:
+    drawing needs none of them. It does without transformers.
     """
     layers = [f"layers.{i}.{leaf}" for i in range(config.llm_depth) for leaf in LAYER]
     parts = {f"llm.{name}": [Part(name)] for name in ("embed_tokens.weight", *layers, "norm.weight")}
