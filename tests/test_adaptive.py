@@ -34,7 +34,7 @@ from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ("mar", "harmon", "flowar", "xar", "bitdance")
+FAMILIES = ("mar", "harmon", "flowar", "xar", "bitdance", "nextstep")
 POLICIES = ("mlp:9-2@5", "mlp:9-2", "variance:draws:9-2@8", "variance:head:9-2@6", "variance:probe:9-2@5")
 COSTLY = ("mlp:9-2@5", "variance:draws:9-2@8")
 POWER = 1.7
@@ -49,6 +49,9 @@ def make(family: str) -> Sampler:
 
         model = build_model(PRESET, random_weights(CONFIG).state_dict(), "the small model")
         return Sampler(PRESET, model, device="cpu", tokenizer=FixedLength(5))
+    if family == "nextstep":
+        pytest.importorskip("transformers")
+        return Sampler(small.NEXTSTEP, small.nextstep(), device="cpu", tokenizer=FixedLength(5))
     return families.sampler(families.shrunk(f"{family}-digits"))
 
 
@@ -68,7 +71,8 @@ def probes(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if family not in made:
             sampler, seeds = make(family), list(range(100, 112))
             wanted = Inputs.paired(**asked(sampler, seeds))
-            settings = sampler.settings(steps="constant:3", num_ar_steps=None if family in families.FAMILIES else 3)
+            fixed = family in (*families.FAMILIES, "nextstep")
+            settings = sampler.settings(steps="constant:3", num_ar_steps=None if fixed else 3)
             path = tmp_path_factory.mktemp("probes") / f"{family}.safetensors"
             made[family] = save(path, fit_probe(sampler, wanted, settings).probe)
         return made[family]

@@ -43,7 +43,7 @@ CONFIGS = {"one": ONE, "squares": SQUARES, "lines": LINES}
 SEEDS = (5, 6, 1 << 40, 8, 900)
 LABELS = (3, 9, 0, 3, 7)
 PROCESS = BitDance.process
-SOLVER = make_solver("euler-maruyama-ode")
+SOLVER = make_solver("euler-maruyama-ode", "bitdance")
 GUIDANCE, ANNEALED = Guidance(2.5), linear(3, 1)
 
 

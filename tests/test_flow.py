@@ -12,10 +12,11 @@ from torch import Tensor
 from disa.core.flow import GRIDS, FlowLoss, FlowMatching, shifted
 from disa.core.problem import TimeGrid
 from disa.core.request import Guidance, Request
+from disa.core.solvers import make_solver
 from disa.errors import DisaError
 
 PROCESS = FlowMatching()
-CLEAN = ("uniform", "xar-em", "shifted-3", "shifted-0.4")
+CLEAN = ("uniform", "xar-em", "nextstep", "nextstep-0.7", "shifted-3", "shifted-0.4")
 COUNTS = (1, 2, 3, 5, 50, 999)
 
 
@@ -39,6 +40,22 @@ def test_a_clean_grid_has_exactly_n_falling_times(name: str, num_steps: int):
     grid = PROCESS.grid(name, num_steps)
     assert grid.num_evaluations == num_steps == len(grid.levels) - 1
     check_levels(grid)
+
+
+def test_times_that_are_shifted_towards_noise_end_a_step_of_their_own_before_the_data():
+    grid = PROCESS.grid("nextstep-3.2", 6)
+    np.testing.assert_allclose(grid.levels[:-1], shifted(np.linspace(1, 0.04, 6), 3.2))
+    assert grid.levels[-1] == pytest.approx(grid.levels[-2] - 0.04)
+    assert grid.levels[-1] == pytest.approx(1 - 0.922, abs=1e-3)
+    np.testing.assert_array_equal(PROCESS.grid("nextstep-3.2", 1).levels, [1, 0])
+
+
+@pytest.mark.parametrize("scale", [1, 1000])
+def test_a_network_that_counts_from_noise_is_fed_what_is_left_to_the_data(scale: int):
+    process = FlowMatching(scale, from_noise=True)
+    t = np.array([1.0, 0.7, 0.04])
+    np.testing.assert_array_equal(process.network_times(t), np.float32(1 - t) * np.float32(scale))
+    assert make_solver("heun").plan(process, 2).network_times.tolist() == [0, scale]
 
 
 @pytest.mark.parametrize("num_steps", [*range(2, 51), 52, 53, 99])

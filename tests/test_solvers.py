@@ -253,6 +253,25 @@ def test_no_noise_is_added_at_the_last_step_of_the_sde():
     assert (end - still).abs().max() > 0.1
 
 
+def test_the_sde_that_ends_along_the_ode_ends_at_what_is_predicted():
+    """Up to its last step it is the other one."""
+    plain, solver = make_solver("euler-maruyama", "xar-em"), make_solver("euler-maruyama-ode", "xar-em")
+    grid, noise, field = solver.plan(FLOW, 6), normal(5, 64, 4, seed=7), GaussianField(FLOW)
+    before = TimeGrid(grid.network_times[:5], grid.levels[:6], grid.times[:5])
+    noisy = make_solver("euler-maruyama-noisy", "xar-em")
+    there = run(noisy, before, UNIT, noise, field)
+    expected = there - 0.04 * exact_velocity(there.double(), 0.04)
+    torch.testing.assert_close(run(solver, grid, UNIT, noise, field).double(), expected, rtol=0, atol=1e-6)
+    assert not torch.equal(run(plain, grid, UNIT, noise, field), run(solver, grid, UNIT, noise, field))
+
+
+def test_noise_of_the_last_step_stays_in_what_is_drawn():
+    solver, quiet = make_solver("euler-maruyama-noisy"), make_solver("euler-maruyama", "uniform")
+    grid, noise, field = solver.plan(FLOW, 6), normal(6, 64, 4, seed=7), GaussianField(FLOW)
+    added = (run(solver, grid, UNIT, noise, field) - run(quiet, grid, UNIT, noise, field)).double()
+    torch.testing.assert_close(added, math.sqrt(2) / 6 * noise[5].double(), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["euler", "heun", "euler-maruyama"])
 def test_the_network_of_a_flow_sees_float32_of_a_state_in_float64(name: str):
     field, solver = GaussianField(FLOW), make_solver(name)
@@ -372,7 +391,10 @@ def test_a_solver_refuses_a_process_that_predicts_something_else(name: str, pred
     ("arguments", "message"),
     [
         ({"name": "eulr"}, "unknown solver 'eulr'.*heun"),
-        ({"name": "heun", "temperature": 0.9}, "ddpm, euler-maruyama and euler-maruyama-ode add; heun adds none"),
+        (
+            {"name": "heun", "temperature": 0.9},
+            "ddpm, euler-maruyama, euler-maruyama-ode and euler-maruyama-noisy add; heun adds none",
+        ),
         ({"name": "euler-maruyama", "temperature": math.inf}, "temperature must be a (finite )?number, 0 or more"),
         ({"name": "euler-maruyama", "eta": 0.5}, "eta belongs to ddim"),
         ({"name": ""}, "unknown solver ''"),
@@ -597,7 +619,10 @@ def test_a_name_alone_is_the_solver_with_its_own_grid(name: str):
         ("ddim:eta=2", "eta must be a (finite )?number from 0 to 1"),
         ("ddpm:eta=0.5", r"eta belongs to ddim and dpm-solver\+\+-2, not to ddpm"),
         ("dpm-solver:eta=0.5", r"eta belongs to ddim and dpm-solver\+\+-2, not to dpm-solver"),
-        ("heun:temperature=0.5", "ddpm, euler-maruyama and euler-maruyama-ode add; heun adds none"),
+        (
+            "heun:temperature=0.5",
+            "ddpm, euler-maruyama, euler-maruyama-ode and euler-maruyama-noisy add; heun adds none",
+        ),
         ("ddpm:temperature=-1", "temperature must be a (finite )?number, 0 or more"),
         ("ddim:order=3", "ddim has no option 'order': expected eta"),
         ("heun:order=3", "heun has no option 'order': it has none"),

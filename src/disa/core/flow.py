@@ -144,12 +144,12 @@ def _bitdance(num_steps: int, shift: float = 1.0) -> np.ndarray:
 
 
 def _nextstep(num_steps: int, shift: float = 1.0) -> np.ndarray:
-    """n even times from 1 to 0.04, then shifted, and one step of 0.04 more whatever the shift: only times without a
-    shift end at the data."""
+    """n even times from 1 to 0.04, then shifted, and one step of 0.04 more, not beyond the data: times that are shifted
+    towards noise end before it."""
     if num_steps == 1:
         return _uniform(1)
     t = shifted(np.linspace(1, _NEXTSTEP_LAST, num_steps), shift)
-    return np.append(t, 0.0 if shift == 1 else t[-1] - _NEXTSTEP_LAST)
+    return np.append(t, max(0.0, t[-1] - _NEXTSTEP_LAST))
 
 
 GRIDS: dict[str, Callable[[int], np.ndarray]] = {
