@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,14 +19,52 @@ from disa.core.solver import Solver
 from disa.core.solvers import EulerMaruyamaODE, make_solver
 from disa.core.steps import constant
 from disa.models.guided import Guided
-from disa.models.heads import HeadNetwork
+from disa.models.heads import HeadNetwork, VelocityHead
 from disa.models.layers import patchified
 from disa.models.naming import HEAD, head_parts
 from disa.models.nextstep.config import NextStepConfig
-from disa.models.nextstep.model import NextStep, VelocityHead
+from disa.models.nextstep.model import NextStep
 from disa.models.nextstep.names import official_names
 
 Found = Iterator[tuple[str, Any, Any]]
+
+
+_OTHER_NAMES = {
+    "fm_head_dim": "genloss_width",
+    "fm_head_layers": "genloss_depth",
+    "latent_size": "image_size",
+    "latent_channels": "num_channels",
+    "latent_patch_size": "patch_size",
+}
+"""Of the same arguments in the configuration of NextStep-1.1."""
+
+
+def config_of(arguments: Mapping[str, Any], norm_tokens: bool = True) -> NextStepConfig:
+    """From the official `config.json`, of either version; `latent_size` is a side there."""
+
+    said = {name: arguments.get(name, arguments.get(_OTHER_NAMES[name])) for name in _OTHER_NAMES}
+    later = "genloss_width" in arguments
+    table = "by-place" if later else "in-order"
+    return NextStepConfig(
+        latent_size=(said["latent_size"], said["latent_size"]),
+        latent_channels=said["latent_channels"],
+        patch_size=said["latent_patch_size"],
+        vocab_size=arguments["vocab_size"],
+        llm_width=arguments["hidden_size"],
+        llm_hidden=arguments["intermediate_size"],
+        llm_depth=arguments["num_hidden_layers"],
+        llm_heads=arguments["num_attention_heads"],
+        llm_kv_heads=arguments["num_key_value_heads"],
+        rope_base=arguments["rope_theta"],
+        llm_norm_eps=arguments["rms_norm_eps"],
+        max_positions=arguments["max_position_embeddings"],
+        head_width=said["fm_head_dim"],
+        head_depth=said["fm_head_layers"],
+        norm_tokens=norm_tokens,
+        placeholder_id=arguments["image_placeholder_id"],
+        positions=table if arguments.get("use_gen_pos_embed") else "none",
+        positions_side=arguments.get("base_image_grid_size", 32),
+    )
 
 
 def replay_nextstep(case: Any) -> Found | None:
@@ -38,7 +76,7 @@ def replay_nextstep(case: Any) -> Found | None:
 
 def _replay(case: Any) -> Found:
     sampling, expected = case.about["sampling"], case.part("expected/")
-    config = replace(NextStepConfig.from_official(case.about["config"], sampling["use_norm"]), norm_source=False)
+    config = replace(config_of(case.about["config"], sampling["use_norm"]), norm_source=False)
     model = NextStep(config)
     model.load_state_dict(official_names(config).from_official(case.part("weights/")))
     model, batch = case.placed(model), len(expected["tokens"])

@@ -272,11 +272,11 @@ BAD_SAMPLES = [
     (["--guidance", "strong"], "--guidance must be a number, found 'strong'"),
     (
         ["--solver", "ddim", "--temperature", "0.9"],
-        "temperature scales the noise that ddpm, euler-maruyama, euler-maruyama-ode and euler-maruyama-noisy add; ddim adds none",
+        "temperature scales the noise that ddpm and euler-maruyama add; ddim adds none",
     ),
     (
         ["--solver", "ddim", "--eta", "0.5", "--temperature", "0.9"],
-        "temperature scales the noise that ddpm, euler-maruyama, euler-maruyama-ode and euler-maruyama-noisy add; eta scales that of ddim",
+        "temperature scales the noise that ddpm and euler-maruyama add; eta scales that of ddim",
     ),
     (["--eta", "0.5"], "eta belongs to ddim and dpm-solver++-2, not to ddpm"),
     (["--solver", "ddim", "--eta", "1.5"], "eta must be a number from 0 to 1, found 1.5"),

@@ -311,8 +311,9 @@ def build_solver(name: str, options: Mapping[str, Any], preferred: Mapping[str, 
 def _refusal(name: str, option: str, options: Mapping[str, Any]) -> str:
     if option == "temperature":
         own = f"eta scales that of {name}" if options.get("eta") else f"{name} adds none"
-        having = f"{', '.join(WITH_TEMPERATURE[:-1])} and {WITH_TEMPERATURE[-1]}"
-        return f"temperature scales the noise that {having} add; {own}. Leave it out or use one of those."
+        variants = tuple(f"{kind}-" for kind in WITH_TEMPERATURE)
+        kinds = [kind for kind in WITH_TEMPERATURE if not kind.startswith(variants)]
+        return f"temperature scales the noise that {' and '.join(kinds)} add; {own}. Leave it out or use one of those."
     if having := _with(option):
         return f"{option} belongs to {' and '.join(having)}, not to {name}."
     has = ", ".join(_options(name))

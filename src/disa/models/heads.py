@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from disa.core.flow import FlowLoss
 from disa.core.problem import Prediction, TimeGrid
 from disa.core.work import product
 from disa.models.guided import LOOKAHEAD_VALUES, BoundNetwork, Lookahead, RaggedNetwork, Together, network_times
@@ -85,6 +86,27 @@ class DiffusionHead(nn.Module):
             h = block(h, *parts[3 * i : 3 * i + 3])
         shift, scale = parts[-2:]
         return modulated_linear(self.output, h, (None, None), shift, scale, NORM_EPS)
+
+
+class VelocityHead(DiffusionHead):
+    """(x_t [R, C], time from 0 (noise) to 1 [R], condition [R, E]) -> noise - data [R, C]."""
+
+    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
+        super().__init__(channels, condition_width, width, depth, variance=False)
+
+    def said(self, output: Tensor) -> Prediction:
+        return Prediction(-output)
+
+    def loss(
+        self, objective: FlowLoss, start: Tensor, condition: Tensor, t: Tensor, noise: Tensor, weight: Tensor
+    ) -> Tensor:
+        """Squared error of the velocity, a scalar: the mean over rows of weights [R].
+
+        start, noise: [R, C], condition: [R, E], t: [R] from 1 (noise) to 0; officially 1 - t is the sigmoid of a
+        standard normal number.
+        """
+        said = self(objective.noised(start, t[:, None], noise), 1 - t, condition)
+        return (objective.error(said.value, start, noise) * weight).sum() / (weight.sum() + 1e-8)
 
 
 @dataclass(frozen=True)

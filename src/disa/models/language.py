@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from disa.core.request import Prompts
 from disa.core.work import attention, product, ran
 from disa.errors import DisaError
 from disa.models.layers import Swish
@@ -26,6 +27,10 @@ LAYER = (
     "post_attention_layernorm.weight",
 )
 """Names of the tensors of a layer."""
+
+
+SHORT_PROMPT = 16
+"""Positions that are left for a prompt beside the largest image."""
 
 
 class LanguageConfig(Protocol):
@@ -71,6 +76,33 @@ class Rotary(nn.Module):
         angles = positions[:, :, None].float() * (1.0 / self.base**exponents)
         cos, sin = cos_and_sin(torch.cat([angles, angles], dim=-1))
         return cos.to(x.dtype), sin.to(x.dtype)
+
+
+def check_language(config: LanguageConfig, num_image_tokens: int) -> None:
+    """Whether there is such a language model, with places for an image of so many tokens. Raises DisaError."""
+    width, heads, own = config.llm_width, config.llm_heads, config.llm_kv_heads
+    if width % (2 * heads):
+        raise DisaError(f"llm_heads = {heads} must divide llm_width = {width} into even numbers of channels.")
+    if heads % own:
+        raise DisaError(f"llm_kv_heads = {own} must divide llm_heads = {heads}.")
+    if config.max_positions <= num_image_tokens:
+        raise DisaError(
+            f"max_positions = {config.max_positions} must be more than the {num_image_tokens} places of an "
+            "image: a prompt needs some, too."
+        )
+
+
+def check_prompts(config: LanguageConfig, prompts: Prompts, num_following: int) -> None:
+    """Ids must be in the vocabulary, and what follows a prompt must have positions left. Raises DisaError."""
+    ids, longest = prompts.ids, int(prompts.lengths.max())
+    if not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
+        raise DisaError(
+            f"token ids must be 0 to {config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
+            "the prompts were made with another model's tokenizer."
+        )
+    if longest + num_following > config.max_positions:
+        room = config.max_positions - num_following
+        raise DisaError(f"a prompt may have at most {room} tokens here, found {longest}: shorten it.")
 
 
 def language_model(config: LanguageConfig, attention: str = "disa") -> Any:

@@ -6,11 +6,8 @@ import math
 from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
-from disa.errors import DisaError
+from disa.models.language import SHORT_PROMPT, check_language
 from disa.models.mar.config import MARConfig
-
-SHORT_PROMPT = 16
-"""Positions that are left for a prompt beside the largest image."""
 
 
 @dataclass(frozen=True)
@@ -31,17 +28,7 @@ class HarmonConfig(MARConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.llm_width % (2 * self.llm_heads):
-            raise DisaError(
-                f"llm_heads = {self.llm_heads} must divide llm_width = {self.llm_width} into even numbers of channels."
-            )
-        if self.llm_heads % self.llm_kv_heads:
-            raise DisaError(f"llm_kv_heads = {self.llm_kv_heads} must divide llm_heads = {self.llm_heads}.")
-        if self.max_positions <= self.num_image_tokens():
-            raise DisaError(
-                f"max_positions = {self.max_positions} must be more than the {self.num_image_tokens()} places of an "
-                "image: a prompt needs some, too."
-            )
+        check_language(self, self.num_image_tokens())
 
     def num_image_tokens(self, grid: tuple[int, int] | None = None) -> int:
         """Places that an image takes in the language model, buffer included; grid: None for the model's own."""

@@ -28,7 +28,7 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, conditional, empty_cache
-from disa.models.language import causal, language_model, register_attention
+from disa.models.language import causal, check_prompts, language_model, register_attention
 from disa.models.mar.model import MAR, MARState, Positions
 from disa.runtime.kernels import linear
 from disa.runtime.packing import Linear
@@ -89,7 +89,7 @@ class Harmon(nn.Module):
         planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1), True)
         rows = request.batch_size * (2 if request.guidance.active else 1)
         prompts = Prompts(request.prompts.ids[:rows], request.prompts.lengths[:rows])
-        self._check_prompts(prompts, planned.tokens.shape[1] + self.config.buffer_size)
+        check_prompts(self.config, prompts, planned.tokens.shape[1] + self.config.buffer_size)
         longest = self.config.buffer_size + planned.visible[-1].shape[1]
         return HarmonState(**vars(planned), prefixes=self.read(prompts, longest))
 
@@ -117,18 +117,6 @@ class Harmon(nn.Module):
     def finish(self, state: HarmonState) -> Tensor:
         """Latents [B, C, H, W]."""
         return self.mar.finish(state)
-
-    def _check_prompts(self, prompts: Prompts, num_following: int) -> None:
-        """Ids must be in the vocabulary, and what follows a prompt must have positions left."""
-        ids, longest = prompts.ids, int(prompts.lengths.max())
-        if not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise DisaError(
-                f"token ids must be 0 to {self.config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
-                "the prompts were made with another model's tokenizer."
-            )
-        if longest + num_following > self.config.max_positions:
-            room = self.config.max_positions - num_following
-            raise DisaError(f"a prompt may have at most {room} tokens here, found {longest}: shorten it.")
 
     # -- the language model --------------------------------------------------------------------------------------
 
@@ -240,7 +228,7 @@ class Harmon(nn.Module):
     ) -> Iterator[Tensor]:
         """Token ids [B] that follow embeddings [B, T, E]."""
         length, cache = x.shape[1], empty_cache()
-        self._check_prompts(Prompts(torch.zeros_like(x[..., 0]).long(), torch.full((len(x),), length)), 1)
+        check_prompts(self.config, Prompts(torch.zeros_like(x[..., 0]).long(), torch.full((len(x),), length)), 1)
         hidden = self._run(x, torch.arange(length, device=x.device)[None], causal(length, x), cache)
         stop = torch.tensor(sorted(stop_ids), dtype=torch.int64, device=x.device)
         chosen, finished = stop.new_zeros(len(x)), torch.zeros(len(x), dtype=torch.bool, device=x.device)

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
+from disa.models.language import SHORT_PROMPT, check_language
 from disa.values import one_of
 
 POSITIONS = ("none", "in-order", "by-place")
-SHORT_PROMPT = 16
-"""Positions that are left for a prompt beside the largest image."""
-_OTHER_NAMES = {
-    "fm_head_dim": "genloss_width",
-    "fm_head_layers": "genloss_depth",
-    "latent_size": "image_size",
-    "latent_channels": "num_channels",
-    "latent_patch_size": "patch_size",
-}
-"""Of the same arguments in the configuration of NextStep-1.1."""
 
 
 @dataclass(frozen=True)
@@ -60,20 +49,10 @@ class NextStepConfig:
         one_of(self.positions, POSITIONS, "positions")
         if any(side % self.patch_size for side in self.latent_size):
             raise DisaError(f"latents of {self.latent_size} cannot be cut into patches of {self.patch_size}.")
-        if self.llm_width % (2 * self.llm_heads):
-            raise DisaError(
-                f"llm_heads = {self.llm_heads} must divide llm_width = {self.llm_width} into even numbers of channels."
-            )
-        if self.llm_heads % self.llm_kv_heads:
-            raise DisaError(f"llm_kv_heads = {self.llm_kv_heads} must divide llm_heads = {self.llm_heads}.")
+        check_language(self, self.num_tokens)
         if self.positions != "none" and self.llm_width % 4:
             raise DisaError(f"llm_width = {self.llm_width} must be a multiple of 4 for a table of positions.")
         self.check_places(self.grid)
-        if self.max_positions <= self.num_tokens:
-            raise DisaError(
-                f"max_positions = {self.max_positions} must be more than the {self.num_tokens} places of an image: a "
-                "prompt needs some, too."
-            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -119,34 +98,3 @@ class NextStepConfig:
             "NextStep", "prompts", self.num_tokens, any_size=True, one_by_one=True, edits=True,
             most_tokens=max(self.num_tokens, self.max_positions - SHORT_PROMPT),
         )  # fmt: skip
-
-    @classmethod
-    def from_official(cls, arguments: Mapping[str, Any], norm_tokens: bool = True) -> NextStepConfig:
-        """From the official `config.json`, of either version; `latent_size` is a side there. Raises DisaError."""
-        said = {name: arguments.get(name, arguments.get(_OTHER_NAMES[name])) for name in _OTHER_NAMES}
-        bias = {name: bool(arguments.get(name)) for name in ("attention_bias", "mlp_bias")}
-        bias["o_attention_bias"] = arguments.get("o_attention_bias", None) is not False and bias["attention_bias"]
-        if bias != {"attention_bias": True, "mlp_bias": False, "o_attention_bias": False}:
-            raise DisaError(f"NextStep needs biases where Qwen2 has them: for queries, keys and values; found {bias}.")
-        later = "genloss_width" in arguments
-        table = "by-place" if later else "in-order"
-        return cls(
-            latent_size=(said["latent_size"], said["latent_size"]),
-            latent_channels=said["latent_channels"],
-            patch_size=said["latent_patch_size"],
-            vocab_size=arguments["vocab_size"],
-            llm_width=arguments["hidden_size"],
-            llm_hidden=arguments["intermediate_size"],
-            llm_depth=arguments["num_hidden_layers"],
-            llm_heads=arguments["num_attention_heads"],
-            llm_kv_heads=arguments["num_key_value_heads"],
-            rope_base=arguments["rope_theta"],
-            llm_norm_eps=arguments["rms_norm_eps"],
-            max_positions=arguments["max_position_embeddings"],
-            head_width=said["fm_head_dim"],
-            head_depth=said["fm_head_layers"],
-            norm_tokens=norm_tokens,
-            placeholder_id=arguments["image_placeholder_id"],
-            positions=table if arguments.get("use_gen_pos_embed") else "none",
-            positions_side=arguments.get("base_image_grid_size", 32),
-        )

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.core.capabilities import Capabilities
-from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import DenoisingProblem, Noise, Prediction, Preview
+from disa.core.flow import FlowMatching
+from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come
-from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.language import language_model, register_attention
-from disa.models.layers import patchified, unpatchified
+from disa.models.heads import HeadNetwork, VelocityHead
+from disa.models.language import check_prompts, language_model, register_attention
+from disa.models.layers import patchified, sinusoids, unpatchified
 from disa.models.nextstep.config import NextStepConfig
-from disa.models.nextstep.reading import Reading, in_order, read
+from disa.models.reading import Reading, in_order, read
 from disa.runtime.packing import Linear
 
 NORM_EPS = 1e-6
@@ -56,27 +56,6 @@ class NextStepState:
     def num_halves(self) -> int:
         """Prompts of each image that are still read."""
         return len(self.hidden) // len(self.tokens)
-
-
-class VelocityHead(DiffusionHead):
-    """(x_t [R, C], time from 0 (noise) to 1 [R], condition [R, E]) -> noise - data [R, C]."""
-
-    def __init__(self, channels: int, condition_width: int, width: int, depth: int) -> None:
-        super().__init__(channels, condition_width, width, depth, variance=False)
-
-    def said(self, output: Tensor) -> Prediction:
-        return Prediction(-output)
-
-    def loss(
-        self, objective: FlowLoss, start: Tensor, condition: Tensor, t: Tensor, noise: Tensor, weight: Tensor
-    ) -> Tensor:
-        """Squared error of the velocity, a scalar: the mean over rows of weights [R].
-
-        start, noise: [R, C], condition: [R, E], t: [R] from 1 (noise) to 0; officially 1 - t is the sigmoid of a
-        standard normal number.
-        """
-        said = self(objective.noised(start, t[:, None], noise), 1 - t, condition)
-        return (objective.error(said.value, start, noise) * weight).sum() / (weight.sum() + 1e-8)
 
 
 class NextStep(nn.Module):
@@ -226,14 +205,7 @@ class NextStep(nn.Module):
         if len(request.prompts) < num_rows:
             raise DisaError(f"a picture that is edited needs {num_rows} prompts, found {len(request.prompts)}.")
         ids, lengths = request.prompts.ids[:num_rows].cpu(), request.prompts.lengths[:num_rows].cpu()
-        if not 0 <= int(ids.min()) <= int(ids.max()) < self.config.vocab_size:
-            raise DisaError(
-                f"token ids must be 0 to {self.config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
-                "the prompts were made with another model's tokenizer."
-            )
-        room = self.config.max_positions - num_tokens
-        if int(lengths.max()) > room:
-            raise DisaError(f"a prompt may have at most {room} tokens here, found {lengths.max()}: shorten it.")
+        check_prompts(self.config, Prompts(ids, lengths), num_tokens)
         source, patch = request.source, self.config.patch_size
         wanted = 0 if source is None else source.shape[2] // patch * (source.shape[3] // patch)
         counts = (ids == self.config.placeholder_id).sum(1).tolist()
@@ -248,6 +220,5 @@ class NextStep(nn.Module):
         if c.positions == "none":
             return None
         number, columns = torch.arange(math.prod(grid)), c.positions_side if c.positions == "in-order" else grid[1]
-        frequencies = 10_000 ** -(torch.arange(c.llm_width // 4, dtype=torch.float64) / (c.llm_width // 4))
-        angles = [place[:, None] * frequencies for place in (number % columns, number // columns)]
-        return torch.cat([part for each in angles for part in (each.sin(), each.cos())], dim=1).to(like)
+        places, half = (number % columns, number // columns), c.llm_width // 2
+        return torch.cat([sinusoids(each, half).roll(half // 2, 1) for each in places], dim=1).to(like)
