@@ -1,11 +1,11 @@
 """What an AR step of a causal model costs, early and late, and what annealing saves it.
 
-    python benchmarks/families.py                       # about three minutes on one core
-    python benchmarks/families.py --json results.json
+    python benchmarks/families.py                       # some minutes on one core, and 10 GB of memory
+    python benchmarks/families.py growth launches --json results.json
 
 NextStep of random weights. First 12 layers of width 512, 1024 AR steps of one token: two generations stand at AR step
 10 and at AR step 1000 and go on in turn, so that whatever else the machine does meets both. Then 4 layers of the
-published width and the published head, 64 AR steps: the official settings against annealed ones. Last, on the meta
+published width and the published head, 9 AR steps: the official settings against annealed ones. Last, on the meta
 device, what an AR step of the published architecture launches on a GPU. It ends in one line of JSON.
 """
 
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ LIKE = {
     "llm_width": 512, "llm_hidden": 1408, "llm_depth": 12, "llm_heads": 8, "llm_kv_heads": 2, "head_width": 512,
     "head_depth": 3, "vocab_size": 1000, "placeholder_id": 999, "max_positions": 2048,
 }  # fmt: skip
-SHORT = {"llm_depth": 4, "latent_size": (16, 16), "vocab_size": 1000, "placeholder_id": 999}
+SHORT = {"llm_depth": 4, "latent_size": (6, 6), "vocab_size": 1000, "placeholder_id": 999}
 PUBLISHED, ANNEALED = "constant:50", "linear:50-5"
 
 
@@ -102,13 +102,11 @@ def annealing() -> dict[str, Any]:
     model = like("nextstep-short", SHORT)
     told: dict[str, Any] = {"layers": SHORT["llm_depth"], "ar_steps": model.config.num_tokens}
     seconds: dict[str, list[float]] = {PUBLISHED: [], ANNEALED: []}
-    for _ in range(3):
+    for _ in range(2):
         for steps, found in seconds.items():
-            began, made = time.perf_counter(), 0
-            for step in generate_steps(
-                model, request(model.config), parse(steps), make_solver("euler-maruyama-ode"), SeededNoise([0])
-            ):
-                made += step.evaluations
+            began, asked, solver = time.perf_counter(), request(model.config), make_solver("euler-maruyama-ode")
+            turns = generate_steps(model, asked, parse(steps), solver, SeededNoise([0]))
+            made = sum(step.evaluations for step in turns)
             found.append(time.perf_counter() - began)
             told[steps] = {"seconds": min(found), "evaluations": made}
     note(f"{PUBLISHED}: {told[PUBLISHED]}; {ANNEALED}: {told[ANNEALED]}")
@@ -134,20 +132,23 @@ def launches(steps: int, batch: int = 1) -> dict[str, Any]:
     return told
 
 
-def parts(asked: argparse.Namespace) -> Iterator[tuple[str, Any]]:
-    yield "growth", growth(asked.steps)
-    yield "annealing", annealing()
-    yield "launches", [launches(50), launches(5)]
+PARTS: dict[str, Callable[[int], Any]] = {
+    "growth": growth,
+    "annealing": lambda _: annealing(),
+    "launches": lambda _: [launches(50), launches(5)],
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", default=list(PARTS), help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--steps", type=int, default=10, help="denoising steps of the AR steps that are compared")
     parser.add_argument("--json", type=Path, help="also written there")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with undisturbed():
-        publish({"model": "nextstep", "threads": 1, **machine(), **dict(parts(asked))}, asked.json)
+        found = {name: PARTS[name](asked.steps) for name in asked.parts}
+        publish({"model": "nextstep", "threads": 1, **machine(), **found}, asked.json)
 
 
 if __name__ == "__main__":

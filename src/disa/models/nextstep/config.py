@@ -94,7 +94,7 @@ class NextStepConfig:
 
     @property
     def capabilities(self) -> Capabilities:
+        most = max(self.num_tokens, self.max_positions - SHORT_PROMPT)
         return Capabilities(
-            "NextStep", "prompts", self.num_tokens, any_size=True, one_by_one=True, edits=True,
-            most_tokens=max(self.num_tokens, self.max_positions - SHORT_PROMPT),
-        )  # fmt: skip
+            "NextStep", "prompts", self.num_tokens, any_size=True, one_by_one=True, edits=True, most_tokens=most
+        )

@@ -17,10 +17,8 @@ def official_names(config: NextStepConfig) -> NameMap:
     parts = {f"llm.{name}": [Part(name)] for name in ("embed_tokens.weight", *layers, "norm.weight")}
     for name in ("image_in", "image_out"):
         parts |= {f"{name}.{leaf}": [Part(f"{name}_projector.{leaf}")] for leaf in ("weight", "bias")}
-    leaves = [f"{name}.{leaf}" for name in (*HEAD, "modulation") for leaf in ("weight", "bias")]
-    blocks = [f"blocks.{i}.{name}.{leaf}" for i in range(config.head_depth) for name in ("norm", "fc1", "fc2")
-              for leaf in ("weight", "bias")]  # fmt: skip
-    for name in (*leaves, *blocks):
+    blocks = [f"blocks.{i}.{name}" for i in range(config.head_depth) for name in ("norm", "fc1", "fc2")]
+    for name in (f"{layer}.{leaf}" for layer in (*HEAD, "modulation", *blocks) for leaf in ("weight", "bias")):
         parts[f"head.{name}"] = head_parts(name, "image_head.net", config.head_width, config.head_depth)
     return NameMap(parts, ignored=_is_other)
 
