@@ -117,16 +117,17 @@ def launches(steps: int, batch: int = 1) -> dict[str, Any]:
     """Of one AR step of the published architecture in so many denoising steps, on a GPU."""
     preset = PRESETS["nextstep-1"]
     model, noise = on_meta(preset), SeededNoise(range(batch), META, fused.normals)
+    solver = make_solver("euler-maruyama-ode")
     told: dict[str, Any] = {"denoising_steps": steps, "batch": batch}
     with torch.no_grad(), attention_in_one_launch():
         state = model.begin(request(model.config, batch), noise)
-        for _ in range(2):  # the first AR step runs no token through the language model
-            with Launches() as backbone:
-                problem = model.pose(state)
-            with Launches() as head:
-                solution = solve(problem, make_solver("euler-maruyama-ode"), steps, noise)
-            with Launches() as accepted:
-                model.accept(state, solution.tokens)
+        model.accept(state, solve(model.pose(state), solver, steps, noise).tokens)  # it reads no token
+        with Launches() as backbone:
+            problem = model.pose(state)
+        with Launches() as head:
+            solution = solve(problem, solver, steps, noise)
+        with Launches() as accepted:
+            model.accept(state, solution.tokens)
     told |= {"backbone": backbone.total, "head": head.total, "accept": accepted.total}
     note(f"an AR step launches {backbone.total} + {head.total} + {accepted.total}")
     return told
