@@ -73,5 +73,5 @@ def test_texts() -> None:
         with pytest.raises(DisaError) as error:
             parse(wrong, preset)
         assert "\n" not in str(error.value)
-    with pytest.raises(DisaError, match="draws them together"):
+    with pytest.raises(DisaError, match="draws them as one row"):
         parse("frequency:50-5", find_preset("xar-digits"))

@@ -468,7 +468,7 @@ def test_the_sampler_draws_any_size_in_as_many_ar_steps_as_tokens(sampler: Sampl
 
 def test_the_sampler_edits(sampler: Sampler) -> None:
     inputs = Inputs.paired([1, 2], prompts=["redder", "make it a dog"], source=SOURCE)
-    options = {"source_guidance": 2.0, "guidance": 3.0}
+    options: dict[str, Any] = {"source_guidance": 2.0, "guidance": 3.0}
     whole = sampler.sample(inputs=inputs, **options)
     alone = sampler.sample(inputs=inputs.part([1]), **options)
     assert torch.equal(whole.latents[1], alone.latents[0])

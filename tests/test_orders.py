@@ -17,6 +17,7 @@ from disa.core.noise import SeededNoise
 from disa.core.orders import COSINE, RANDOM, Counts, Order, parse_counts, parse_order
 from disa.core.places import halton, ordered, stages_of
 from disa.core.request import Request
+from disa.core.reuse import parse_reuse
 from disa.errors import DisaError
 from disa.models.registry import find_preset
 
@@ -201,7 +202,7 @@ def test_a_table_of_steps_that_was_measured_in_another_order_is_warned_of(tmp_pa
         sampler.settings(steps=f"table:{file}", order="raster")
 
 
-@pytest.mark.parametrize("name", ["flowar-digits", "xar-digits"])
+@pytest.mark.parametrize("name", ["flowar-digits", "xar-digits", "bitdance-base", "bitdance-base-4x", "nextstep-1"])
 def test_a_fixed_order_is_told_in_one_line(name: str) -> None:
     able: Capabilities = find_preset(name).spec.architecture.capabilities
     for asked in ((Order("raster"), None), (None, Counts("linear")), (Order(), Counts())):
@@ -209,3 +210,6 @@ def test_a_fixed_order_is_told_in_one_line(name: str) -> None:
             able.check_order(*asked)
     with pytest.raises(DisaError, match="leave raster out"):
         able.check(Request(1, able.num_ar_steps or 1, order=Order("raster")))
+    for reuse in ("residual:9", "tokens:2"):
+        with pytest.raises(DisaError, match=f"one after the other, and each has tokens of its own: leave {reuse} out"):
+            able.check_reuse(parse_reuse(reuse))

@@ -74,7 +74,7 @@ class Capabilities:
     @property
     def in_order(self) -> bool:
         """Whether what AR steps draw is fixed."""
-        return self.num_ar_steps is not None
+        return self.num_ar_steps is not None or self.one_by_one
 
     def check_order(self, order: Order | None, counts: Counts | None) -> None:
         """Refuse an order or counts where what AR steps draw is fixed; None where none is asked for. Raises

@@ -126,9 +126,7 @@ class Guided(RaggedField):
 
 
 class _BoundGuided:
-    def __init__(
-        self, network: BoundNetwork, costs: Sequence[int], scale: float | Tensor, source_scale: float
-    ) -> None:
+    def __init__(self, network: BoundNetwork, costs: Sequence[int], scale: float | Tensor, source_scale: float) -> None:
         self.network, self.costs, self.scale, self.source_scale = network, costs, scale, source_scale
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:

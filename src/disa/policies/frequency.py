@@ -79,7 +79,7 @@ class _Chooser:
         """[R]."""
         z, spending = problem.condition, self.policy.spending
         if z is None or z.dim() != 2:
-            raise DisaError(f"{self.policy} chooses among the tokens of an image: this model draws them together.")
+            raise DisaError(f"{self.policy} chooses among the tokens of an AR step: this model draws them as one row.")
         order = problem.image.argsort(stable=True)
         rows = len(order) // (int(problem.image.max()) + 1)
         before, self.drawn = self.drawn, self.drawn + rows
@@ -96,7 +96,7 @@ def parse(text: str, preset: Preset) -> ByFrequency:
     if found is None:
         raise DisaError(f"unknown step policy {shown(text)}: expected frequency or frequency:50-5.")
     if preset.spec.architecture.capabilities.in_order:
-        raise DisaError(f"frequency chooses among the tokens of an image: {preset.name} draws them together.")
+        raise DisaError(f"frequency chooses among the tokens of an AR step: {preset.name} draws them as one row.")
     own = parse_spending(preset.defaults.spending)
     ends = [whole_number(end, "a number of denoising steps") for end in found.groups() if end] or [own.early, own.late]
     return ByFrequency(Spending(*ends))

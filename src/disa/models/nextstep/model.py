@@ -24,6 +24,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
+from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come
 from disa.models.heads import HeadNetwork, VelocityHead
@@ -123,6 +124,7 @@ class NextStep(nn.Module):
             self._go_on(state)
         count = state.num_halves if acts[k] != 1 else 1
         heard = state.hidden[: count * batch]
+        ran(0, product(len(heard), self.config.llm_width, self.config.llm_width, self.config.head_width))
         conditions = self.image_out(heard if state.positions is None else heard + state.positions[k]).split(batch)
         network = HeadNetwork.of(self.head, *conditions)
         scale, guidance = state.scales[k], state.request.guidance
@@ -137,6 +139,8 @@ class NextStep(nn.Module):
             condition=conditions[0],
             guidance=scale,
             rows_to_come=state.request.num_ar_steps - 1 - k,
+            operations=self.head.operations,
+            known=k / state.request.num_ar_steps,
         )
 
     def accept(self, state: NextStepState, tokens: Tensor) -> None:
@@ -164,6 +168,7 @@ class NextStep(nn.Module):
     def _go_on(self, state: NextStepState) -> None:
         """Read the token that was drawn last, in every row of its image."""
         token = state.tokens[:, state.ar_step - 1].to(self.image_in.bias.dtype)
+        ran(0, product(len(token), self.config.token_channels, self.config.llm_width))
         x = self.image_in(token).repeat(state.num_halves, 1)[:, None]
         alone = len(state.readings) == 1
         hidden = [each.go_on(self.llm, x if alone else x[each.rows]) for each in state.readings]
@@ -196,6 +201,7 @@ class NextStep(nn.Module):
             )
         tokens = patchified(latents.to(self.image_in.bias.device).float(), c.patch_size)
         tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=NORM_EPS) if c.norm_source else tokens
+        ran(0, product(tokens.shape[:2].numel(), c.token_channels, c.llm_width))
         return self.image_in(tokens.to(self.image_in.bias.dtype))
 
     def _prompts(self, request: Request, num_rows: int, num_tokens: int) -> Prompts:
