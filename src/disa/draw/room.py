@@ -61,7 +61,8 @@ def needed(loaded: Loaded, settings: Settings, size: tuple[int, int]) -> tuple[i
     grid = size[0] // loaded.stride, size[1] // loaded.stride
     num_tokens = math.prod(grid) if loaded.model.capabilities.any_size else config.num_tokens
     most_drawn = _most_drawn(settings, num_tokens)
-    halves, bytes_of = 2 if settings.guidance.active else 1, devices.pick_dtype(loaded.dtype).itemsize
+    guidance, bytes_of = settings.guidance, devices.pick_dtype(loaded.dtype).itemsize
+    halves = 3 if guidance.three_way else 2 if guidance.active else 1
     drawing = halves * bytes_of * config.working_values(num_tokens, most_drawn)
     if settings.reuse is not None and settings.reuse.tokens:
         drawing += halves * bytes_of * config.kept_values(num_tokens)

@@ -83,11 +83,11 @@ class NextStepConfig:
         """Places that an image takes in the language model; grid: None for the model's own."""
         return math.prod(grid or self.grid)
 
-    def values_drawn(self, num_tokens: int, num_ar_steps: int) -> int:
+    def values_drawn(self, num_tokens: int, most_drawn: int) -> int:
         """Numbers of one image that an AR step draws."""
         return self.token_channels
 
-    def working_values(self, num_tokens: int, num_ar_steps: int) -> int:
+    def working_values(self, num_tokens: int, most_drawn: int) -> int:
         """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
         places, width = num_tokens + SHORT_PROMPT, self.llm_width * self.llm_kv_heads // self.llm_heads
         return 2 * self.llm_depth * places * width + SHORT_PROMPT * (12 * self.llm_width + 3 * self.llm_hidden)
