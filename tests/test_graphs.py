@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.orders import parse_order
@@ -29,7 +30,7 @@ from disa.runtime.surroundings import undisturbed
 from stand_in import HostCalls, StandIn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LABELLED = "mar-digits", "flowar-digits", "xar-digits"
+LABELLED = "mar-digits", "flowar-digits", "xar-digits", "bitdance"
 MODELS = *LABELLED, "harmon-shapes"
 NUM_AR_STEPS = {"mar-digits": 4, "harmon-shapes": 3}
 ROOM = 1 << 40
@@ -37,8 +38,12 @@ ROOM = 1 << 40
 
 @cache
 def sampler(name: str) -> Sampler:
-    if name.startswith("harmon"):
+    if name in ("harmon-shapes", "nextstep"):
         pytest.importorskip("transformers")
+    if name == "bitdance":
+        return Sampler(small.BITDANCE, small.randomised(small.BITDANCE.build()), device="cpu")
+    if name == "nextstep":
+        return Sampler(small.NEXTSTEP, small.nextstep(), device="cpu")
     return Sampler.from_pretrained(name, device="cpu")
 
 
@@ -46,7 +51,7 @@ def request_for(name: str, batch: int = 2, first: int = 3, guidance: Guidance | 
     own = sampler(name).defaults
     guidance = guidance or Guidance(own.guidance, own.ramp, own.interval)
     num_ar_steps = NUM_AR_STEPS.get(name, own.num_ar_steps)
-    if name.startswith("harmon"):
+    if name in ("harmon-shapes", "nextstep"):
         ids = [[first + i, 2, 5] for i in range(batch)]
         return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(ids + [[1, 4, 4]] * batch))
     return Request(batch, num_ar_steps, (torch.arange(batch) + first) % 10, guidance, **options)
@@ -144,8 +149,9 @@ def test_every_policy_is_drawn_as_in_eager_mode(name: str, steps: Any) -> None:
         agrees(name, recorder(), 3, steps=steps)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MODELS, "nextstep"])
 def test_guidance_in_some_ar_steps_and_times(name: str) -> None:
+    """NextStep is drawn without graphs: what its AR steps read is assigned anew."""
     guidance = Guidance(2.0, "linear", (0.1, 0.7), (0.3, 1.0))
     agrees(name, recorder(), 3, guidance=guidance, steps="constant:3")
 

@@ -221,13 +221,14 @@ def test_the_cache_is_allocated_once_and_fits(model: NextStep, monkeypatch: pyte
         return made[-1]
 
     monkeypatch.setattr(KVCache, "empty", watched)
-    places = set[tuple[int, ...]]()
+    places, step = set[tuple[int, ...]](), None
     for step in turns(model, [0, 1]):
         places.add(tuple(each.cache.keys.data_ptr() for each in step.state.readings))
     # The prompts of two images and the empty one, which is as long as one of them; the last token is not read.
     assert len(made) == 2
     assert len(places) == 1
     assert [cache.keys.shape[3] for cache in made] == [len(EMPTY) + 5, len(PROMPTS[0]) + 5]
+    assert step is not None
     assert all(each.cache.length == each.cache.keys.shape[3] for each in step.state.readings)
 
 

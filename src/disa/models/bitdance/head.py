@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -108,10 +109,11 @@ class DataHead(nn.Module):
     @property
     def operations(self) -> int:
         """Of one evaluation of one row, see `disa.core.work`."""
+        blocks: Any = self.blocks
         own = product(self.group_size, self.input.in_features, self.width)
         own += product(self.group_size, self.width, self.modulation.out_features)
         own += product(self.group_size, self.width, self.output.out_features)
-        return own + sum(block.operations for block in self.blocks)
+        return own + sum(block.operations for block in blocks)
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
