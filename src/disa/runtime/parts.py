@@ -110,9 +110,11 @@ def rebuilt(template: T, parts: Iterator[Any]) -> T:
 
 
 def fresh(template: T) -> T:
-    """A copy whose dataclasses are its own, down to lists and tensors, which it shares: assigning to fields of the copy
+    """A copy whose lists and dataclasses are its own, down to tensors, which it shares: assigning to fields of the copy
     leaves the template as it is."""
     value: Any = template
+    if isinstance(value, list):
+        return [fresh(each) for each in value]  # pyright: ignore[reportReturnType]
     if not is_dataclass(value) or isinstance(value, type | Request):
         return template
     return _with_fields(value, lambda _, old: fresh(old))
