@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -86,11 +88,8 @@ def test_a_stopped_training_ends_as_an_unbroken_one_and_its_model_draws(autoenco
     train("bitdance-digits", tmp_path / "whole", 1, RECIPE, vae=autoencoder)
 
     def stop(done: int, total: int, loss: float) -> None:
-        import os
-        import signal
-
         if done == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
         train("bitdance-digits", tmp_path / "broken", 1, RECIPE, vae=autoencoder, on_step=stop)

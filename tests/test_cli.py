@@ -250,7 +250,7 @@ BAD_SAMPLES = [
     (["--steps", "table:absent.json"], "cannot read the table absent.json"),
     (["--solver", "eulerian"], "unknown solver 'eulerian': expected one of ddpm, ddim"),
     (["--grid", "square"], "unknown grid 'square': expected one of clipped-950"),
-    (["--ramp", "cubic"], "unknown guidance ramp 'cubic': expected linear or constant"),
+    (["--ramp", "cubic"], "unknown guidance ramp 'cubic': expected linear, constant or falling"),
     (["--dtype", "fp8"], "unknown dtype 'fp8': expected fp32 or bf16"),
     (["--device", "gpu"], "the device 'gpu' cannot be used here"),
     (["--labels", "10"], "labels must be 0 to 9, found 10"),
