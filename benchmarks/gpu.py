@@ -83,6 +83,7 @@ class Cell:
 
 BASE, SMALL = ("mar-base",), ("flowar-small", "xar-base")
 LARGER = "mar-huge", "flowar-large", "xar-huge", "harmon-1.5b", "mar-large", "flowar-huge", "xar-large"
+CAUSAL = *(f"bitdance-{size}" for size in ("base", "base-4x", "base-16x", "large", "huge")), "nextstep-1"
 BF16, FP32, DISA, ORIGINAL, BEST = ("bf16",), ("fp32",), ("disa",), ("original",), ("graphs",)
 BATCHES = 1, 8, 64, 256
 STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[str, ...]], ...] = (
@@ -100,6 +101,7 @@ STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int
     ((*BASE, *SMALL, "harmon-0.5b"), BF16, SETTINGS, BATCHES, FORMS),
     (LARGER, BF16, SETTINGS, BATCHES, FORMS),
     ((*SMALL, "harmon-0.5b"), FP32, DISA, (1, 64), FORMS),
+    (CAUSAL, BF16, DISA, (1, 64), BEST),
 )
 """Models, dtypes, settings, batch sizes and forms; the most telling first."""
 SMALL_MODELS = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
@@ -171,7 +173,7 @@ class Bench:
         return sorted(missing, key=lambda cell: cell.name in known)
 
     def possible(self, cell: Cell) -> bool:
-        return not (cell.model.startswith("harmon") and "transformers" in self.result["missing"])
+        return not (cell.model.startswith(("harmon", "nextstep")) and "transformers" in self.result["missing"])
 
     def expected(self, cell: Cell) -> float:
         """Seconds of one batch at the least, as far as is known: its launches, or its arithmetic."""

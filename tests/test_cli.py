@@ -293,7 +293,7 @@ BAD_SAMPLES = [
     (["--size", "8"], "size must be height and width like 512x768, found '8'"),
     (["--height", "9"], "height and width must be multiples of 2, found 9x8"),
     (["--guidance-interval", "0.9-0.1"], "two times 0 <= low <= high <= 1, found (0.9, 0.1)"),
-    (["--checkpoint", "last.pth"], "a checkpoint needs the name of its model, one of mar-digits"),
+    (["--checkpoint", "last.pth"], "a checkpoint needs the name of its model, one that `disa presets` lists"),
     (["--keep", "in.png"], "--keep and --box go together"),
     (["--keep", "absent.png", "--box", "0,0,1,1"], "absent.png cannot be read as a picture"),
     (["--keep", "absent.png", "--box", "0,0,1"], "found '0,0,1'"),

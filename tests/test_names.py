@@ -184,7 +184,9 @@ def test_things_that_are_neither_are_one_line(here: Path) -> None:
 def test_a_checkpoint_needs_a_preset(here: Path) -> None:
     small.folder(here / "mine")
     assert "mine is a folder with weights of its own" in refusal("mine", checkpoint="x.pth")
-    assert "a checkpoint needs the name of its model, one of mar-digits," in refusal("owner/name", checkpoint="x.pth")
+    assert "a checkpoint needs the name of its model, one that `disa presets` lists" in refusal(
+        "owner/name", checkpoint="x.pth"
+    )
     assert refusal("mar_base", checkpoint="x.pth").endswith("found 'mar_base'. Did you mean mar-base?")
     assert "is where the weights of" in refusal("LTH14/mar", checkpoint="x.pth")
 

@@ -333,7 +333,7 @@ def test_what_cannot_be_edited_is_refused(sampler: Sampler, options: dict[str, A
         ({"temperature": -1}, "temperature must be a number, 0 or more"),
         (
             {"solver": "ddim", "temperature": 0.9},
-            "temperature scales the noise that ddpm, euler-maruyama and euler-maru",
+            "temperature scales the noise that ddpm and euler-maruyama add",
         ),
         ({"eta": 0.5}, r"eta belongs to ddim and dpm-solver\+\+-2, not to ddpm"),
         ({"solver": "ddim", "eta": -0.1}, "eta must be a number from 0 to 1, found -0.1"),

@@ -67,14 +67,14 @@ def find_model(name: str | os.PathLike[str], checkpoint: Path | None = None) -> 
 
 def _beside_checkpoint(name: str | os.PathLike[str], place: Path, checkpoint: Path) -> str:
     """Why what was named beside a checkpoint is no preset."""
-    known = ", ".join(PRESETS)
+    needed = "a checkpoint needs the name of its model, one that `disa presets` lists"
     if os.path.isdir(place):
         own = f"{place} is a folder with weights of its own: leave {checkpoint} out, or name a preset"
-        return f"a checkpoint needs the name of its model, one of {known}; {own}."
+        return f"{needed}; {own}."
     if presets_from(str(name)):
         find_preset(str(name))
     near = did_you_mean(name, PRESETS)
-    return f"a checkpoint needs the name of its model, one of {known}; found {shown(name)}.{near}"
+    return f"{needed}; found {shown(name)}.{near}"
 
 
 def _of_file(place: Path) -> str:
