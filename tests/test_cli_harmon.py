@@ -193,14 +193,21 @@ def test_pictures_are_padded_with_gray_in_the_middle() -> None:
     assert (np.delete(padded, [1, 2], axis=1) == 127).all()
 
 
+def noise(width: int, height: int, spread: float, seed: int) -> Image.Image:
+    """Grey, the same each time: of some pictures a model of random weights says nothing, whatever the seed."""
+    values = np.random.default_rng(seed).normal(128, spread, (height, width))
+    return Image.fromarray(values.clip(0, 255).astype(np.uint8))
+
+
 def test_descriptions_can_be_drawn_by_chance(disa: Command, model: Path, tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        Image.effect_noise((8, 8), 90).save(tmp_path / name)
+    for i, name in enumerate(("a.png", "b.png")):
+        noise(8, 8, 90, seed=i).save(tmp_path / name)
     pictures = (tmp_path / "a.png", tmp_path / "b.png")
     arguments = ("describe", *pictures, "--model", model, "--device", "cpu", "--max-tokens", 8, "--temperature", 2)
     first = disa(*arguments, "--seed", 1, "--json").json()
     assert disa(*arguments, "--seed", 1, "--json").json() == first
-    assert disa(*arguments, "--seed", 2, "--json").json()["descriptions"] != first["descriptions"]
+    others = [disa(*arguments, "--seed", seed, "--json").json()["descriptions"] for seed in (2, 3, 4)]
+    assert any(other != first["descriptions"] for other in others)
     lines = disa(*arguments, "--seed", 1).out.splitlines()
     assert lines[0].startswith(f"{pictures[0]}: ")
     assert any(line.startswith(f"{pictures[1]}: ") for line in lines)
@@ -208,7 +215,7 @@ def test_descriptions_can_be_drawn_by_chance(disa: Command, model: Path, tmp_pat
 
 def test_a_text_does_not_depend_on_the_pictures_beside_it(disa: Command, model: Path, tmp_path: Path) -> None:
     for i, name in enumerate("abc"):
-        Image.effect_noise((8, 4 + i), 60 + 20 * i).convert("RGB").save(tmp_path / f"{name}.png")
+        noise(8, 4 + i, 60 + 20 * i, seed=i + 3).convert("RGB").save(tmp_path / f"{name}.png")
     pictures = [tmp_path / f"{name}.png" for name in "abc"]
     options = ("--model", model, "--device", "cpu", "--max-tokens", 8, "--temperature", 3, "--repetition-penalty", 1.1)
     together = disa("describe", *pictures, *options, "--json").json()
