@@ -18,7 +18,7 @@ from disa.core.solver import AtARStep, NamedSolver, Solver
 from disa.core.solvers import SOLVERS, build_solver, grid_for, solver_parts
 from disa.core.steps import OverDrawn, Schedule, StepPolicy, WithSolver, describe, is_planned, named
 from disa.draw.loaded import Loaded
-from disa.draw.recipes import with_recipe
+from disa.draw.recipes import parts_of, with_recipe
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError, warn
 from disa.policies import adaptive
@@ -73,8 +73,7 @@ def _measured_as_a_whole(filled: Settings) -> Settings:
 
 def _parts(settings: Settings, whole: str) -> dict[str, Any]:
     """The options given that are part of another one."""
-    parts = [each.name for each in fields(settings) if each.metadata["part_of"] == whole]
-    return {name: getattr(settings, name) for name in parts if getattr(settings, name) is not None}
+    return {name: value for name in parts_of(whole) if (value := getattr(settings, name)) is not None}
 
 
 def _order(settings: Settings, loaded: Loaded) -> dict[str, Any]:

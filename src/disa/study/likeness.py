@@ -35,10 +35,7 @@ def energy_distance(
     x, y = (np.asarray(side, dtype=np.float64) for side in (drawn, original))
     if x.ndim != 2 or x.shape != y.shape:
         raise DisaError(f"a distance needs features of the same images on each side, found {x.shape} and {y.shape}.")
-    members: dict[Hashable, list[int]] = {}
-    for place, group in enumerate(groups if groups is not None else [0] * len(x)):
-        members.setdefault(group, []).append(place)
-    pairs = [_excess(x[places], y[places]) for places in members.values() if len(places) > 1]
+    pairs = [_excess(x[places], y[places]) for places in _places(groups, len(x)) if len(places) > 1]
     if not pairs:
         raise DisaError("a distance needs two images of a label or prompt, or more.")
     value, std, freedom = _mean(pairs)
@@ -49,17 +46,22 @@ def energy_distance(
 def halves(original: Array, groups: Sequence[Hashable] | None = None) -> Spread:
     """The distance between two halves of one setting's own images [N, D], which have no seed in common: what chance
     alone makes of so many. Raises DisaError as `energy_distance`."""
-    members: dict[Hashable, list[int]] = {}
-    for place, group in enumerate(groups if groups is not None else [0] * len(original)):
-        members.setdefault(group, []).append(place)
     first, second = list[int](), list[int]()
-    for places in members.values():
+    for places in _places(groups, len(original)):
         half = len(places) // 2
         first += places[:half]
         second += places[half : 2 * half]
     own = None if groups is None else [groups[place] for place in first]
     features = np.asarray(original)
     return energy_distance(features[first], features[second], own)
+
+
+def _places(groups: Sequence[Hashable] | None, count: int) -> list[list[int]]:
+    """Which images are of each group; None for one of all."""
+    members: dict[Hashable, list[int]] = {}
+    for place, group in enumerate(groups if groups is not None else [0] * count):
+        members.setdefault(group, []).append(place)
+    return list(members.values())
 
 
 def _excess(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -32,12 +32,10 @@ Features = Callable[[Tensor], Tensor]
 class Drawn:
     """What was drawn with a setting: the features of its first N images, and what they took."""
 
-    settings: Settings
     features: list[np.ndarray] = field(default_factory=list)
     """Of each batch [B, D]."""
     seconds: list[float] = field(default_factory=list)
     """Of each batch, decoding included."""
-    head: list[float] = field(default_factory=list)
     evaluations_per_row: float = 0.0
 
     def __len__(self) -> int:
@@ -50,10 +48,6 @@ class Drawn:
     def seconds_per_image(self) -> float:
         """The median over batches."""
         return float(np.median([taken / len(part) for taken, part in zip(self.seconds, self.features, strict=True)]))
-
-    @property
-    def share_head(self) -> float:
-        return sum(self.head) / max(sum(self.seconds), 1e-9)
 
 
 class Pool:
@@ -68,7 +62,7 @@ class Pool:
         """What there is of a setting, of this search or of one before it."""
         key = self._key(settings)
         if key not in self.drawn:
-            self.drawn[key] = self._read(key, settings)
+            self.drawn[key] = self._read(key)
         return self.drawn[key]
 
     def batches(self, settings: Settings, count: int) -> Iterator[None]:
@@ -81,7 +75,6 @@ class Pool:
             pixels = (samples.images * 255).round().to(torch.uint8).to(self.sampler.device)
             drawn.features.append(self.features(pixels).float().cpu().numpy())
             drawn.seconds.append(samples.seconds)
-            drawn.head.append(samples.seconds_head)
             drawn.evaluations_per_row = samples.evaluations_per_row
             self._write(self._key(settings), drawn)
             yield
@@ -95,21 +88,21 @@ class Pool:
         told = [digest(self.sampler.about() | settings.to_json()), settings.batch_size, self.inputs.seeds[0]]
         return sha256(json.dumps([*told, self.groups]).encode()).hexdigest()[:24]
 
-    def _read(self, key: str, settings: Settings) -> Drawn:
+    def _read(self, key: str) -> Drawn:
         if self.keep is None:
-            return Drawn(settings)
+            return Drawn()
         try:
             with np.load(self.keep / f"{key}.npz", allow_pickle=False) as stored:
                 about, features = json.loads(str(stored["about"])), stored["features"]
             parts = np.split(features, np.cumsum(about.pop("sizes"))[:-1])
-            return Drawn(settings, parts, **about)
+            return Drawn(parts, **about)
         except UNREADABLE:
-            return Drawn(settings)
+            return Drawn()
 
     def _write(self, key: str, drawn: Drawn) -> None:
         if self.keep is None:
             return
-        names = ("seconds", "head", "evaluations_per_row")
+        names = ("seconds", "evaluations_per_row")
         about = {name: getattr(drawn, name) for name in names} | {"sizes": [len(part) for part in drawn.features]}
 
         def write(file: IO[bytes]) -> None:

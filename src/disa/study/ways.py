@@ -61,9 +61,6 @@ class Mix:
     def __str__(self) -> str:
         return " ".join(str(v) if n == "steps" else f"{_SHORT.get(n, n)} {v}" for n, v in self.options.items())
 
-    def of_axis(self, axis: str) -> Way | None:
-        return next((way for way in self.ways if way.axis == axis), None)
-
 
 _SHORT = {"num_ar_steps": "AR steps", "progress": "guidance at"}
 
