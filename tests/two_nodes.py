@@ -113,7 +113,7 @@ def draw_and_kill(run: soak.Soak, work: Path, address: str) -> dict[str, object]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--chunk", type=int, default=8)
     asked = parser.parse_args()
     # Nodes and driver know each other by a token, which everyone else on this machine does not have.
