@@ -70,6 +70,8 @@ class PointFolder:
             "evaluations_per_row": trace["evaluations_per_row"],
             "seconds_per_image": trace["seconds"] / trace["images_counted"],
             "cpu_seconds_per_image": cpu["seconds"] / cpu["images"],
+            "backbone_tokens_per_image": trace["backbone_tokens"] / trace["images_counted"],
+            "gflop_per_image": trace["operations"] / trace["images_counted"] / 1e9,
             "counts": [round(step["steps"], 2) for step in trace["trace"]],
         }
 
