@@ -46,6 +46,15 @@ def one_thread(threads: Callable[[int], None]) -> None:
     threads(1)
 
 
+@pytest.fixture(scope="module")
+def short_paths() -> Iterator[None]:
+    """Plans are measured along paths of 8 times instead of 40, for tests that do not depend on how fine they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("times", "planning"):
+            patch.setattr(f"disa.study.{module}.NUM_TIMES", 8)
+        yield
+
+
 @pytest.fixture
 def disa(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run a command in this process, as the shell would."""

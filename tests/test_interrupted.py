@@ -64,14 +64,14 @@ SLOW = pytest.mark.slow
     [
         ("convert", 3),
         ("sample", 14),
-        pytest.param("convert-in-place", 2, marks=SLOW),
+        pytest.param("convert-in-place", 4, marks=SLOW),
         pytest.param("replace", 8, marks=SLOW),
         pytest.param("calibrate", 8, marks=SLOW),
         pytest.param("plan", 12, marks=SLOW),
     ],
 )
 def test_a_command_that_is_killed_before_a_write(
-    name: str, every: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None
+    name: str, every: int, tmp_path: Path, capsys: pytest.CaptureFixture[str], one_thread: None, short_paths: None
 ) -> None:
     """From some call on, nothing reaches the disk any more: neither what is to be written nor what is to be cleared."""
     prepared = kills.Prepared.of(kills.SCENARIOS[name], tmp_path, kills.run)
@@ -105,7 +105,13 @@ FULL: dict[str, tuple[object, ...]] = {
     ("command", "call"), [*((command, "write") for command in FULL), ("sample", "replace"), ("compare", "replace")]
 )
 def test_a_full_disk_is_one_line_and_leaves_what_was_there(
-    disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, call: str, one_thread: None
+    disa: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    call: str,
+    one_thread: None,
+    short_paths: None,
 ) -> None:
     model, out = small.folder(tmp_path / "model"), tmp_path / "out"
     target = out / "probe.safetensors" if command == "fit-probe" else out

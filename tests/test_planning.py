@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,22 +21,13 @@ from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.study import planning, times
+from disa.study import planning
 from disa.study.planning import make_plan
 from disa.study.sums import Sums
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "short_paths")
 INPUTS = Inputs.paired([5, 6, 7, 8], [1, 2, 3, 4])
 MOST, AR_STEPS = 2, 2
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_times() -> Iterator[None]:
-    """Paths of 8 times instead of 40: what is held here does not depend on how fine they are."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (times, planning):
-            patch.setattr(module, "NUM_TIMES", 8)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +47,7 @@ def made(
 
 
 @pytest.fixture(scope="module")
-def plan(sampler: Sampler) -> StepPlan:
+def plan(sampler: Sampler, short_paths: None) -> StepPlan:
     return made(sampler)
 
 
