@@ -3,7 +3,8 @@
     python tests/fuzz.py --minutes 10
 
 runs the strategies of tests/test_fuzz.py on new examples until the time is over. In the test suite they run on few
-examples, always the same.
+examples, always the same. `python tests/fuzz.py serve --bodies 10000` does the same with bodies of requests to the
+server: see tests/bodies.py.
 
 A good text, table, probe, configuration or file is changed a little, or made up; most of what breaks readers is near to
 what is good.
@@ -130,6 +131,10 @@ def memory() -> int:
 
 def main() -> int:
     """Run tests/test_fuzz.py on new examples for some minutes; the code of the last run of pytest."""
+    if sys.argv[1:2] == ["serve"]:
+        import bodies
+
+        return bodies.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("arguments", nargs="*", help="for pytest, such as -- -k probe")

@@ -6,21 +6,23 @@ import asyncio
 import io
 import json
 import re
+import socket
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings
 from PIL import Image
 
+import bodies
 import small
+from bodies import BODIES, GOOD, Application, as_bytes, check
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
 from disa.serve import app, server
-from disa.serve.asking import FIELDS, FIXED
+from disa.serve.asking import FIELDS
 from disa.serve.keys import Keys
 from serving import PATH, Client, Gate, Never, answer, served, service_of, until
 
@@ -30,6 +32,12 @@ KEY = "k" * 16
 @pytest.fixture(scope="module")
 def client() -> Any:
     with served(service_of()) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def application() -> Any:
+    with bodies.application() as found:
         yield found
 
 
@@ -186,10 +194,20 @@ def test_what_is_refused(client: Client, asked: dict[str, Any], param: str) -> N
     assert "passwd" not in found.error["message"] or "may not name a file" in found.error["message"]
 
 
-BODIES = [b"", b"{", b"[]", b"null", b'{"n": NaN}', b'{"n": 1, "n": 2}', b"\xff\xfe", b"[" * 100_000, b'"\xed\xa0\x80"']
+UNREADABLE = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b'{"n": NaN}',
+    b'{"n": 1, "n": 2}',
+    b"\xff\xfe",
+    b"[" * 100_000,
+    b'"\xed\xa0\x80"',
+]
 
 
-@pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
+@pytest.mark.parametrize("body", UNREADABLE, ids=range(len(UNREADABLE)))
 def test_bodies_that_cannot_be_read(client: Client, body: bytes) -> None:
     assert client.ask(body).status == 400
     assert "body" in client.ask(body).error["message"]
@@ -211,25 +229,14 @@ def test_other_requests_that_are_refused(client: Client, monkeypatch: pytest.Mon
         assert slow.recv(100).startswith(b"HTTP/1.1 408")
 
 
-NAMES = st.sampled_from(FIELDS) | st.text(max_size=8)
-PLAIN = (
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=20)
-    | st.sampled_from(["3", "auto", "8x8", "constant:1", "linear:2-1", "plan", "mlp", "ddim", *FIXED, "url"])
-)  # fmt: skip
-VALUES = st.recursive(
-    PLAIN,
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES | st.sampled_from(["solver", "size"]), inner),
-    max_leaves=6,
-)
+@settings(max_examples=100)
+@given(BODIES)
+def test_no_body_makes_the_server_fail(application: Application, body: bytes) -> None:
+    check(application, body)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(asked=st.dictionaries(NAMES, VALUES, max_size=5), prompt=st.booleans())
-def test_no_body_makes_the_server_fail(client: Client, asked: dict[str, Any], prompt: bool) -> None:
-    found = client.ask(asked | ({"prompt": "3", "steps": "constant:1"} if prompt else {}))
-    assert found.status in (200, 400, 404), found.body
-    if found.status != 200:
-        assert found.error["message"]
+def test_the_bodies_that_others_are_near_to_are_answered(application: Application) -> None:
+    assert [check(application, as_bytes(good)) for good in GOOD] == [200] * len(GOOD)
 
 
 # -- keys ----------------------------------------------------------------------------------------------------------
@@ -359,6 +366,26 @@ def test_clients_that_say_nothing_block_nobody(client: Client, monkeypatch: pyte
     for each in (*silent, half):
         assert each.recv(100) == b""
         each.close()
+
+
+def test_slow_clients_and_half_requests_block_nobody() -> None:
+    asked = {"prompt": "3", "seed": 1, "stream": True, "settings": {"num_ar_steps": 16}}
+    body = json.dumps(asked).encode()
+    head = f"POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
+    whole = head + f"Content-Length: {len(body)}\r\n\r\n".encode() + body
+    with served(service_of()) as client, client.socket() as half, client.socket() as slow:
+        half.sendall(whole[:40])
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        slow.sendall(whole)
+        first = slow.recv(1)
+        assert client.ask({"prompt": "3", "seed": 1}).status == 200
+        # Neither was given up: the half request is answered once it is whole, and the slow one is read to its end.
+        half.sendall(whole[40:])
+        for each, found in ((half, b""), (slow, first)):
+            while b"image_generation.completed" not in found:
+                part = each.recv(512)
+                assert part, found
+                found += part
 
 
 def test_the_requests_of_the_documentation_are_answered(client: Client) -> None:
