@@ -24,7 +24,9 @@ from disa.core.solvers import SOLVERS, make_solver
 from disa.core.steps import describe
 from disa.core.texts import parse
 from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.pipeline.pipeline import Pipeline
 from disa.runtime.recorder import Recorder
 from disa.runtime.surroundings import undisturbed
 from stand_in import HostCalls, StandIn
@@ -332,6 +334,22 @@ def test_a_sampler_draws_the_same_with_graphs_and_without(monkeypatch: pytest.Mo
     assert torch.equal(with_graphs.images, without.images)
     assert [step.evaluations for step in with_graphs.trace] == [step.evaluations for step in without.trace]
     assert deepcopy(drawing)._recorder is None
+
+
+def test_a_pipeline_draws_the_same_with_graphs_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    tape, pipeline = StandIn(), Pipeline(Sampler.from_pretrained("mar-digits", device="cpu"))
+    asked: dict[str, Any] = {"class_labels": [3] * 6, "num_inference_steps": 3, "num_diffusion_steps": "linear:3-2"}
+    asked |= {"generator": torch.Generator().manual_seed(0), "output_type": "pt", "settings": Settings(batch_size=2)}
+    with pytest.warns(UserWarning, match="graphs are captured on CUDA alone"):
+        pipeline.enable_graphs()
+    monkeypatch.setattr("disa.draw.loaded.can_record", lambda _: True)
+    monkeypatch.setattr("disa.draw.loaded.recorder_on", lambda _: recorder(tape))
+    with_graphs = pipeline(**asked).images
+    replays = tape.replays
+    assert replays > tape.captures > 3
+    without = pipeline(**asked | {"settings": Settings(batch_size=2, graphs="off")}).images
+    assert tape.replays == replays
+    assert torch.equal(with_graphs, without)
 
 
 def test_graphs_that_are_asked_for_where_there_are_none_are_told_of() -> None:

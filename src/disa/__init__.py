@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from disa.models.registry import PRESETS as PRESETS
     from disa.pipeline.pipeline import Pipeline as Pipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "errors": ("DisaError",),
