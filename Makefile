@@ -1,4 +1,4 @@
-# make demo | test | lint | clean. Each target sets up .venv by itself; another interpreter: make PYTHON=python3.12 test
+# make demo | test | lint | docs | dist | clean. Each target sets up .venv by itself; another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +10,7 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN
 # Type checking is pinned: do not look for a newer version on the network.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -24,6 +24,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+dist: $(READY)
+	$(BIN)/python .ci/dist.py dist
+
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 		echo "disa needs Python 3.11 or newer, and '$(PYTHON)' says: $$("$(PYTHON)" -V 2>&1)" >&2; \
@@ -36,5 +42,5 @@ $(READY): pyproject.toml constraints.txt
 	@echo "$(VENV) is ready"
 
 clean:
-	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site demo .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

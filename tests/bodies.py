@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from disa.serve.app import make_app
 from disa.serve.asking import FIELDS, FIXED
 from disa.serve.keys import Keys
-from fuzz import JSON, TEXTS, WHOLE, bytes_near, json_near
+from fuzz import JSON, NUMBERS, TEXTS, WHOLE, bytes_near, json_near, texts_near
 from serving import PATH, service_of
 
 EXPECTED = (200, 400, 404)
@@ -45,8 +45,30 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FROM_FIELDS = st.dictionaries(st.sampled_from(FIELDS) | TEXTS, VALUES, max_size=5)
+SETTINGS: dict[str, st.SearchStrategy[Any]] = {
+    "guidance": st.floats(-2, 9) | NUMBERS,
+    "num_ar_steps": st.integers(0, 17),
+    "interval": texts_near("0-0.9", "0.2-1"),
+    "solver": texts_near("ddim:eta=0.5", "ddpm@uniform", "dpm-solver++-2@logsnr"),
+    "temperature": st.floats(0, 2),
+    "order": st.sampled_from(["halton", "raster", "checkerboard:2"]),
+}
+LIKELY = st.fixed_dictionaries(
+    {"prompt": st.sampled_from(["3", "none", "1, 7"])},
+    optional={
+        "n": st.integers(1, 3),
+        "seed": st.integers(0, 2**64) | st.lists(st.integers(0, 9), min_size=1, max_size=2),
+        "steps": texts_near("constant:1", "linear:3-1", "cosine:2-1/drawn"),
+        "stream": st.booleans(),
+        "partial_images": st.integers(0, 5),
+        "response_format": st.sampled_from(["b64_json", "url"]),
+        "size": st.sampled_from(["auto", "8x8"]),
+        "settings": st.fixed_dictionaries({}, optional=SETTINGS),
+    },
+)
 BODIES: st.SearchStrategy[bytes] = st.one_of(
     st.sampled_from(GOOD).flatmap(lambda good: json_near(good, 2)).map(lambda value: as_bytes(value)),
+    LIKELY.map(lambda value: as_bytes(value)),
     FROM_FIELDS.map(lambda value: as_bytes(value)),
     st.builds(lambda good, more: as_bytes(good | more), st.sampled_from(GOOD), FROM_FIELDS),
     bytes_near(*(json.dumps(good).encode() for good in GOOD)),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from PIL import Image
 
@@ -338,6 +339,22 @@ def test_one_order_that_fails_does_not_spoil_the_others(monkeypatch: pytest.Monk
         assert first.result().status == good.result().status == 200
         assert bad.result().status == 500
         assert bad.result().error["message"] == "drawing failed (RuntimeError: together it does not work)."
+
+
+def test_options_that_nothing_can_be_drawn_with_are_the_requests_own_fault(client: Client) -> None:
+    asked = {"prompt": "3", "seed": 1, "settings": {"guidance": 1e38}}
+    found = client.ask(asked)
+    assert (found.status, found.error["type"]) == (400, "invalid_request_error")
+    assert "not finite" in found.error["message"]
+    ((kind, told),) = client.events(asked | {"partial_images": 0})
+    assert (kind, told["error"]["type"]) == ("error", "invalid_request_error")
+
+
+def test_a_model_that_draws_no_numbers_is_the_servers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = small.sampler()
+    monkeypatch.setattr(sampler.model, "finish", lambda state: torch.full((1, 1, 8, 8), torch.nan))
+    with served(service_of(sampler)) as client:
+        assert client.ask({"prompt": "3"}).status == 500
 
 
 def test_a_client_that_reads_no_stream_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,7 +73,7 @@ class Service:
                 except TimeoutError as error:
                     raise Refused(f"it was not drawn within {self.seconds:g} seconds.", 504) from error
                 if isinstance(event, Failed):
-                    raise Refused(event.reason, 500)
+                    raise Refused(event.reason, event.status)
                 if isinstance(event, Drawn):
                     self._last = time.monotonic() - started
                     self.metrics.drew(event, self._last)

@@ -142,7 +142,8 @@ class Drawer:
                 for task in tasks:
                     self._try([task])
             elif isinstance(error, DisaError):
-                tasks[0].tell(Failed(str(error)))
+                # Without options of its own a request asks for what the server itself chose.
+                tasks[0].tell(Failed(str(error), 400 if tasks[0].order.options else 500))
             else:
                 LOG.exception("an order could not be drawn")
                 tasks[0].tell(Failed(f"drawing failed ({type(error).__name__}: {first_line(error)})."))

@@ -55,6 +55,8 @@ class Failed:
     """An order that could not be drawn."""
 
     reason: str
+    status: int = 500
+    """Of the answer: 400 where what the request asked for is the reason."""
 
 
 Event = Preview | Drawn | Failed
