@@ -87,7 +87,7 @@ def draw(wheel: Path, folder: Path, version: str, pins: dict[str, str]) -> None:
     """In a bare environment, from a folder that is not the checkout."""
     venv.create(folder / "venv", with_pip=True)
     python = folder / "venv" / ("Scripts" if os.name == "nt" else "bin") / "python"
-    run(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", wheel, where=folder, **pins)
+    run(python, "-m", "pip", "--disable-pip-version-check", "install", wheel, quiet=True, where=folder, **pins)
     run(python, "-m", "disa", "demo", "--quick", "--out", folder / "demo", where=folder)
     if not list((folder / "demo").glob("*.png")):
         sys.exit("the demo drew no picture.")

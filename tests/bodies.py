@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from disa.serve.app import make_app
 from disa.serve.asking import FIELDS, FIXED
 from disa.serve.keys import Keys
-from fuzz import JSON, NUMBERS, TEXTS, WHOLE, bytes_near, json_near, texts_near
+from fuzz import COMMON, JSON, NUMBERS, TEXTS, WHOLE, bytes_near, json_near, texts_near
 from serving import PATH, service_of
 
 EXPECTED = (200, 400, 404)
@@ -161,7 +161,7 @@ def main(arguments: list[str]) -> int:
     with application() as app:
 
         @seed(asked.seed)
-        @settings(max_examples=asked.bodies, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+        @settings(max_examples=asked.bodies, database=None, **COMMON)
         @given(BODIES)
         def post(body: bytes) -> None:
             answers[check(app, body)] += 1

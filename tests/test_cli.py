@@ -121,7 +121,7 @@ def small_digits(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_digits")
 def test_demo_compares_the_original_with_disa_and_its_reverse(disa: Command, tmp_path: Path) -> None:
-    report = disa("demo", "--images", 20, "--out", tmp_path, "--json").json()
+    report = disa("demo", "--quick", "--out", tmp_path, "--json").json()
     asked = [policy["steps"] for policy in report["policies"]]
     assert asked == ["constant:6", "linear:4-2", "linear:10-1", "linear:1-6"]
     assert report["num_images"] == 20
@@ -330,6 +330,7 @@ def test_sample_refuses(disa: Command, model: Path, tmp_path: Path, options: lis
         (["bench", "--untrained", "--dtype", "int8"], "unknown dtype 'int8'"),
         (["bench", "--untrained", "--model", "none"], "unknown model 'none'"),
         (["demo", "--images", "3"], "'--images'"),
+        (["demo", "--images", "30", "--quick"], "leave --images out"),
         (["train", "mar-base"], "no recipe to train 'mar-base'"),
         (["train", "--iterations", "0"], "'--iterations'"),
         (["convert"], "missing argument"),

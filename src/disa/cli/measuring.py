@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from disa.study.compare import Comparison, PolicyResult
     from disa.study.metrics import Spread
 
-COMPARED, SHOWN = 100, 40
+COMPARED, SHOWN, QUICK = 100, 40, 20
 
 
 def compare(
@@ -43,16 +43,23 @@ def compare(
 
 
 def demo(
-    images: Annotated[int, typer.Option(min=20, max=100_000, help="Digits to draw under each policy.")] = 400,
+    images: Annotated[
+        int | None, typer.Option(min=QUICK, max=100_000, help="Digits to draw under each policy; 400 by default.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help=f"Draw {QUICK}: they show that disa works, and are too few to tell quality.")
+    ] = False,
     num_ar_steps: Annotated[int, typer.Option(help="AR steps, the same for every policy.")] = 16,
     threads: Threads = None,
     out: Out = Path("demo"),
     as_json: AsJSON = False,
 ) -> None:
     """Digits with the original 100 denoising steps, with DiSA, with a fifth of that, and with few steps first."""
+    if quick and images is not None:
+        raise DisaError("--quick says how many digits are drawn: leave --images out.")
     sampler = Source(device="cpu", threads=threads).load()
     policies = [sampler.defaults.original, sampler.defaults.steps, "linear:10-1", "linear:1-6"]
-    inputs = AskedInTurn().in_turn(sampler.preset, images)
+    inputs = AskedInTurn().in_turn(sampler.preset, QUICK if quick else images or 400)
     _compare(sampler, policies, inputs, sampler.settings(num_ar_steps=num_ar_steps), out, as_json)
 
 
