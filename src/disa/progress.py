@@ -1,4 +1,4 @@
-"""How far a work is, on standard error: a bar on a terminal, elsewhere a line every few seconds.
+"""How far a work is: a bar in a notebook or on a terminal, elsewhere a line on standard error every few seconds.
 
 What is said first is how long the whole takes: extrapolated from the first turns, once there are some.
 """
@@ -10,10 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
+from importlib import import_module
 from itertools import accumulate
-from typing import Protocol
+from typing import Any, Protocol
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_BARS = 0.1
 
 
 class Advance(Protocol):
@@ -26,7 +29,11 @@ class Advance(Protocol):
 def progress(title: str, work: int | Sequence[float]) -> Iterator[Advance]:
     """Tell how far a work is. work: the number of its turns; or of each what it costs, beside the others."""
     clock = Clock(range(work + 1) if isinstance(work, int) else [0.0, *accumulate(work)])
-    with _bar(title, clock) if sys.stderr.isatty() else _lines(title, clock) as show:
+    if (display := _of_notebook()) is not None:
+        way = _notebook(title, clock, display)
+    else:
+        way = _bar(title, clock) if sys.stderr.isatty() else _lines(title, clock)
+    with way as show:
 
         def advance(completed: int | None = None, note: str = "") -> None:
             clock.turn(completed)
@@ -94,6 +101,33 @@ def _lines(title: str, clock: Clock) -> Iterator[Callable[[str], None]]:
 
 def _told(left: float | None) -> str:
     return "" if left is None else f"about {spoken(left)} left"
+
+
+def _of_notebook() -> Any:
+    """What shows something below the cell of a notebook that runs this; None elsewhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return None if getattr(shell, "kernel", None) is None else import_module("IPython.display").display
+
+
+@contextlib.contextmanager
+def _notebook(title: str, clock: Clock, display: Any) -> Iterator[Callable[[str], None]]:
+    """Plain HTML, which every program for notebooks shows; it is gone at the end."""
+    shown, last = display({"text/html": "", "text/plain": ""}, raw=True, display_id=True), 0.0
+
+    def show(note: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last < SECONDS_BETWEEN_BARS and clock.done < clock.total:
+            return
+        last = now
+        told = ", ".join(part for part in (f"{clock.done} of {clock.total}", note, _told(clock.left)) if part)
+        bar = f'<progress value="{clock.done}" max="{clock.total}"></progress>'
+        content = {"text/html": f"{escape(title)} {bar} {escape(told)}", "text/plain": f"{title}: {told}"}
+        shown.update(content, raw=True)
+
+    try:
+        yield show
+    finally:
+        shown.update({"text/html": "", "text/plain": ""}, raw=True)
 
 
 @contextlib.contextmanager

@@ -151,6 +151,11 @@ def named(path: Any) -> str:
     return told if len(told) <= LONGEST_NAME else f"...{told[3 - LONGEST_NAME :]}"
 
 
+def percent(part: float, whole: float) -> str:
+    """A share, such as 69%."""
+    return f"{part / whole:.0%}" if whole else "-"
+
+
 def counted(count: int, what: str, several: str = "") -> str:
     """`1 image`, `2 images`; `several` where it is not made with an s."""
     return f"{count} {what if count == 1 else several or what + 's'}"

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from disa.cli.options import AsJSON, Asked, Out, Source, path_option
-from disa.cli.output import line, percent, print_json, readable
+from disa.cli.output import line, print_json, readable
 from disa.cli.texts import parse_box
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.models.harmon.text import DESCRIBE
 from disa.progress import progress
-from disa.values import counted
+from disa.values import counted, percent
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from disa.cli.options import PROMPT_TOKENS, AsJSON, AskedInTurn, Out, Policies, Source, Threads
-from disa.cli.output import line, percent, print_json, table
+from disa.cli.output import line, print_json, table
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.progress import progress
@@ -18,8 +18,7 @@ from disa.values import counted
 if TYPE_CHECKING:
     from disa.draw.inputs import Inputs
     from disa.draw.sampler import Sampler
-    from disa.study.compare import Comparison, PolicyResult
-    from disa.study.metrics import Spread
+    from disa.study.compare import Comparison
 
 COMPARED, SHOWN, QUICK = 100, 40, 20
 
@@ -166,46 +165,8 @@ def _compare(
 
 
 def _print_comparison(result: Comparison, out: Path) -> None:
-    measure, about = result.measure, result.settings
-    headers = ["steps", "seconds", "speedup", "evaluations/row", "head", *(measure.columns if measure else ())]
-    rows = [
-        [
-            policy.steps,
-            f"{policy.seconds:.2f}",
-            f"{policy.speedup:.2f}x",
-            f"{policy.evaluations_per_row:.1f}",
-            percent(policy.seconds_head, policy.seconds),
-            *(measure.cells(policy.quality, _corrected(policy)) if measure else ()),
-        ]
-        for policy in result.policies
-    ]
-    title = (
-        f"{about['model']}: {counted(len(result.inputs), 'image')}, {counted(about['num_ar_steps'], 'AR step')}, "
-        f"guidance {about['guidance']:g}"
-    )
-    table(title, headers, rows)
-    if measure:
-        line(measure.note(result.policies[0].quality, result.yardsticks))
-        if sure := _certainty(result):
-            line(sure)
-        if result.too_few:
-            line(result.too_few)
-    elif result.unmeasured:
-        line(f"quality is not measured: {result.unmeasured}.")
+    table(result.title, result.headers, result.rows)
+    for note in result.notes:
+        line(note)
     cut = f" of the first {SHOWN} images" if len(result.inputs) > SHOWN else ""
     line(f"compare.png{cut}, steps.png and compare.json are in {out}")
-
-
-def _corrected(policy: PolicyResult) -> Spread | None:
-    """The difference to the first with the interval that is corrected for the number of comparisons."""
-    of_family = policy.corrected
-    return of_family and replace(policy.difference, low=of_family.low, high=of_family.high)
-
-
-def _certainty(result: Comparison) -> str:
-    """How many differences were looked at, and what so many images can show of them."""
-    from disa.study.certainty import what_can_be_shown
-
-    count = len(result.differences)
-    told = f"{count} comparisons: the intervals of the differences are wider for that (Holm)." if count > 1 else ""
-    return f"{told} {what_can_be_shown(result.differences, len(result.inputs))}".strip()

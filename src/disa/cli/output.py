@@ -19,10 +19,6 @@ def line(text: str) -> None:
     print(readable(text))
 
 
-def percent(part: float, whole: float) -> str:
-    return f"{part / whole:.0%}" if whole else "-"
-
-
 def readable(text: str) -> str:
     """A text of a model for a terminal, which would obey what is no character to read."""
     return "".join(c for c in text if c.isprintable() or c == "\n")

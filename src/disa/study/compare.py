@@ -5,8 +5,10 @@ Batches of all policies alternate, so that a machine whose speed wanders is fair
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from html import escape
 from typing import Any
 
 import torch
@@ -19,10 +21,10 @@ from disa.draw.samples import Samples
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
-from disa.study.certainty import LEVEL, POWER, Corrected, smallest_seen
+from disa.study.certainty import LEVEL, POWER, Corrected, smallest_seen, what_can_be_shown
 from disa.study.measures import Measure, Measured
 from disa.study.metrics import Spread
-from disa.values import counted
+from disa.values import counted, percent
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,12 @@ class PolicyResult:
     """To the first policy, on its own; None for itself."""
     corrected: Corrected | None = None
     """The same, as one of as many differences as there are policies but the first."""
+
+    @property
+    def corrected_difference(self) -> Spread | None:
+        """The difference to the first with the interval that is corrected for the number of comparisons."""
+        of_family = self.corrected
+        return of_family and replace(self.difference, low=of_family.low, high=of_family.high)
 
     @classmethod
     def of(
@@ -118,6 +126,62 @@ class Comparison:
             + ". Draw more to tell small differences."
         )
 
+    # -- for readers ---------------------------------------------------------------------------------------------
+
+    @property
+    def title(self) -> str:
+        about = self.settings
+        return (
+            f"{about['model']}: {counted(len(self.inputs), 'image')}, {counted(about['num_ar_steps'], 'AR step')}, "
+            f"guidance {about['guidance']:g}"
+        )
+
+    @property
+    def headers(self) -> list[str]:
+        """Of the columns of the table."""
+        measured = self.measure.columns if self.measure else ()
+        return ["steps", "seconds", "speedup", "evaluations/row", "head", *measured]
+
+    @property
+    def rows(self) -> list[list[str]]:
+        """The cells of each step policy."""
+        return [
+            [
+                policy.steps,
+                f"{policy.seconds:.2f}",
+                f"{policy.speedup:.2f}x",
+                f"{policy.evaluations_per_row:.1f}",
+                percent(policy.seconds_head, policy.seconds),
+                *(self.measure.cells(policy.quality, policy.corrected_difference) if self.measure else ()),
+            ]
+            for policy in self.policies
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader of the table must know."""
+        if self.measure is None:
+            return [f"quality is not measured: {self.unmeasured}."] if self.unmeasured else []
+        count = len(self.differences)
+        told = f"{count} comparisons: the intervals of the differences are wider for that (Holm)." if count > 1 else ""
+        shown = f"{told} {what_can_be_shown(self.differences, len(self.inputs))}".strip()
+        texts = [self.measure.note(self.policies[0].quality, self.yardsticks), shown, self.too_few]
+        return [text for text in texts if text]
+
+    def _repr_html_(self) -> str:
+        """The table, what must be known of it, and the plot, for notebooks."""
+        from disa.study.plots import steps_plot  # matplotlib is needed for nothing else here
+
+        plot = b64encode(steps_plot({policy.steps: policy.counts for policy in self.policies})).decode()
+        return (
+            f"<p>{escape(self.title)}</p><table><thead>{_html_row('th', self.headers)}</thead>"
+            f"<tbody>{''.join(_html_row('td', row) for row in self.rows)}</tbody></table>"
+            f"{''.join(f'<p>{escape(note)}</p>' for note in self.notes)}"
+            f'<img alt="denoising steps of each AR step" src="data:image/png;base64,{plot}">'
+        )
+
+    # -- for JSON ------------------------------------------------------------------------------------------------
+
     def report(self) -> dict[str, Any]:
         """Everything but images, for JSON."""
         return {
@@ -128,6 +192,10 @@ class Comparison:
             "certainty": self.certainty,
             "yardsticks": None if self.yardsticks is None else asdict(self.yardsticks),
         }
+
+
+def _html_row(kind: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{kind}>{escape(cell)}</{kind}>' for cell in cells)}</tr>"
 
 
 def _width(spread: Spread) -> float:
