@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -72,9 +73,12 @@ def test_the_readme_is_a_page():
     assert len((ROOT / "README.md").read_text().splitlines()) <= 130
 
 
-def test_the_citation_names_this_version():
-    text = (ROOT / "CITATION.cff").read_text()
-    assert re.search(r"^version: (.*)$", text, re.MULTILINE).group(1) == disa.__version__  # pyright: ignore[reportOptionalMemberAccess]
+def test_every_file_names_this_version_and_its_day():
+    citation = dict(re.findall(r"^(version|date-released): (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    latest = re.findall(r"^## \[(.*)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    assert citation["version"] == project["version"] == disa.__version__
+    assert latest == (disa.__version__, citation["date-released"])
 
 
 def test_public_names_are_in_the_statement_of_stability():
