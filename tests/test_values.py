@@ -56,6 +56,11 @@ def test_bounds_belong_to_the_range() -> None:
         values.number(-0.5, "temperature", 0)
     with pytest.raises(DisaError, match="temperature must be a finite number, 0 or more, found nan"):
         values.number(math.nan, "temperature", 0)
+    assert values.number("3.4e38", "guidance") == 3.4e38
+    assert values.LARGEST_FLOAT == torch.finfo(torch.float32).max
+    for large in (1e39, "-1e39", 10**40):
+        with pytest.raises(DisaError, match="guidance must be a finite number, found -?1"):
+            values.number(large, "guidance")
 
 
 def test_many_are_one_or_several() -> None:

@@ -3,7 +3,7 @@
 | expected | taken | refused |
 |---|---|---|
 | a whole number | int; NumPy's and PyTorch's, with no or one element; 4.0; "4" | True, 4.5, nan, "four", None |
-| a number | the same and int, float of any of these; "0.5", "1e-3" | True, nan, infinity, "half", None |
+| a number | the same and int, float of any of these; "0.5", "1e-3" | True, nan, infinity, 1e39, "half", None |
 | true or false | bool, NumPy's and PyTorch's; 0 and 1 | "true", 2, None |
 | a text | str, NumPy's str | bytes, half of a surrogate pair, NUL, None |
 | one of some names | str that is one of them | all else, with the nearest name |
@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 ROUNDING = 1e-3
 """How far numbers may leave their range by arithmetic in half precision."""
+LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
+"""The largest number in float32."""
 LONGEST_SHOWN = 80
 LONGEST_NAME = 200
 LONGEST_NUMBER = 100
@@ -47,10 +49,11 @@ def whole_number(value: Any, what: str, least: int | None = None, most: int | No
 
 
 def number(value: Any, what: str, least: float | None = None, most: float | None = None) -> float:
-    """A finite number within bounds."""
+    """A number within bounds that is finite in float32, too, as which tensors take it."""
     found = _number(value)
-    if found is None or (least is not None and found < least) or (most is not None and found > most):
-        finite = "finite " if isinstance(value, float) and not math.isfinite(value) else ""
+    too_large = found is not None and abs(found) > LARGEST_FLOAT
+    if found is None or too_large or (least is not None and found < least) or (most is not None and found > most):
+        finite = "finite " if too_large or (isinstance(value, float) and not math.isfinite(value)) else ""
         raise DisaError(f"{what} must be a {finite}number{_bounds(least, most)}, found {shown(value)}.")
     return found
 
