@@ -57,9 +57,9 @@ def test_bounds_belong_to_the_range() -> None:
     with pytest.raises(DisaError, match="temperature must be a finite number, 0 or more, found nan"):
         values.number(math.nan, "temperature", 0)
     assert values.number("3.4e38", "guidance") == 3.4e38
-    assert values.LARGEST_FLOAT == torch.finfo(torch.float32).max
+    assert torch.finfo(torch.float32).max == values.LARGEST_FLOAT
     for large in (1e39, "-1e39", 10**40):
-        with pytest.raises(DisaError, match="guidance must be a finite number, found -?1"):
+        with pytest.raises(DisaError, match="guidance must be a finite number, found"):
             values.number(large, "guidance")
 
 
