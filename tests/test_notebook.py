@@ -83,6 +83,7 @@ def test_a_comparison_shows_its_table_and_its_plot() -> None:
     cells = [re.findall(r"<td>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", html)[1:]]
     assert [row[0] for row in cells] == ["constant:6", "linear:4-2"]
     assert [float(row[3]) for row in cells] == [round(each.evaluations_per_row, 1) for each in found.policies]
+    assert repr(found).startswith("Comparison(4 images, constant:6: 1.00x, linear:4-2: ")
     assert "small: 4 images, 3 AR steps, guidance 2" in html
     (plot,) = re.findall(r'src="data:image/png;base64,(.*?)"', html)
     assert b64decode(plot).startswith(b"\x89PNG")

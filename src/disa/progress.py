@@ -118,8 +118,8 @@ def _notebook(title: str, clock: Clock, display: Any) -> Iterator[Callable[[str]
         nonlocal last
         if (now := time.monotonic()) - last < SECONDS_BETWEEN_BARS and clock.done < clock.total:
             return
-        last = now
-        told = ", ".join(part for part in (f"{clock.done} of {clock.total}", note, _told(clock.left)) if part)
+        last, left = now, _told(clock.left) if clock.done < clock.total else ""
+        told = ", ".join(part for part in (f"{clock.done} of {clock.total}", note, left) if part)
         bar = f'<progress value="{clock.done}" max="{clock.total}"></progress>'
         content = {"text/html": f"{escape(title)} {bar} {escape(told)}", "text/plain": f"{title}: {told}"}
         shown.update(content, raw=True)

@@ -126,6 +126,10 @@ class Comparison:
             + ". Draw more to tell small differences."
         )
 
+    def __repr__(self) -> str:
+        policies = ", ".join(f"{policy.steps}: {policy.speedup:.2f}x" for policy in self.policies)
+        return f"Comparison({counted(len(self.inputs), 'image')}, {policies})"
+
     # -- for readers ---------------------------------------------------------------------------------------------
 
     @property
