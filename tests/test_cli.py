@@ -251,7 +251,7 @@ BAD_SAMPLES = [
     (["--solver", "eulerian"], "unknown solver 'eulerian': expected one of ddpm, ddim"),
     (["--grid", "square"], "unknown grid 'square': expected one of clipped-950"),
     (["--ramp", "cubic"], "unknown guidance ramp 'cubic': expected linear, constant or falling"),
-    (["--dtype", "fp8"], "unknown dtype 'fp8': expected fp32 or bf16"),
+    (["--dtype", "fp8"], "unknown dtype 'fp8': expected fp32, bf16 or tf32"),
     (["--device", "gpu"], "the device 'gpu' cannot be used here"),
     (["--labels", "10"], "labels must be 0 to 9, found 10"),
     (["--labels", "cat"], "labels must be whole numbers like 3, 0-7 or 1,5,9; found 'cat'"),

@@ -195,7 +195,7 @@ def test_devices_and_dtypes_by_name() -> None:
     assert pick_dtype("bf16") is torch.bfloat16
     with pytest.raises(DisaError, match="the device 'abacus' cannot be used here"):
         pick_device("abacus")
-    with pytest.raises(DisaError, match="unknown dtype 'fp8': expected fp32 or bf16"):
+    with pytest.raises(DisaError, match="unknown dtype 'fp8': expected fp32, bf16 or tf32"):
         pick_dtype("fp8")
 
 

@@ -374,7 +374,7 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
 
 
 def test_an_unknown_dtype_is_refused_before_weights_are_read() -> None:
-    with pytest.raises(DisaError, match="unknown dtype 'fp16': expected fp32 or bf16"):
+    with pytest.raises(DisaError, match="unknown dtype 'fp16': expected fp32, bf16 or tf32"):
         Sampler.load("mar-base", checkpoint="absent.pth", dtype="fp16")
 
 

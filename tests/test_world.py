@@ -71,6 +71,15 @@ def having(write: Callable[[Any], object], value: Any, before: Any) -> Iterator[
         write(before)
 
 
+def allow_tf32_in_convolutions(allowed: bool) -> None:
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def everything_in(precision: str) -> None:
+    """Versions of PyTorch before 2.9 do not read it."""
+    setattr(torch.backends, "fp32_precision", precision)  # noqa: B010
+
+
 STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "autocast to bf16": lambda: torch.autocast("cpu", torch.bfloat16),
     "autocast to fp16 without a cache": lambda: torch.autocast("cpu", torch.float16, cache_enabled=False),
@@ -85,6 +94,8 @@ STATES: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "deterministic": lambda: having(torch.use_deterministic_algorithms, True, False),
     "denormals flushed": lambda: having(torch.set_flush_denormal, True, False),
     "matmul precision": lambda: having(torch.set_float32_matmul_precision, "medium", "highest"),
+    "convolutions in TF32": lambda: having(allow_tf32_in_convolutions, True, False),
+    "everything in TF32": lambda: having(everything_in, "tf32", "none"),
     "two threads": lambda: having(torch.set_num_threads, 2, 1),
     "one kernel of attention": lambda: sdpa_kernel(SDPBackend.MATH),
     "no fused attention": lambda: having(torch.backends.cuda.enable_flash_sdp, False, True),
@@ -221,6 +232,71 @@ def test_what_is_shared_is_set_back_by_the_last_thread() -> None:
         for thread in threads:
             thread.join()
         assert state() == before
+
+
+def tf32() -> tuple[bool, bool]:
+    """Whether matrix products and convolutions on CUDA are computed in TF32."""
+    return torch.get_float32_matmul_precision() == "high", bool(torch.backends.cudnn.allow_tf32)
+
+
+def test_tf32_is_off_if_not_asked_for() -> None:
+    """PyTorch's own default has it on for convolutions."""
+    with undisturbed():
+        assert tf32() == (False, False)
+        with undisturbed(tf32=True):
+            assert tf32() == (True, True)
+            with undisturbed():  # part of what was asked for
+                assert tf32() == (True, True)
+        assert tf32() == (False, False)
+
+
+def test_tf32_is_off_for_convolutions_though_everything_is_set_to_it() -> None:
+    cudnn: Any = torch.backends.cudnn
+    if not hasattr(cudnn, "conv"):
+        pytest.skip("this version of PyTorch has no setting for everything")
+    with STATES["everything in TF32"](), undisturbed():
+        assert cudnn.conv.fp32_precision == "ieee"
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_tf32_leaves_no_trace(precision: str) -> None:
+    with having(torch.set_float32_matmul_precision, precision, "highest"):
+        before = state()
+        with undisturbed(tf32=True):
+            assert tf32() == (True, True)
+        assert state() == before
+
+
+def test_no_thread_computes_in_tf32_that_did_not_ask_for_it() -> None:
+    seen = list[tuple[bool, bool]]()
+
+    def exact() -> None:
+        with undisturbed():
+            seen.append(tf32())
+
+    with undisturbed(tf32=True):
+        thread = threading.Thread(target=exact)
+        thread.start()
+        thread.join()
+        seen.append(tf32())
+    assert seen == [(False, False), (True, True)]
+
+
+@pytest.mark.filterwarnings("ignore:.*known to this program alone")
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_sampler_computes_in_tf32_where_that_is_its_dtype(asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU knows no TF32."""
+    sampler, seen = small.sampler(), list[tuple[bool, bool]]()
+    expected = draw(sampler)
+    assert torch.equal(draw(sampler.to(dtype="tf32")), expected)
+    assert sampler.about()["dtype"] == "tf32"
+    monkeypatch.setattr(devices, "allows_tf32", lambda _, dtype: asked and dtype == "tf32")
+    run = sampler.start(Inputs.paired([0], [3]), steps=lambda _: seen.append(tf32()) or 2, num_ar_steps=2)
+    monkeypatch.setattr(sampler.codec, "decode", lambda latents: seen.append(tf32()) or latents)
+    images = run.result().images
+    sampler.decode(images)
+    assert set(seen) == {(asked, asked)}
 
 
 def test_training_makes_gradients_whatever_the_caller_has_set() -> None:
@@ -585,7 +661,7 @@ def test_dtypes_by_name_and_as_objects(dtype: Any) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, "fp16", "float64", None, 32, [], torch.int8])
 def test_dtypes_that_are_not_there(dtype: Any) -> None:
-    with pytest.raises(DisaError, match=r"^unknown dtype .*: expected fp32 or bf16"):
+    with pytest.raises(DisaError, match=r"^unknown dtype .*: expected fp32, bf16 or tf32"):
         dtype_name(dtype)
 
 

@@ -117,7 +117,7 @@ class Source:
         str | None, typer.Option(help="The tokenizer of a model that takes prompts: a folder or a hub id.")
     ] = None
     device: Annotated[str | None, typer.Option(help="cuda, mps or cpu; the best there is by default.")] = None
-    dtype: Annotated[str, typer.Option(help="fp32 or bf16.")] = "fp32"
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, or tf32: fp32 whose products CUDA rounds.")] = "fp32"
     threads: Threads = None
 
     def load(self, check: Callable[[Preset], object] = lambda preset: None, text: PromptText | None = None) -> Sampler:

@@ -129,6 +129,11 @@ class Loaded:
         return self._recorder.begin
 
     @property
+    def tf32(self) -> bool:
+        """Whether it is computed in TF32."""
+        return devices.allows_tf32(self.device, self.dtype)
+
+    @property
     def spec(self) -> Spec:
         """What the weights are."""
         return self.preset.spec
@@ -157,13 +162,13 @@ class Loaded:
         """Read the autoencoder now, so that a missing one is found before drawing."""
         _ = self.codec
 
-    @undisturbed()
     def encode(self, images: Any) -> Tensor:
         """images [N, channels, height, width] in [0, 1] -> latents [N, C, H, W].
 
         Also uint8, arrays, pictures of Pillow and lists of these: see `disa.draw.tensors`. Raises DisaError.
         """
-        return self._encode(self._images(images))
+        with undisturbed(tf32=self.tf32):
+            return self._encode(self._images(images))
 
     def _images(self, given: Any) -> Tensor:
         """[N, channels, height, width] in [0, 1], on the model's device."""
@@ -172,11 +177,12 @@ class Loaded:
     def _encode(self, images: Tensor) -> Tensor:
         return self.codec.encode(images * 2 - 1)
 
-    @undisturbed()
     def decode(self, latents: Tensor, batch_size: int = 16) -> Tensor:
         """latents [N, C, H, W] -> images [N, channels, height, width] in [0, 1], on the model's device."""
-        parts = [self.codec.decode(part) for part in latents_of(latents, "latents").to(self.device).split(batch_size)]
-        return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
+        with undisturbed(tf32=self.tf32):
+            given = latents_of(latents, "latents").to(self.device)
+            parts = [self.codec.decode(part) for part in given.split(batch_size)]
+            return (torch.cat(parts).float() / 2 + 0.5).clamp(0, 1)
 
     # -- sizes ---------------------------------------------------------------------------------------------------
 

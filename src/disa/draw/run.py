@@ -71,7 +71,7 @@ class Run:
         self.turns_made, self._place, self._broken = 0, (loaded.device, loaded.dtype), False
         # A loop would keep the last turn of a batch, with all that the model holds of it, while the next one begins.
         self._lock = RLock()
-        self._turns = Turns(chain.from_iterable(map(self._draw, self.batches_of)))
+        self._turns = Turns(chain.from_iterable(map(self._draw, self.batches_of)), loaded.tf32)
 
     @property
     def num_turns(self) -> int:

@@ -59,9 +59,9 @@ class Sampler(Loaded):
         checkpoint: a file with weights for the preset (official or ours); without one, embedded weights or the hub's.
         weights_key: which entry of that file, as "model" or "state.ema"; its moving average, if it has one, by default.
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
-        there is if None or "auto". dtype: `fp32` or `bf16`. tokenizer: a folder or a hub id, for models that draw from
-        prompts; the folder's or the preset's if None; read with the first prompt. recipe: what to draw by if not
-        asked otherwise, `fast` or a file that `disa tune` wrote. Raises DisaError.
+        there is if None or "auto". dtype: `fp32`, `bf16` or `tf32`. tokenizer: a folder or a hub id, for models that
+        draw from prompts; the folder's or the preset's if None; read with the first prompt. recipe: what to draw by if
+        not asked otherwise, `fast` or a file that `disa tune` wrote. Raises DisaError.
         """
         # Weights can be large: what is quick to find comes first.
         devices.pick_device(device)
@@ -227,13 +227,12 @@ class Sampler(Loaded):
     ) -> Iterator[Tensor]:
         """The same as an iterator: every turn is one token id per image [N]; `text.decode` makes words of them."""
         words, how = self.words, Writing(**writing)
-        with undisturbed():
+        with undisturbed(tf32=self.tf32):
             shown = self._images(images)
             grid = self.token_grid_of((shown.shape[2], shown.shape[3]))
             many = Inputs.paired(seeds, [0] * len(shown)).seeds
-            return Turns(words.describe(self._encode(shown), grid, many, prompt, how))
+            return Turns(words.describe(self._encode(shown), grid, many, prompt, how), self.tf32)
 
-    @undisturbed()
     def rewrite(self, prompts: str | Sequence[str], seeds: int | Sequence[int] = 0, **writing: Any) -> list[str]:
         """What the language model makes of prompts when it is asked to say more: prompt upsampling, as Betker et al.
         2023 have it done by another model. What a prompt leaves open is decided before the first token is drawn.
@@ -245,7 +244,8 @@ class Sampler(Loaded):
         """
         asked = Inputs.paired(seeds, prompts=prompts)
         how = Writing(**({"temperature": REWRITING.temperature, "max_tokens": REWRITING.max_tokens} | writing))
-        return self.words.rewrite(asked.prompts or [], asked.seeds, how)
+        with undisturbed(tf32=self.tf32):
+            return self.words.rewrite(asked.prompts or [], asked.seeds, how)
 
 
 def _check_there(preset: Preset, vae: Path | None) -> None:

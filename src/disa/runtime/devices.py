@@ -6,6 +6,7 @@
 | "cpu", "mps", "cuda", "cuda:1", `torch.device` of these | that one, if it is there; "cuda" is the current one |
 | 0, 1, ... | the CUDA device of that number |
 | "fp32", "float32", `torch.float32`; "bf16", "bfloat16", `torch.bfloat16` | that dtype |
+| "tf32" | float32, of which CUDA rounds what it multiplies to 11 bits; elsewhere the same as "fp32" |
 
 All else is refused with a DisaError that says what is there.
 """
@@ -20,6 +21,7 @@ from disa.errors import DisaError
 from disa.values import did_you_mean, either, first_line, one_of, shown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TF32 = "tf32"
 AUTO = "auto"
 CPU = torch.device("cpu")
 
@@ -49,14 +51,19 @@ def available() -> list[str]:
 
 def pick_dtype(dtype: Any) -> torch.dtype:
     """The type of weights and activations. Raises DisaError."""
-    return DTYPES[dtype_name(dtype)]
+    return DTYPES.get(dtype_name(dtype), torch.float32)
 
 
 def dtype_name(dtype: Any) -> str:
-    """Its name, `fp32` or `bf16`. Raises DisaError."""
+    """Its name, `fp32`, `bf16` or `tf32`. Raises DisaError."""
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     short = {str(kind).removeprefix("torch."): short for short, kind in DTYPES.items()}
-    return one_of(short.get(name, name) if isinstance(name, str) else name, DTYPES, "dtype")
+    return one_of(short.get(name, name) if isinstance(name, str) else name, [*DTYPES, TF32], "dtype")
+
+
+def allows_tf32(device: torch.device, dtype: str) -> bool:
+    """Whether a model in the dtype of that name is computed in TF32 on a device."""
+    return dtype == TF32 and device.type == "cuda"
 
 
 def _name(device: Any) -> Any:
