@@ -5,7 +5,7 @@ The MAR has 16 tokens of 2x2 pixels. The BitDance draws 64 tokens in four square
 
 import math
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
 from disa.models.nextstep.config import NextStepConfig
 from disa.models.nextstep.model import NextStep
-from disa.models.registry import find_preset
+from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
 from disa.runtime.packing import can_pack, pack
 from disa.weights.build import build_model
@@ -77,6 +77,14 @@ def nextstep() -> NextStep:
     model = randomised(NextStep(NEXTSTEP_CONFIG))
     model.llm.embed_tokens.weight.mul_(5)
     return model
+
+
+def shallow(name: str) -> Preset:
+    """An embedded preset with one block of each kind, drawn in three AR steps."""
+    own = PRESETS[name]
+    less: dict[str, Any] = {each.name: 1 for each in fields(own.spec.architecture) if each.name.endswith("_depth")}
+    less |= {"flowar": {"scales": (1, 2, 4)}, "xar": {"latent_size": (4, 12), "cells": (1, 3)}}.get(own.spec.family, {})
+    return changed(own, architecture=replace(own.spec.architecture, **less), num_ar_steps=3)
 
 
 def changed(preset: Preset, **values: Any) -> Preset:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_flatten
 
 from disa.runtime.graphs import Work
 
@@ -24,12 +23,12 @@ LOOKING = "_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal"
 
 @dataclass(eq=False)
 class Done:
-    """One operator, as it was called."""
+    """One operator, as it was called. out: the tensors that it gave."""
 
     function: Any
     args: Any
     kwargs: Any
-    out: Any
+    out: list[Tensor]
 
 
 class Writing(TorchDispatchMode):
@@ -44,7 +43,7 @@ class Writing(TorchDispatchMode):
         if name in LOOKING:
             raise RuntimeError(f"{name} is not permitted when stream is capturing")
         out = function(*args, **(kwargs or {}))
-        self.done.append(Done(function, args, kwargs or {}, out))
+        self.done.append(Done(function, args, kwargs or {}, tensors(out)))
         return out
 
 
@@ -72,7 +71,10 @@ def no_launch(function: Any) -> bool:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    return [each for each in tree_flatten(value)[0] if isinstance(each, Tensor)]
+    """Those in a value, in lists and in tuples."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [each for part in value for each in tensors(part)] if isinstance(value, list | tuple) else []
 
 
 def memory(tensor: Tensor) -> int:
@@ -102,18 +104,18 @@ class StandIn:
             returned = work()
         before, kept, made = set[int](), {memory(each) for each in returned}, dict[int, Tensor]()
         for each in writing.done:
-            before |= {memory(t) for t in tensors((each.args, each.kwargs)) if strided(t)} - made.keys()
-            for out in tensors(each.out):
+            before |= {memory(t) for t in tensors((each.args, list(each.kwargs.values()))) if strided(t)} - made.keys()
+            for out in each.out:
                 if strided(out) and memory(out) not in before | kept:
                     made[memory(out)] = out
-        spoiled = list(made.values())
+        spoiled, done = [(useless(each), whole(each)) for each in made.values()], list(filter(computes, writing.done))
 
         def replay() -> None:
             self.replays += 1
             with _disable_current_modes():
-                for each in spoiled:
-                    spoil(each)
-                for each in writing.done:
+                for value, place in spoiled:
+                    place.fill_(value)
+                for each in done:
                     again(each)
                 if self.faulty:
                     for each in returned:
@@ -126,18 +128,23 @@ def strided(tensor: Tensor) -> bool:
     return tensor.layout is torch.strided
 
 
-def spoil(tensor: Tensor) -> None:
-    """Fill the whole memory that a tensor lies in: floats become none, whole numbers useless."""
-    whole = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # pyright: ignore
-    whole.fill_(0xFF if tensor.is_floating_point() else 0x7F)
+def whole(tensor: Tensor) -> Tensor:
+    """The bytes of the whole memory that a tensor lies in."""
+    return torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())  # pyright: ignore
+
+
+def useless(tensor: Tensor) -> int:
+    """What to fill these with: floats become none, whole numbers useless."""
+    return 0xFF if tensor.is_floating_point() else 0x7F
+
+
+def computes(done: Done) -> bool:
+    return not (is_view(done.function) or str(done.function).startswith("aten.lift_fresh"))
 
 
 def again(done: Done) -> None:
     """Do an operator once more, its results where they were."""
-    name = str(done.function)
-    if is_view(done.function) or name.startswith("aten.lift_fresh"):
-        return
-    found = done.function(*done.args, **done.kwargs)
-    for old, new in zip(tensors(done.out), tensors(found), strict=True):
+    found = tensors(done.function(*done.args, **done.kwargs))
+    for old, new in zip(done.out, found, strict=True):
         if old is not new and memory(old) != memory(new):
             old.copy_(new)

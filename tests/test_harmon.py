@@ -208,9 +208,8 @@ def test_padding_changes_nothing_but_rounding(model: Harmon, monkeypatch: pytest
     expected = draw(model, [0, 1, 2])
     read = model._read
 
-    def together(prompts: Prompts, longest: int) -> list[Prefix]:
-        known = prompts.lengths.tolist()
-        return [read(prompts.ids, prompts.lengths, set(known), known, longest)]
+    def together(ids: Tensor, lengths: list[int], longest: int) -> list[Prefix]:
+        return [read(ids, lengths, set(lengths), longest)]
 
     monkeypatch.setattr(model, "read", together)
     found = draw(model, [0, 1, 2])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from disa.core.orders import COSINE, RANDOM, Counts, Order
-from disa.core.request import Request
+from disa.core.request import Prompts, Request
 from disa.core.reuse import Reuse
 from disa.errors import DisaError
 
@@ -23,6 +23,8 @@ class Capabilities:
     """Tokens of an image of the model's own size."""
     num_classes: int | None = None
     """Labels are 0 to one less; None where prompts are drawn."""
+    vocab_size: int | None = None
+    """Token ids of prompts are 0 to one less; None where the model checks them itself."""
     any_size: bool = False
     """Whether images of other sizes than its own can be drawn."""
     keeps_tokens: bool = False
@@ -53,6 +55,8 @@ class Capabilities:
         self.check_reuse(request.reuse)
         if request.labels is not None:
             self.check_labels(request.labels.tolist())
+        if request.prompts is not None and self.vocab_size is not None:
+            check_ids(request.prompts, self.vocab_size)
         if request.known is not None:
             self.check_keeps_tokens()
         num_tokens = None if request.token_grid is None else math.prod(request.token_grid)
@@ -122,3 +126,13 @@ class Capabilities:
     def _in_order(self) -> str:
         count = "" if self.num_ar_steps is None else f"{self.num_ar_steps} "
         return f"this {self.family} draws its {count}{self.group}s one after the other"
+
+
+def check_ids(prompts: Prompts, vocab_size: int) -> None:
+    """Refuse token ids that are not in a vocabulary. Raises DisaError."""
+    low, high = (int(end) for end in prompts.ids.aminmax())
+    if not 0 <= low <= high < vocab_size:
+        raise DisaError(
+            f"token ids must be 0 to {vocab_size - 1}, found {low} to {high}: "
+            "the prompts were made with another model's tokenizer."
+        )

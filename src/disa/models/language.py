@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from disa.core.capabilities import check_ids
 from disa.core.request import Prompts
 from disa.core.work import attention, product, ran
 from disa.errors import DisaError
@@ -94,12 +95,12 @@ def check_language(config: LanguageConfig, num_image_tokens: int) -> None:
 
 def check_prompts(config: LanguageConfig, prompts: Prompts, num_following: int) -> None:
     """Ids must be in the vocabulary, and what follows a prompt must have positions left. Raises DisaError."""
-    ids, longest = prompts.ids, int(prompts.lengths.max())
-    if not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
-        raise DisaError(
-            f"token ids must be 0 to {config.vocab_size - 1}, found {ids.min()} to {ids.max()}: "
-            "the prompts were made with another model's tokenizer."
-        )
+    check_ids(prompts, config.vocab_size)
+    check_positions(config, int(prompts.lengths.max()), num_following)
+
+
+def check_positions(config: LanguageConfig, longest: int, num_following: int) -> None:
+    """What follows the longest prompt must have positions left. Raises DisaError."""
     if longest + num_following > config.max_positions:
         room = config.max_positions - num_following
         raise DisaError(f"a prompt may have at most {room} tokens here, found {longest}: shorten it.")

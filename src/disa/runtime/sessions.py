@@ -5,7 +5,7 @@ the state of a generation lies in; every graph of it reads and writes there. Cap
 
 | what | once for each | what it reads | what it writes |
 |---|---|---|---|
-| begin, of labels | session | labels, keys of the noise | slots |
+| begin | session | labels or prompts, keys of the noise | slots |
 | pose | AR step | slots | slots; the box of the problem |
 | the way from noise to tokens | box and way along a grid | the box, keys of the noise | tokens |
 
@@ -20,7 +20,7 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -145,6 +145,7 @@ class Session:
         self.recorder, self.model, self.busy = recorder, model, False
         self.noise = noise.with_key(noise.key.clone())
         self.labels = None if request.labels is None else request.labels.to(noise.key.device, copy=True)
+        self.ids = None if request.prompts is None else request.prompts.ids.to(noise.key.device, copy=True)
         with unheard():  # the beginning that counts is that of `begin`
             state = model.begin(request, noise)
         self.structure, parts = apart(state)
@@ -163,9 +164,12 @@ class Session:
 
     def _begun(self, request: Request) -> Recording | None:
         """The graph of `begin`; None where it decides by values of the request."""
-        if request.known is not None or request.prompts is not None:
+        prompts, model = request.prompts, cast(Any, self.model)
+        if request.known is not None or (prompts is not None and model.capabilities.vocab_size is None):
             return None
-        asked = replace(request, labels=self.labels, checked=True)
+        if prompts is not None and self.ids is not None:
+            prompts = replace(prompts, ids=self.ids)
+        asked = replace(request, labels=self.labels, prompts=prompts, checked=True)
 
         def begin() -> list[Tensor]:
             copy_all(self.slots, apart(self.model.begin(asked, self.noise))[1])
@@ -188,6 +192,8 @@ class Session:
             check(self.model, request)
             if self.labels is not None and request.labels is not None:
                 self.labels.copy_(request.labels)
+            if self.ids is not None and request.prompts is not None:
+                self.ids.copy_(request.prompts.ids)
             self.begun.replay()
         state = rebuilt(self.template, iter(self.slots))
         for each in fields(state):

@@ -45,6 +45,7 @@ class HarmonConfig(MARConfig):
             "Harmon",
             "prompts",
             self.num_tokens,
+            vocab_size=self.vocab_size,
             any_size=True,
             keeps_tokens=True,
             reuses=("residual",),

@@ -28,8 +28,9 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, conditional, empty_cache
-from disa.models.language import causal, check_prompts, language_model, register_attention
+from disa.models.language import causal, check_positions, check_prompts, language_model, register_attention
 from disa.models.mar.model import MAR, MARState, Positions
+from disa.runtime.constants import constant
 from disa.runtime.kernels import linear
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import sums_vary
@@ -55,6 +56,11 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(x, activation="swish"))
+
+
+def numbers(values: list[int], device: torch.device) -> Tensor:
+    """[N] on a device."""
+    return constant(("numbers", *values, device), lambda: torch.tensor(values).to(device, non_blocking=True))
 
 
 class Harmon(nn.Module):
@@ -88,10 +94,14 @@ class Harmon(nn.Module):
             raise DisaError("Harmon draws from prompts: found none. Give one prompt per image.")
         planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1), True)
         rows = request.batch_size * (2 if request.guidance.active else 1)
-        prompts = Prompts(request.prompts.ids[:rows], request.prompts.lengths[:rows])
-        check_prompts(self.config, prompts, planned.tokens.shape[1] + self.config.buffer_size)
-        longest = self.config.buffer_size + planned.visible[-1].shape[1]
-        return HarmonState(**vars(planned), prefixes=self.read(prompts, longest))
+        ids, lengths, buffer = (
+            request.prompts.ids[:rows],
+            request.prompts.lengths.tolist()[:rows],
+            self.config.buffer_size,
+        )
+        check_positions(self.config, max(lengths), planned.tokens.shape[1] + buffer)
+        prefixes = self.read(ids, lengths, buffer + planned.visible[-1].shape[1])
+        return HarmonState(**vars(planned), prefixes=prefixes)
 
     def pose(self, state: HarmonState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
@@ -120,32 +130,31 @@ class Harmon(nn.Module):
 
     # -- the language model --------------------------------------------------------------------------------------
 
-    def read(self, prompts: Prompts, longest: int) -> list[Prefix]:
-        """Keys and values of prompts, padding included: nothing real attends to it. At most `longest` tokens follow.
+    def read(self, ids: Tensor, lengths: list[int], longest: int) -> list[Prefix]:
+        """Keys and values of prompts [N, T], padding included: nothing real attends to it. At most `longest` tokens
+        follow.
 
         Where masked keys would change the order in which a kernel sums, prompts of equal length go together, so that
         no key is padding and an image does not depend on its batch. Elsewhere, and in training, one call reads all.
         """
-        device = self.mar.no_class.device
-        ids, lengths = prompts.ids.to(device), prompts.lengths.to(device)
-        known = prompts.lengths.tolist()
-        groups = [{length} for length in sorted(set(known))] if sums_vary(device) else [set(known)]
-        return [self._read(ids, lengths, group, known, longest) for group in groups]
+        ids = ids.to(self.mar.no_class.device)
+        groups = [{length} for length in sorted(set(lengths))] if sums_vary(ids.device) else [set(lengths)]
+        return [self._read(ids, lengths, group, longest) for group in groups]
 
-    def _read(self, ids: Tensor, lengths: Tensor, group: set[int], known: list[int], longest: int) -> Prefix:
-        """Of the prompts whose length is in a group; known: the lengths of all, on the host."""
-        places = [place for place, length in enumerate(known) if length in group]
-        rows, shortest, width = torch.tensor(places, device=ids.device), min(group), max(group)
-        lengths, cache = lengths[rows], empty_cache()
+    def _read(self, ids: Tensor, lengths: list[int], group: set[int], longest: int) -> Prefix:
+        """Of the prompts whose length is in a group."""
+        places = [place for place, length in enumerate(lengths) if length in group]
+        shortest, width, cache = min(group), max(group), empty_cache()
+        rows, real = numbers(places, ids.device), numbers([lengths[place] for place in places], ids.device)
         positions = torch.arange(width, device=ids.device)[None]
         x = self.llm.embed_tokens(ids[rows, :width])
         self._run(x, positions, causal(width, x), cache)
         past = x.new_zeros(1, 1, 1, width)
         if shortest < width:
-            past = past.masked_fill((positions >= lengths[:, None])[:, None, None], float("-inf"))
+            past = past.masked_fill((positions >= real[:, None])[:, None, None], float("-inf"))
         following = causal(longest, x).expand(len(past), -1, -1, -1)
         mask = torch.cat([past.expand(-1, -1, longest, -1), following], dim=3)
-        return Prefix(places, rows, lengths, width, mask, cache)
+        return Prefix(places, rows, real, width, mask, cache)
 
     def continued(self, x: Tensor, prefixes: list[Prefix]) -> Tensor:
         """[B, P + V, D] of the encoder, buffer first -> [B', P + V, D]: with what the language model adds to it.
@@ -285,7 +294,9 @@ class Harmon(nn.Module):
         """`MAR.condition` with one prompt per image instead of a class, in training."""
         positions = positions or self.mar.positions()
         x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), visible, positions)
-        return self.mar.decode(self.continued(x, self.read(prompts, x.shape[1])), visible, wanted, positions)
+        return self.mar.decode(
+            self.continued(x, self.read(prompts.ids, prompts.lengths.tolist(), x.shape[1])), visible, wanted, positions
+        )
 
     def describing_loss(
         self, latents: Tensor, ids: Tensor, targets: Tensor, image_token: int, visual_gradient: float = 1.0
