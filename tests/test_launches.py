@@ -23,6 +23,7 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from launches import Launches, draw, on_meta, request_for, solver_of  # noqa: E402  # pyright: ignore
 
+import small  # noqa: E402
 from disa.core.plans import read_plan  # noqa: E402
 from disa.core.problem import DenoisingProblem, Look  # noqa: E402
 from disa.core.request import Guidance, Request  # noqa: E402
@@ -31,21 +32,25 @@ from disa.core.solvers import SOLVERS  # noqa: E402
 from disa.core.spending import Spending  # noqa: E402
 from disa.core.steps import describe  # noqa: E402
 from disa.core.texts import parse  # noqa: E402
-from disa.models.registry import PRESETS  # noqa: E402
 from disa.policies.adaptive import policy  # noqa: E402
 from disa.policies.probe import FittedProbe  # noqa: E402
 from disa.runtime import fused  # noqa: E402
 from disa.weights.package import in_package  # noqa: E402
 
 FILE = Path(__file__).with_name("launches.json")
-MODELS = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
-NUM_AR_STEPS = {"mar-digits": 3, "harmon-shapes": 3}
+EMBEDDED = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
+PRESETS = {name: small.shallow(name) for name in EMBEDDED} | {
+    "bitdance": small.BITDANCE,
+    "nextstep": small.NEXTSTEP,
+}
+"""Small models: one of each family."""
+MODELS = tuple(PRESETS)
 STEPS = "linear:3-2"
 
 
 @cache
 def model(name: str) -> Any:
-    if name.startswith("harmon"):
+    if PRESETS[name].prompts:
         pytest.importorskip("transformers")
     return on_meta(PRESETS[name])
 
@@ -57,7 +62,7 @@ def drawn(
     preset = PRESETS[name]
     draw(
         model(name),
-        request or request_for(preset, 2, NUM_AR_STEPS.get(name)),
+        request or request_for(preset, 2),
         parse(steps) if isinstance(steps, str) else steps,
         solver or solver_of(preset),
         watched or nullcontext(),
@@ -117,7 +122,8 @@ def test_no_solver_waits(name: str) -> None:
         drawn(name, "constant:2", solver)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:.*is stretched")
+@pytest.mark.parametrize("name", EMBEDDED)
 def test_no_plan_waits(name: str) -> None:
     plan = read_plan(in_package(f"{name}-plan.json"), "plan")
     drawn(name, plan.steps(plan.bounds[0]), plan.solver)
@@ -127,7 +133,7 @@ def test_no_plan_waits(name: str) -> None:
 @pytest.mark.parametrize("name", MODELS)
 def test_no_guidance_waits(name: str) -> None:
     """Where it acts in some AR steps and some denoising times alone."""
-    base = request_for(PRESETS[name], 2, NUM_AR_STEPS.get(name))
+    base = request_for(PRESETS[name], 2)
     guidance = Guidance(2.0, "linear", (0.1, 0.7), (0.3, 1.0))
     request = Request(2, base.num_ar_steps, base.labels, guidance, prompts=base.prompts)
     drawn(name, "constant:4", request=request)
