@@ -1,7 +1,7 @@
-"""What `gpu.py` measured -> the tables of docs/gpu.md.
+"""What `gpu.py`, `work.py` and `precision.py` measured -> the tables of docs/gpu.md.
 
-python benchmarks/gpu_write.py                 # from benchmarks/results/gpu-*.json, between the page's marks
-python benchmarks/gpu_write.py FILE...         # print those
+python benchmarks/gpu_write.py                 # from benchmarks/results, between the page's marks
+python benchmarks/gpu_write.py FILE...         # print those of files of gpu.py
 python benchmarks/gpu_write.py --check         # whether the page has them
 """
 
@@ -20,6 +20,7 @@ from tables import ROOT, table
 PAGE = ROOT / "docs" / "gpu.md"
 RESULTS = ROOT / "benchmarks" / "results"
 FORMS = "plain", "fused", "graphs"
+PRECISION = {"rounded to bf16": "models", "autoencoder": "autoencoders"}
 NOTHING = "No GPU has been measured yet."
 HEADERS = [
     "model",
@@ -96,12 +97,40 @@ def _told(cell: dict[str, Any] | None) -> str:
     return "" if cell is None else "does not fit" if "full" in cell else "failed"
 
 
+def precision(result: dict[str, Any]) -> str:
+    """The tables of `precision.py`: errors of latents, and of images of autoencoders."""
+    return "\n\n".join(_columns(title, result[part]) for title, part in PRECISION.items())
+
+
+def _columns(title: str, found: dict[str, dict[str, float]]) -> str:
+    kinds = next(iter(found.values()))
+    return table([title, *found], [[kind, *(f"{each[kind]:.1e}" for each in found.values())] for kind in kinds])
+
+
+def launches(counts: dict[str, dict[str, int]]) -> str:
+    """What an image launches by the annealed settings, of the models that `work.py` has counted."""
+    lines = list[list[str]]()
+    for name in work.MODELS:
+        if counted := counts.get(f"{name} disa"):
+            asked = work.Asked.of(work.PRESETS[name], "disa")
+            forms = (f"{counted[form]:,}".replace(",", " ") for form in work.FORMS)
+            lines.append([name, f"{asked.num_ar_steps} x `{asked.steps}`", *forms])
+    return table(["model", "steps", "in plain form", "with fused operators"], lines)
+
+
 def filled(text: str) -> str:
     """The page with the tables of all results."""
-    files = sorted(RESULTS.glob("gpu-*.json"))
-    content = "\n\n".join(page(json.loads(path.read_text(encoding="utf-8"))) for path in files) or NOTHING
-    pattern = re.compile(r"(<!-- gpu -->\n).*?(<!-- /gpu -->)", re.DOTALL)
-    return pattern.sub(lambda marks: f"{marks[1]}{content}\n{marks[2]}", text)
+    measured = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("gpu-*.json"))]
+    rounded = json.loads((RESULTS / "precision.json").read_text(encoding="utf-8"))
+    contents = {
+        "gpu": "\n\n".join(map(page, measured)) or NOTHING,
+        "launches": launches(work.read()),
+        "precision": precision(rounded),
+    }
+    for mark, content in contents.items():
+        pattern = re.compile(rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", re.DOTALL)
+        text = pattern.sub(lambda marks, content=content: f"{marks[1]}{content}\n{marks[2]}", text)
+    return text
 
 
 def main(given: list[str]) -> int:

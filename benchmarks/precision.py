@@ -23,8 +23,9 @@ from unittest.mock import patch
 
 import torch
 from common import note, publish
+from gpu_write import precision
 from launches import request_for
-from tables import ROOT, table
+from tables import ROOT
 from torch import Tensor, nn
 
 from disa.codecs.base import LatentCodec
@@ -208,17 +209,10 @@ def main() -> None:
     if given.golden:
         drawn |= {case: errors(case, recorded(given.golden / f"{case}.json")) for case in RECORDED}
         codecs |= {"vae_kl16": recorded_codec(given.golden / "vae_kl16.json")}
-    print(columns("rounded", drawn), columns("autoencoder", codecs), sep="\n\n")
-    publish(
-        {"benchmark": "precision", "steps": STEPS, "images": given.images, "models": drawn, "autoencoders": codecs},
-        given.out,
-    )
-
-
-def columns(title: str, found: dict[str, dict[str, float]]) -> str:
-    """A table with a column for each."""
-    kinds = next(iter(found.values()))
-    return table([title, *found], [[kind, *(f"{each[kind]:.1e}" for each in found.values())] for kind in kinds])
+    result = {"benchmark": "precision", "steps": STEPS, "images": given.images}
+    result |= {"models": drawn, "autoencoders": codecs}
+    print(precision(result))
+    publish(result, given.out)
 
 
 if __name__ == "__main__":
