@@ -56,6 +56,7 @@ SHARE_OF_TESTS, LONGEST_TESTS = 0.4, 180.0
 NEEDED = {
     "triton": "fused operators run in plain form",
     "transformers": "no Harmon",
+    "diffusers": "no test of the autoencoder",
     "pytest": "no tests",
     "pytest_timeout": "no tests",
     "typer": "no tests",
