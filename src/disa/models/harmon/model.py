@@ -59,7 +59,7 @@ class Projection(nn.Module):
 
 
 def numbers(values: list[int], device: torch.device) -> Tensor:
-    """[N] on a device."""
+    """Whole numbers [N] on a device, which follow from the shape of a batch."""
     return constant(("numbers", *values, device), lambda: torch.tensor(values).to(device, non_blocking=True))
 
 
@@ -94,11 +94,8 @@ class Harmon(nn.Module):
             raise DisaError("Harmon draws from prompts: found none. Give one prompt per image.")
         planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1), True)
         rows = request.batch_size * (2 if request.guidance.active else 1)
-        ids, lengths, buffer = (
-            request.prompts.ids[:rows],
-            request.prompts.lengths.tolist()[:rows],
-            self.config.buffer_size,
-        )
+        ids, lengths = request.prompts.ids[:rows], request.prompts.lengths.tolist()[:rows]
+        buffer = self.config.buffer_size
         check_positions(self.config, max(lengths), planned.tokens.shape[1] + buffer)
         prefixes = self.read(ids, lengths, buffer + planned.visible[-1].shape[1])
         return HarmonState(**vars(planned), prefixes=prefixes)
@@ -131,11 +128,11 @@ class Harmon(nn.Module):
     # -- the language model --------------------------------------------------------------------------------------
 
     def read(self, ids: Tensor, lengths: list[int], longest: int) -> list[Prefix]:
-        """Keys and values of prompts [N, T], padding included: nothing real attends to it. At most `longest` tokens
-        follow.
+        """Keys and values of prompts, padding included: nothing real attends to it. At most `longest` tokens follow.
 
-        Where masked keys would change the order in which a kernel sums, prompts of equal length go together, so that
-        no key is padding and an image does not depend on its batch. Elsewhere, and in training, one call reads all.
+        ids: [N, T]; lengths: [N] without padding. Where masked keys would change the order in which a kernel sums,
+        prompts of equal length go together, so that no key is padding and an image does not depend on its batch.
+        Elsewhere, and in training, one call reads all.
         """
         ids = ids.to(self.mar.no_class.device)
         groups = [{length} for length in sorted(set(lengths))] if sums_vary(ids.device) else [set(lengths)]
@@ -294,9 +291,8 @@ class Harmon(nn.Module):
         """`MAR.condition` with one prompt per image instead of a class, in training."""
         positions = positions or self.mar.positions()
         x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), visible, positions)
-        return self.mar.decode(
-            self.continued(x, self.read(prompts.ids, prompts.lengths.tolist(), x.shape[1])), visible, wanted, positions
-        )
+        prefixes = self.read(prompts.ids, prompts.lengths.tolist(), x.shape[1])
+        return self.mar.decode(self.continued(x, prefixes), visible, wanted, positions)
 
     def describing_loss(
         self, latents: Tensor, ids: Tensor, targets: Tensor, image_token: int, visual_gradient: float = 1.0
