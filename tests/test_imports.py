@@ -34,8 +34,9 @@ PLACES = (
     "tiny",
     "evaluate",
     "pipeline serve",
+    "studio",
     "disa",
-    "cli studio",
+    "cli",
     "__main__",
 )
 # What a place may import if that is less. A model states the problem and does not solve it: no step counts, solvers or
@@ -148,7 +149,7 @@ def test_every_form_of_import_is_seen(source: str) -> None:
 def test_every_library_that_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     extras = project["optional-dependencies"]
-    used = ("diffusers", "harmon", "bulk", "serve", "kernels", "evaluate")
+    used = ("diffusers", "harmon", "bulk", "serve", "studio", "kernels", "evaluate")
     wanted = [*project["dependencies"], *(line for extra in used for line in extras[extra])]
     declared = {re.split(r"[^\w-]", line)[0].replace("_", "-").lower() for line in wanted}
     sources = (path.read_text(encoding="utf-8") for path in MODULES.values())
@@ -172,7 +173,7 @@ DRAW = """
 from disa.draw.sampler import Sampler
 Sampler.load("mar-digits", device="cpu").sample(3, 0, steps="constant:1", num_ar_steps=2, output_type="pt")
 """
-SERVING = "fastapi uvicorn prometheus_client "
+SERVING = "fastapi uvicorn prometheus_client gradio "
 FOR_ALL = SERVING + "ray torch numpy safetensors huggingface_hub diffusers transformers PIL matplotlib sklearn scipy"
 FOR_SOME = SERVING + "ray typer rich PIL matplotlib sklearn scipy huggingface_hub diffusers transformers"
 

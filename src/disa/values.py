@@ -6,6 +6,7 @@
 | a number | the same and int, float of any of these; "0.5", "1e-3" | True, nan, infinity, 1e39, "half", None |
 | true or false | bool, NumPy's and PyTorch's; 0 and 1 | "true", 2, None |
 | a text | str, NumPy's str | bytes, half of a surrogate pair, NUL, None |
+| whole numbers by their texts (`spans`) | `3`, `5-9` | an empty range, signs, more than a million |
 | one of some names | str that is one of them | all else, with the nearest name |
 | many of them | one alone; a list, tuple, range, array, tensor or iterator of one dimension | a dict, a set, bytes |
 | a path | str or `os.PathLike`; a leading ~ is the home folder, where there is one | "", NUL, bytes, numbers |
@@ -19,6 +20,7 @@ import inspect
 import math
 import operator
 import os
+import re
 import shlex
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -36,8 +38,11 @@ LARGEST_FLOAT = (2 - 2**-23) * 2.0**127
 """The largest number in float32."""
 LONGEST_SHOWN = 80
 LONGEST_NAME = 200
+MOST_NUMBERS = 1_000_000
+"""Of labels or seeds at a time."""
 LONGEST_NUMBER = 100
 """Digits of a number in a text: reading a million of them takes a second."""
+_RANGE = re.compile(r"(\d{1,30})(?:-(\d{1,30}))?", re.ASCII)
 
 
 def whole_number(value: Any, what: str, least: int | None = None, most: int | None = None) -> int:
@@ -104,6 +109,24 @@ def many(values: Any, read: Callable[[Any, str], T], what: str) -> list[T]:
     if isinstance(values, dict | set | frozenset | bytes | bytearray):
         raise DisaError(f"{what} must be in a list, found {shown(values)}.")
     return [read(value, f"each of the {what}") for value in values]
+
+
+def spans(parts: list[str], what: str, where: str = "") -> list[int]:
+    """The whole numbers of texts such as `3` and `5-9`: none is made before all are read. Raises DisaError."""
+    found, too_many = list[range](), f"there are too many {what}{where}: expected at most {MOST_NUMBERS} at a time."
+    if len(parts) > MOST_NUMBERS:
+        raise DisaError(too_many)
+    for part in parts:
+        ends = _RANGE.fullmatch(part.strip())
+        if ends is None:
+            raise DisaError(f"{what} must be whole numbers like 3, 0-7 or 1,5,9; found {shown(part)}{where}.")
+        first, last = int(ends[1]), int(ends[2] or ends[1])
+        if last < first:
+            raise DisaError(f"{what} {shown(part)}{where} is an empty range: write the smaller number first.")
+        found.append(range(first, last + 1))
+    if sum(span.stop - span.start for span in found) > MOST_NUMBERS:
+        raise DisaError(too_many)
+    return [number for span in found for number in span]
 
 
 def takes(function: Callable[..., Any], count: int) -> bool:

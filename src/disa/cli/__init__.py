@@ -19,6 +19,7 @@ from disa.cli.fitting import fit_probe
 from disa.cli.measuring import bench, compare, demo
 from disa.cli.options import flat
 from disa.cli.serving import serve
+from disa.cli.studio import studio
 from disa.cli.tuning import tune
 from disa.cli.weights import convert, presets, train
 from disa.errors import DisaError
@@ -39,6 +40,7 @@ COMMANDS = {
     describe: "disa describe photo.jpg --model harmon-0.5b --prompt 'What is on the table?'",
     bulk: "disa bulk --model mar-digits --labels 0-9 --per-label 100 --workers 2 --out run",
     serve: "disa serve --model mar-digits --steps linear:50-5",
+    studio: "disa studio --model mar-digits",
     compare: "disa compare --steps constant:100 --steps linear:50-5 --seeds 0-99 --out out",
     evaluate: "disa evaluate out --against digits",
     demo: "disa demo --out demo",

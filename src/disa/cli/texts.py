@@ -18,19 +18,17 @@ from typing import Any
 
 from disa.errors import DisaError
 from disa.reading import parse_json, read_bounded
-from disa.values import path, shown, whole_number
+from disa.values import MOST_NUMBERS, path, shown, spans, whole_number
 
-MOST_NUMBERS = 1_000_000
 LARGEST_FILE = 32 << 20
 NUMPY = b"\x93NUMPY"
-RANGE = re.compile(r"(\d{1,30})(?:-(\d{1,30}))?", re.ASCII)
 
 
 def parse_numbers(text: str, what: str) -> list[int]:
     """Labels or seeds. Raises DisaError."""
     if text.startswith("@"):
         return _in_file(path(text[1:], f"the file of {what}"), what)
-    return _spans(text.split(","), what)
+    return spans(text.split(","), what)
 
 
 def parse_labels(text: str) -> list[int] | None:
@@ -47,24 +45,6 @@ def parse_box(text: str) -> list[int]:
     return [top, left, bottom, right]
 
 
-def _spans(parts: list[str], what: str, where: str = "") -> list[int]:
-    """The numbers of ranges, of which there may be millions: none is made before all are read."""
-    spans, too_many = [], f"there are too many {what}{where}: expected at most {MOST_NUMBERS} at a time."
-    if len(parts) > MOST_NUMBERS:
-        raise DisaError(too_many)
-    for part in parts:
-        ends = RANGE.fullmatch(part.strip())
-        if ends is None:
-            raise DisaError(f"{what} must be whole numbers like 3, 0-7 or 1,5,9; found {shown(part)}{where}.")
-        first, last = int(ends[1]), int(ends[2] or ends[1])
-        if last < first:
-            raise DisaError(f"{what} {shown(part)}{where} is an empty range: write the smaller number first.")
-        spans.append(range(first, last + 1))
-    if sum(span.stop - span.start for span in spans) > MOST_NUMBERS:
-        raise DisaError(too_many)
-    return [number for span in spans for number in span]
-
-
 def _in_file(file: Path, what: str) -> list[int]:
     content, where = read_bounded(file, LARGEST_FILE), f" in {file}"
     if content.startswith(NUMPY):
@@ -78,7 +58,7 @@ def _in_file(file: Path, what: str) -> list[int]:
     if not words.strip():
         raise DisaError(f"{file} holds no {what}: expected at least one.")
     if not words.lstrip().startswith("["):
-        return _spans([part for part in re.split(r"[\s,]+", words) if part], what, where)
+        return spans([part for part in re.split(r"[\s,]+", words) if part], what, where)
     try:
         return _whole(parse_json(words), what, where)
     except ValueError as error:

@@ -204,7 +204,7 @@ class Reader:
                 told = f'size must be "auto" or WIDTHxHEIGHT like 512x768, found {shown(given["size"])}.'
                 raise Refused(told, param="size")
             options["size"] = [int(found[2]), int(found[1])]
-        _refuse_files(options)
+        refuse_files(options)
         return options
 
     def _settings(self, options: dict[str, Any], given: dict[str, Any]) -> Settings:
@@ -253,7 +253,7 @@ def _fields(body: bytes) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _refuse_files(options: dict[str, Any]) -> None:
+def refuse_files(options: dict[str, Any]) -> None:
     """A request may not name files of the server: neither are they read, nor does an error tell whether they are
     there. Raises Refused."""
     if options.get("recipe", FAST) not in (FAST, NONE):

@@ -1,0 +1,126 @@
+"""The studio as a server of this machine: the page first, then the model."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from disa.serve.keys import Keys, is_loopback
+from disa.serve.refusals import Refused
+from disa.serve.server import listen
+from disa.studio.imports import import_gradio
+
+if TYPE_CHECKING:
+    from disa.draw.sampler import Sampler
+    from disa.studio.page import Page
+
+HERE = Path(__file__).parent
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; media-src 'self' data: blob:; worker-src 'self' blob:; "
+    "connect-src 'self' data: blob:; frame-src 'self'; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
+)
+"""What a browser may load for the page: nothing from anywhere else."""
+LARGEST_UPLOAD = "100mb"
+
+
+class Guard:
+    """Answers requests that are meant for this machine, and has browsers ask nobody else."""
+
+    def __init__(self, app: Any, only_here: bool) -> None:
+        self.app, self.only_here = app, only_here
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), None)
+        try:
+            if self.only_here:
+                Keys().check(None, host)
+        except Refused as refused:
+            await send({"type": "http.response.start", "status": refused.status, "headers": []})
+            await send({"type": "http.response.body", "body": str(refused).encode()})
+            return
+
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                headers = [each for each in message["headers"] if each[0].lower() != b"content-security-policy"]
+                message = message | {"headers": [*headers, (b"content-security-policy", POLICY.encode())]}
+            await send(message)
+
+        await self.app(scope, receive, with_policy)
+
+
+@dataclass(frozen=True)
+class Open:
+    """A studio whose page is there, without a model yet."""
+
+    url: str
+    page: Page
+    files: bool
+    """Whether visitors may name files of this machine."""
+
+    def prepare(self, load: Callable[[], Sampler]) -> Sampler:
+        """Load the model; from then on there is an answer to everything. Raises DisaError."""
+        from disa.studio.handlers import Handlers
+        from disa.studio.machine import Machine
+        from disa.studio.models import Models
+
+        machine = Machine()
+        models = Models(machine, load)
+        self.page.studio.handlers.set_result(Handlers(machine, models, self.files))
+        return models.first
+
+
+@contextmanager
+def opened(host: str, port: int) -> Iterator[Open]:
+    """A studio, to the end of the context. Raises DisaError."""
+    import_gradio()
+    from disa.studio.page import Page
+
+    here = is_loopback(host)
+    with tempfile.TemporaryDirectory(prefix="disa-studio-") as folder, listen(host, port) as listening:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # what is uploaded ends with the studio
+        port = listening.getsockname()[1]
+        listening.close()  # gradio opens it anew
+        page = Page()
+        try:
+            url = _launch(page, host, port, here)
+            yield Open(url, page, here)
+        finally:
+            page.blocks.close(verbose=False)
+
+
+def _launch(page: Page, host: str, port: int, here: bool) -> str:
+    """Open the port; returns the address."""
+    import gradio as gr
+    from starlette.middleware import Middleware
+
+    fonts = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "monospace")
+    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+    page.blocks.queue(max_size=64, api_open=False)
+    page.blocks.launch(
+        server_name=host,
+        server_port=port,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        footer_links=[],
+        run_history=False,
+        ssr_mode=False,
+        pwa=False,
+        mcp_server=False,
+        enable_monitoring=False,
+        max_file_size=LARGEST_UPLOAD,
+        app_kwargs={"middleware": [Middleware(Guard, only_here=here)], "docs_url": None, "redoc_url": None},
+        theme=theme,
+        css=(HERE / "style.css").read_text(encoding="utf-8"),
+        head=f"<script>{(HERE / 'script.js').read_text(encoding='utf-8')}</script>",
+    )
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
