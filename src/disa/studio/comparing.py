@@ -97,9 +97,12 @@ class Compared:
         own, first = self.drawings[i], self.drawings[0]
         assert own.samples is not None
         assert first.samples is not None
+        content = own.contents[place] or b""
+        if i == 0:
+            return f'<div class="cell">{shown.image(content, caption, "own")}</div>'
         apart = png(to_image((own.samples.images[place] - first.samples.images[place]).abs()))
         layers = [
-            shown.image(own.contents[place] or b"", caption, "own"),
+            shown.image(content, caption, "own"),
             shown.image(first.contents[place] or b"", f"{caption}, the original", "first"),
             shown.image(apart, f"{caption}, difference to the original", "apart"),
         ]

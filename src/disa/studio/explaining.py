@@ -15,8 +15,8 @@ from disa.studio.machine import Machine
 from disa.studio.plot import curve_plot
 from disa.study.evidence import EXPECTED, Curve, Effort, Evidence, measure, work
 
-NUM_IMAGES = 8
-EFFORT = Effort(draws=8, draw_steps=10, varied=4, path_steps=16, fit_images=64)
+NUM_IMAGES = 6
+EFFORT = Effort(draws=6, draw_steps=10, varied=3, path_steps=12, fit_images=32)
 CLEAR = 0.3
 """Spearman's correlation from which on a curve is said to rise or fall."""
 PANELS = (

@@ -193,7 +193,7 @@ class Handlers:
         return edited.on_easel(sampler, settings), f"{edited.name}, {size} pixels."
 
     def edit(
-        self, visitor: Visitor, form: Form, painted: Mapping[str, Any] | None, where: str, instruction: str
+        self, visitor: Visitor, form: Form, painted: Mapping[str, Any] | None, where: str, instruction: str | None
     ) -> Iterator[Shown]:
         """Draw a part of a picture again, or all of it as the instruction says. Raises DisaError."""
         edited: Edited | None = visitor.edited
@@ -201,8 +201,8 @@ class Handlers:
             raise DisaError("there is no picture to edit: open a file, or take the last one drawn.")
         sampler, settings = self._settings(form)
         _check_edited(sampler)
-        if instruction.strip():
-            form = replace(form, prompts=instruction.strip().replace("\n", " "))
+        if words := " ".join((instruction or "").split()):
+            form = replace(form, prompts=words)
         mask, said = None, "drawn anew as the instruction says"
         if sampler.model.capabilities.keeps_tokens:
             mask = editing.mask_of(painted, where, sampler.token_grid_of(settings.size) or sampler.token_grid)

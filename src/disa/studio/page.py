@@ -108,8 +108,8 @@ class Page:
 
     def _bench(self, name: str, start: str, empty: str) -> Bench:
         with gr.Row(elem_classes="buttons"):
-            begin = gr.Button(start, variant="primary", elem_id=f"{name}-start")
-            cancel = gr.Button("Cancel", interactive=False, elem_id=f"{name}-cancel")
+            begin = gr.Button(start, variant="primary", min_width=100, elem_id=f"{name}-start")
+            cancel = gr.Button("Cancel", interactive=False, min_width=100, elem_id=f"{name}-cancel")
         said = gr.HTML(elem_id=f"{name}-said")
         stage = gr.HTML(shown.nothing_yet(empty), elem_id=f"{name}-stage")
         return Bench(begin, cancel, said, stage)
@@ -135,29 +135,34 @@ class Page:
         with gr.Tab("Edit", id="edit"):
             self.unedited = gr.HTML()
             with gr.Row(elem_classes="buttons"):
-                self.open = gr.UploadButton("Open a picture", file_types=["image"], elem_id="edit-open")
-                self.take = gr.Button("Take the last one drawn", elem_id="edit-take")
+                self.open = gr.UploadButton("Open a picture", file_types=["image"], min_width=100, elem_id="edit-open")
+                self.take = gr.Button("Take the last one", min_width=100, elem_id="edit-take")
             self.opened = gr.HTML(elem_id="edit-opened")
-            self.easel = gr.ImageEditor(
-                label="Paint over what is drawn again",
-                type="pil",
-                sources=(),
-                transforms=(),
-                layers=False,
-                brush=gr.Brush(default_size=48, colors=["#ff4d6d"], color_mode="fixed"),
-                canvas_size=(512, 512),
-                height=420,
-                buttons=[],
-                elem_id="easel",
-            )
-            self.where = gr.Radio(list(HALVES), value=HALVES[0], label="Draw again", elem_id="where")
-            self.instruction = gr.Textbox(label="Instruction", info="What to change", visible=False, elem_id="ask")
-            self.editing = self._bench("edit", "Draw again", "Open a picture, and paint over a part of it.")
+            with gr.Row():
+                with gr.Column(min_width=320):
+                    self.easel = gr.ImageEditor(
+                        label="Paint over what is drawn again",
+                        type="pil",
+                        sources=(),
+                        transforms=(),
+                        layers=False,
+                        brush=gr.Brush(default_size=48, colors=[("#ff4d6d", 0.7)], color_mode="fixed"),
+                        canvas_size=(512, 512),
+                        height=400,
+                        buttons=[],
+                        elem_id="easel",
+                    )
+                    self.where = gr.Radio(list(HALVES), value=HALVES[0], label="Draw again", elem_id="where")
+                    self.instruction = gr.Textbox(
+                        label="Instruction", info="What to change", visible=False, elem_id="instruction"
+                    )
+                with gr.Column(min_width=320):
+                    self.editing = self._bench("edit", "Draw again", "Open a picture, and paint over a part of it.")
 
     def _why_tab(self) -> None:
         with gr.Tab("Why", id="why"):
             gr.HTML(
-                '<p class="note">Three measurements on eight images say why late tokens need few denoising steps.</p>'
+                '<p class="note">Three measurements on a few images say why late tokens need few denoising steps.</p>'
             )
             self.explaining = self._bench("why", "Measure", "It takes a while: a model draws each token many times.")
 
@@ -194,7 +199,9 @@ class Page:
             [self.easel, self.where, self.instruction],
         )
         self._work(self.explaining, "why", lambda handlers, visitor, form, _: handlers.why(visitor, form), [])
-        self.look.change(None, self.look, None, js="look => { document.body.dataset.look = look; }")
+        self.look.change(
+            None, self.look, None, js="look => { document.getElementById('compare-stage').dataset.look = look; }"
+        )
         self._of_pictures()
         self.blocks.unload(self._leave)
 

@@ -20,8 +20,7 @@
   document.addEventListener("drop", (event) => {
     if (!hasFiles(event) || !event.dataTransfer.files.length) return;
     event.preventDefault();
-    const input = document.querySelector("#restore input[type=file], input#restore, #restore ~ input[type=file]");
-    const field = input || document.querySelector("#fields input[type=file]");
+    const field = document.querySelector("#restore ~ input[type=file]");
     if (!field) return;
     field.files = event.dataTransfer.files;
     field.dispatchEvent(new Event("change", { bubbles: true }));

@@ -26,6 +26,13 @@ POLICY = (
     "connect-src 'self' data: blob:; frame-src 'self'; object-src 'none'; base-uri 'self'; frame-ancestors 'none'"
 )
 """What a browser may load for the page: nothing from anywhere else."""
+FRAME = (
+    ".gradio-container, .gradio-container > * { width: 100% !important; } "
+    ".gradio-container { max-width: 1280px !important; margin: 0 auto !important; padding: 4px 8px !important; } "
+    ".gradio-container .app { padding: 12px 24px !important; } "
+    "@media (max-width: 600px) { .gradio-container .app { padding: 8px !important; } }"
+)
+"""Styles of what is around the page; gradio has those of style.css hold within it alone."""
 LARGEST_UPLOAD = "100mb"
 
 
@@ -120,7 +127,11 @@ def _launch(page: Page, host: str, port: int, here: bool) -> str:
         max_file_size=LARGEST_UPLOAD,
         app_kwargs={"middleware": [Middleware(Guard, only_here=here)], "docs_url": None, "redoc_url": None},
         theme=theme,
-        css=(HERE / "style.css").read_text(encoding="utf-8"),
-        head=f"<script>{(HERE / 'script.js').read_text(encoding='utf-8')}</script>",
+        css=_own("style.css"),
+        head=f"<style>{FRAME}</style><script>{_own('script.js')}</script>",
     )
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _own(name: str) -> str:
+    return (HERE / name).read_text(encoding="utf-8")

@@ -85,8 +85,9 @@ def shares(spent: Spent) -> str:
     told = f"head {head:.0f} %, backbone {backbone:.0f} % of the time"
     return (
         f'<div class="shares" role="img" aria-label="{told}"><i class="head" style="width:{head:.1f}%"></i>'
-        f'<i class="backbone" style="width:{backbone:.1f}%"></i></div><p class="key"><b class="head"></b>head '
-        f'{head:.0f} % <b class="backbone"></b>backbone {backbone:.0f} %</p>'
+        f'<i class="backbone" style="width:{backbone:.1f}%"></i></div><p class="key">'
+        f'<span><b class="head"></b>head {head:.0f} %</span> <span><b class="backbone"></b>backbone {backbone:.0f} %'
+        "</span></p>"
     )
 
 
