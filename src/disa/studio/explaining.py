@@ -21,8 +21,12 @@ CLEAR = 0.3
 """Spearman's correlation from which on a curve is said to rise or fall."""
 PANELS = (
     ("r2", "The more is drawn, the better the rest is known", "How much of a token is predicted (R²)"),
-    ("variance", "It leaves less to chance", "Variance between draws from the same state"),
-    ("straightness", "And the way there is straighter", "How much denoising paths bend (S)"),
+    ("relative_variance", "It leaves less to chance", "Variance between draws, as a share of that of the tokens"),
+    (
+        "relative_straightness",
+        "And the way there is straighter",
+        "How much denoising paths bend (S, by the same measure)",
+    ),
 )
 
 

@@ -133,7 +133,7 @@ class Page:
 
     def _edit_tab(self) -> None:
         with gr.Tab("Edit", id="edit"):
-            self.unedited = gr.HTML()
+            self.unedited = gr.HTML(elem_id="unedited-said")
             with gr.Row(elem_classes="buttons"):
                 self.open = gr.UploadButton("Open a picture", file_types=["image"], min_width=100, elem_id="edit-open")
                 self.take = gr.Button("Take the last one", min_width=100, elem_id="edit-take")
@@ -141,7 +141,7 @@ class Page:
             with gr.Row():
                 with gr.Column(min_width=320):
                     self.easel = gr.ImageEditor(
-                        label="Paint over what is drawn again",
+                        label="Paint over it",
                         type="pil",
                         sources=(),
                         transforms=(),
@@ -170,7 +170,7 @@ class Page:
         with gr.Tab("Gallery", id="gallery"):
             self.zip = gr.Button("Save all as a zip", elem_id="zip")
             self.zipped = gr.Textbox(visible="hidden", elem_id="zipped")
-            self.zip_said = gr.HTML()
+            self.zip_said = gr.HTML(elem_id="zip-said")
             told = "Pictures that you draw are kept here, as long as this page is open."
             self.gallery = gr.HTML(shown.nothing_yet(told), elem_id="gallery")
 
@@ -199,9 +199,8 @@ class Page:
             [self.easel, self.where, self.instruction],
         )
         self._work(self.explaining, "why", lambda handlers, visitor, form, _: handlers.why(visitor, form), [])
-        self.look.change(
-            None, self.look, None, js="look => { document.getElementById('compare-stage').dataset.look = look; }"
-        )
+        look = "look => { document.getElementById('compare-stage').dataset.look = look; }"
+        self.look.change(None, self.look, None, js=look)
         self._of_pictures()
         self.blocks.unload(self._leave)
 

@@ -55,7 +55,8 @@ class Told:
 
     def form(self, sampler: Sampler) -> Form:
         """The fields that ask for this picture. Raises DisaError where its settings are not those of the model."""
-        chosen, own = sampler.settings(**self.options), sampler.settings(steps=self.options.get("steps"))
+        chosen = sampler.settings(**self.options)
+        own = sampler.settings(steps=self.options.get("steps"), num_ar_steps=chosen.num_ar_steps)
         own_values = own.to_json()
         others = {
             name: value
