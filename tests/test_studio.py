@@ -40,7 +40,7 @@ from disa.studio.server import POLICY, Guard
 from disa.studio.shown import Shown
 from disa.studio.visitors import MOST_PICTURES, MOST_VISITORS, Picture, Visitor, Visitors
 
-QUICK = Form("mar-digits", labels="3", seeds="0", steps="linear:3-1", num_ar_steps=4)
+QUICK = Form("mar-digits", labels="3", seeds="0", steps="linear:3-1", num_ar_steps="4")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,9 @@ def test_labels_and_seeds_are_paired(sampler: Sampler, labels: str, seeds: str, 
         ({"labels": "3", "seeds": f"0-{MOST_IMAGES}"}, f"at most {MOST_IMAGES} images at a time"),
         ({"steps": "linear:50"}, "unknown step policy"),
         ({"steps": "constant:5000"}, "at most 1000 denoising steps"),
-        ({"num_ar_steps": 4.5}, "AR steps must be a whole number"),
-        ({"num_ar_steps": 65}, "1 to 64"),
+        ({"num_ar_steps": "4.5"}, "AR steps must be a whole number"),
+        ({"num_ar_steps": "65"}, "1 to 64"),
+        ({"guidance": "much"}, "guidance must be a number"),
         ({"solver": "dimm"}, "dimm"),
         ({"more": "size=9000x9000"}, "pixels"),
         ({"more": "gidance=2"}, "Did you mean guidance?"),
@@ -106,7 +107,7 @@ def test_labels_and_seeds_are_paired(sampler: Sampler, labels: str, seeds: str, 
 def test_a_field_that_is_wrong_is_told_in_a_sentence(sampler: Sampler, values: dict[str, Any], said: str) -> None:
     filled = form(**values)
     with pytest.raises(DisaError, match=said):
-        assert filled.settings(sampler) and filled.inputs(sampler)
+        _ = filled.settings(sampler), filled.inputs(sampler)
 
 
 def test_options_are_read_as_everywhere(sampler: Sampler) -> None:
@@ -132,7 +133,7 @@ def test_prompts_are_one_a_line_and_not_empty() -> None:
 
 
 def test_the_plot_has_a_bar_for_every_ar_step(handlers: Handlers) -> None:
-    plot = handlers.plan(form(steps="linear:50-5", num_ar_steps=8))
+    plot = handlers.plan(form(steps="linear:50-5", num_ar_steps="8"))
     assert plot.count("<rect") == 8
     assert "50 in the first, 5 in the last" in plot
     assert counts_plot([5, 4, 3], drawn=2).count('class="done"') == 2
@@ -167,7 +168,7 @@ def test_a_picture_is_the_file_that_disa_writes(handlers: Handlers, sampler: Sam
 
 def test_cancelling_takes_effect_within_an_ar_step(handlers: Handlers) -> None:
     visitor = Visitor()
-    drawn = handlers.draw(visitor, form(num_ar_steps=8))
+    drawn = handlers.draw(visitor, form(num_ar_steps="8"))
     next(drawn)
     next(drawn)
     visitor.stop("draw")
@@ -238,7 +239,7 @@ def test_what_others_wrote_is_shown_as_text(handlers: Handlers) -> None:
 
 def test_settings_are_compared_with_the_original_and_measured(handlers: Handlers) -> None:
     visitor = Visitor()
-    asked = form(labels="0-9", steps="", num_ar_steps=4)
+    asked = form(labels="0-9", steps="", num_ar_steps="4")
     end = last(handlers.compare(visitor, asked, ["linear:3-1", "constant:1 solver=ddim", ""]))
     assert end.stage is not None
     for title in ("constant:2", "linear:3-1", "constant:1 solver=ddim"):
@@ -317,7 +318,7 @@ def test_a_small_part_is_drawn_in_as_many_ar_steps_as_it_has_tokens(handlers: Ha
     visitor = Visitor()
     last(handlers.draw(visitor, form()))
     handlers.take(visitor, form())
-    end = last(handlers.edit(visitor, form(num_ar_steps=None), painted((0, 0, 64, 128)), "what I paint", ""))
+    end = last(handlers.edit(visitor, form(num_ar_steps=""), painted((0, 0, 64, 128)), "what I paint", ""))
     assert end.stage is not None
     assert "2 / 2" in end.stage
 
@@ -364,10 +365,10 @@ def test_models_that_keep_nothing_say_so(handlers: Handlers) -> None:
     [
         {},
         {"labels": "none", "seeds": "77"},
-        {"solver": "ddim@uniform:eta=0.5", "guidance": 2.5},
+        {"solver": "ddim@uniform:eta=0.5", "guidance": "2.5"},
         {"steps": "5, 3, 2, 1", "more": "order=raster reuse=tokens:2 interval=0.1-0.8 guidance=3"},
         {"more": "size=32x64 counts=linear"},
-        {"model": "flowar-digits", "steps": "constant:3", "num_ar_steps": None},
+        {"model": "flowar-digits", "steps": "constant:3", "num_ar_steps": ""},
     ],
 )
 def test_a_picture_restores_what_it_was_drawn_from(handlers: Handlers, tmp_path: Path, values: dict[str, Any]) -> None:
@@ -438,7 +439,7 @@ def test_the_measurements_of_the_paper_are_shown(handlers: Handlers, monkeypatch
 
 def test_a_measurement_can_be_cancelled(handlers: Handlers) -> None:
     visitor = Visitor()
-    measuring = handlers.why(visitor, form(num_ar_steps=16))
+    measuring = handlers.why(visitor, form(num_ar_steps="16"))
     next(measuring)
     visitor.leave()
     assert last(measuring).said == "Cancelled."

@@ -23,7 +23,7 @@ from disa.draw.room import most_steps
 from disa.draw.sampler import Sampler
 from disa.draw.settings import NO_CHANGE, Settings
 from disa.errors import DisaError
-from disa.values import counted, did_you_mean, shown, spans, whole_number
+from disa.values import counted, did_you_mean, number, shown, spans, whole_number
 
 MOST_IMAGES, MOST_STEPS, MOST_PIXELS = 16, 1000, 1 << 22
 TABLE = re.compile(r"\d{1,6}(\s*,\s*\d{1,6})+", re.ASCII)
@@ -41,9 +41,9 @@ class Form:
     seeds: str = ""
     steps: str = ""
     solver: str = ""
-    guidance: float | None = None
+    guidance: str = ""
     recipe: str = ""
-    num_ar_steps: float | None = None
+    num_ar_steps: str = ""
     more: str = ""
 
     def inputs(self, sampler: Sampler) -> Inputs:
@@ -71,9 +71,9 @@ class Form:
         given = {
             "steps": _steps(self.steps),
             "solver": self.solver.strip() or None,
-            "guidance": self.guidance,
+            "guidance": number(self.guidance, "guidance") if self.guidance.strip() else None,
             "recipe": self.recipe.strip() or None,
-            "num_ar_steps": None if self.num_ar_steps is None else whole_number(self.num_ar_steps, "AR steps"),
+            "num_ar_steps": whole_number(self.num_ar_steps, "AR steps") if self.num_ar_steps.strip() else None,
         }
         return {name: value for name, value in given.items() if value is not None} | options_of(self.more)
 

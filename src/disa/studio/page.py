@@ -93,8 +93,8 @@ class Page:
             self.solver = gr.Dropdown(
                 list(SOLVERS), label="Solver", info="Empty: the model's", allow_custom_value=True, elem_id="solver"
             )
-            self.guidance = gr.Number(None, label="Guidance", info="1 is off; empty: the model's", elem_id="guidance")
-            self.ar_steps = gr.Number(None, label="AR steps", info="Empty: the model's", precision=0, elem_id="ar")
+            self.guidance = gr.Textbox("", label="Guidance", info="1 is off; empty: the model's", elem_id="guidance")
+            self.ar_steps = gr.Textbox("", label="AR steps", info="Empty: the model's", elem_id="ar")
             self.recipe = gr.Dropdown(
                 [""], label="Recipe", info="Settings that were tuned", allow_custom_value=True, elem_id="recipe"
             )
@@ -249,13 +249,13 @@ class Page:
             concurrency_limit=AT_ONCE,
         )
         if button is None:
-            stop: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-            bench.cancel.click(lambda request: self._stop(request, name), None, None, **stop)
+
+            def stop(request: gr.Request) -> None:
+                self.studio.visitor(request).stop(name)
+
+            bench.cancel.click(stop, None, None, queue=False, api_visibility="private")
 
     # -- answers ---------------------------------------------------------------------------------------------------
-
-    def _stop(self, request: gr.Request, name: str) -> None:
-        self.studio.visitor(request).stop(name)
 
     def _leave(self, request: gr.Request) -> None:
         self.studio.visitors.leave(request.session_hash or "")
@@ -320,12 +320,10 @@ class Page:
 
 
 def _form(values: Sequence[Any]) -> Form:
-    """The fields; what was emptied is an empty text, or no number."""
+    """The fields; what a page has nothing for is an empty text."""
     from disa.studio.form import Form
 
-    numbers = {"guidance", "num_ar_steps"}
-    named = zip(Form.__dataclass_fields__, values, strict=True)
-    return Form(**{name: value if name in numbers else value or "" for name, value in named})
+    return Form(*(value or "" for value in values))
 
 
 def _changed(found: Shown) -> list[Any]:

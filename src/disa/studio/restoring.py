@@ -17,7 +17,7 @@ from disa.draw.settings import NO_CHANGE, Settings, digest
 from disa.errors import DisaError
 from disa.reading import parse_json
 from disa.studio.form import Form
-from disa.values import text, whole_number
+from disa.values import plain_number, text, whole_number
 
 OWN_FIELDS = ("steps", "solver", "guidance", "num_ar_steps", "recipe")
 NO_PICTURE = "this picture does not say what it was drawn from: expected a PNG that disa wrote, as it was written."
@@ -71,9 +71,9 @@ class Told:
             f"{self.seed}",
             ", ".join(map(str, steps)) if isinstance(steps, list) else f"{steps}",
             "" if _same(chosen.solver, own.solver) else describe(chosen.solver),
-            chosen.guidance.scale,
+            plain_number(chosen.guidance.scale),
             "none" if sampler.recipe else "",
-            chosen.num_ar_steps,
+            f"{chosen.num_ar_steps}",
             " ".join(f"{name}={_words(name, value)}" for name, value in others.items()),
         )
 

@@ -20,7 +20,7 @@
   document.addEventListener("drop", (event) => {
     if (!hasFiles(event) || !event.dataTransfer.files.length) return;
     event.preventDefault();
-    const field = document.querySelector("#restore ~ input[type=file]");
+    const field = document.querySelector("#fields input[type=file]");
     if (!field) return;
     field.files = event.dataTransfer.files;
     field.dispatchEvent(new Event("change", { bubbles: true }));
