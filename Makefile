@@ -17,6 +17,7 @@ demo: $(READY)
 	$(BIN)/disa demo --out demo
 
 test: lint
+	@command -v chromium >/dev/null || echo "no browser: tests of the studio in one are skipped (apt-get install chromium)"
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 lint: $(READY)

@@ -187,9 +187,8 @@ def test_train_makes_the_classifier(disa: Command, tmp_path: Path) -> None:
 # -- help and completion -------------------------------------------------------------------------------------------
 
 COMMANDS = (
-    "sample", "describe", "bulk", "serve", "compare", "evaluate", "demo", "bench", "evidence", "calibrate", "tune",
-    "fit-probe",
-    "presets", "convert", "train",
+    "sample", "describe", "bulk", "serve", "studio", "compare", "evaluate", "demo", "bench", "evidence", "calibrate",
+    "tune", "fit-probe", "presets", "convert", "train",
 )  # fmt: skip
 
 
