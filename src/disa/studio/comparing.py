@@ -18,6 +18,7 @@ from disa.studio import shown
 from disa.studio.drawing import Drawing, captions, in_turn
 from disa.studio.machine import Machine
 from disa.studio.shown import Spent
+from disa.study.certainty import what_can_be_shown
 from disa.study.measures import FEWEST_IMAGES, Measured
 from disa.tiny.measures import MEASURES
 from disa.values import counted
@@ -142,10 +143,12 @@ class Compared:
         rows = [
             [title, f"{self.seconds[0] / seconds:.2f}", *self.measure.cells(quality, difference)]
             for title, seconds, quality, difference in zip(
-                self.settings, self.seconds, measured.qualities, measured.differences, strict=True
+                self.settings, self.seconds, measured.qualities, measured.of_family, strict=True
             )
         ]
+        differences = [difference for difference in measured.differences if difference is not None]
         note = self.measure.note(measured.qualities[0], measured.yardsticks)
+        note += f" {what_can_be_shown(differences, len(self.images[0]))}"
         count = counted(len(self.images[0]), "picture")
         return (
             f'<h3>Measured on {count} of each setting</h3>{shown.table(headers, rows)}<p class="note">'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -46,6 +46,12 @@ class Measured:
     def corrected(self) -> list[Corrected | None]:
         """The differences as one family, see `disa.study.certainty`."""
         return [None, *corrected([each for each in self.differences if each is not None])]
+
+    @property
+    def of_family(self) -> list[Spread | None]:
+        """The differences with the intervals that are corrected for how many there are."""
+        found = zip(self.differences, self.corrected, strict=True)
+        return [one and family and replace(one, low=family.low, high=family.high) for one, family in found]
 
 
 class Measure(Protocol):
