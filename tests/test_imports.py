@@ -118,7 +118,7 @@ def test_no_import_cycles() -> None:
         ("draw.sampler", "from disa.study import compare"),
         ("draw.samples", "import disa"),
         ("tiny.train", "if TYPE_CHECKING:\n    from disa.cli.output import table"),
-        ("cli", "from disa import studio"),
+        ("serve.app", "from disa import studio"),
         ("pipeline", "from disa import serve"),
         ("serve.app", "from disa.cli import main"),
     ],

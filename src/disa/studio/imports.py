@@ -23,14 +23,15 @@ class _WithoutStubs:
         spec = PathFinder.find_spec(name, path) if name == WRITES_STUBS else None
         if spec is None or spec.loader is None:
             return None
-        execute = spec.loader.exec_module
+        loader: Any = spec.loader
+        execute = loader.exec_module
 
         def without_stubs(module: ModuleType) -> None:
             execute(module)
             if hasattr(module, "create_or_modify_pyi"):
                 module.__dict__["create_or_modify_pyi"] = lambda *_: None
 
-        spec.loader.__dict__["exec_module"] = without_stubs
+        loader.exec_module = without_stubs
         return spec
 
 

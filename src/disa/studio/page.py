@@ -101,8 +101,18 @@ class Page:
             self.more = gr.Textbox("", label="Other options", info="order=raster reuse=tokens:2", elem_id="more")
         self.restore = gr.UploadButton("Restore settings from a PNG", size="sm", file_types=[".png"], elem_id="restore")
         self.restored = gr.HTML(elem_id="restored")
-        self.form = [self.model, self.labels, self.prompts, self.seeds, self.steps, self.solver, self.guidance,
-                     self.recipe, self.ar_steps, self.more]  # fmt: skip
+        self.form = [
+            self.model,
+            self.labels,
+            self.prompts,
+            self.seeds,
+            self.steps,
+            self.solver,
+            self.guidance,
+            self.recipe,
+            self.ar_steps,
+            self.more,
+        ]
 
     # -- tabs ------------------------------------------------------------------------------------------------------
 
@@ -292,8 +302,10 @@ class Page:
             form, said = self.studio.handlers.result().restore(file)
         except Exception as error:
             return [*(gr.skip() for _ in self.form), shown.sentence(_reason(error), wrong=True)]
-        told = {"labels": gr.update(value=form.labels, visible=not form.prompts),
-                "prompts": gr.update(value=form.prompts, visible=bool(form.prompts))}  # fmt: skip
+        told = {
+            "labels": gr.update(value=form.labels, visible=not form.prompts),
+            "prompts": gr.update(value=form.prompts, visible=bool(form.prompts)),
+        }
         return [*(told.get(name, value) for name, value in vars(form).items()), shown.sentence(said)]
 
     def _open(self, request: gr.Request, file: str, *values: Any) -> list[Any]:

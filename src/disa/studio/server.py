@@ -106,11 +106,11 @@ def opened(host: str, port: int) -> Iterator[Open]:
 
 def _launch(page: Page, host: str, port: int, here: bool) -> str:
     """Open the port; returns the address."""
-    import gradio as gr
-    from starlette.middleware import Middleware
+    from fastapi.middleware import Middleware
+    from gradio.themes import Default
 
     fonts = ("ui-sans-serif", "system-ui", "sans-serif"), ("ui-monospace", "monospace")
-    theme = gr.themes.Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
+    theme = Default(primary_hue="indigo", neutral_hue="slate", font=fonts[0], font_mono=fonts[1])
     page.blocks.queue(max_size=64, api_open=False)
     page.blocks.launch(
         server_name=host,
