@@ -78,7 +78,7 @@ class Visit:
         self.fill("labels", labels)
         self.fill("seeds", seeds)
         self.fill("steps", steps)
-        if not self.page.is_visible("#ar input"):
+        if not self.page.is_visible("#ar textarea, #ar input"):
             self.page.get_by_role("button", name="More settings").click()
         self.fill("ar", ar_steps)
 
@@ -150,8 +150,7 @@ def image(content: bytes) -> np.ndarray:
 def test_a_digit_appears_while_it_is_drawn(visit: Visitors, tmp_path: Path) -> None:
     here = visit()
     here.settings(ar_steps="16")
-    here.wait("#plot svg")
-    assert here.page.locator("#plot rect").count() == 16
+    here.page.wait_for_function("document.querySelectorAll('#plot rect').length === 16")
     here.page.evaluate("""() => {
         window.seen = new Set();
         const look = () => document.querySelectorAll("#draw-stage img").forEach(img => window.seen.add(img.src));

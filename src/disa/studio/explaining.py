@@ -20,11 +20,11 @@ EFFORT = Effort(draws=6, draw_steps=10, varied=3, path_steps=12, fit_images=32)
 CLEAR = 0.3
 """Spearman's correlation from which on a curve is said to rise or fall."""
 PANELS = (
-    ("r2", "The more is drawn, the better the rest is known", "How much of a token is predicted (R²)"),
-    ("relative_variance", "It leaves less to chance", "Variance between draws, as a share of that of the tokens"),
+    ("r2", "How well the rest is known", "How much of a token is predicted (R²)"),
+    ("relative_variance", "What is left to chance", "Variance between draws, as a share of that of the tokens"),
     (
         "relative_straightness",
-        "And the way there is straighter",
+        "How straight the way is",
         "How much denoising paths bend (S, by the same measure)",
     ),
 )
