@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import golden_bitdance as bitdance
+import golden_unipic as unipic
 from disa.codecs.base import split_moments
 from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official
 from disa.core import steps as policies
@@ -449,6 +450,9 @@ REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
     ("BitDance", "autoencoder"): bitdance.replay_autoencoder,
     ("NextStep-1", "sampling"): replay_nextstep,
     ("NextStep-1", "head"): replay_nextstep_head,
+    ("UniPic", "sampling"): lambda case: unipic.replay(case, RecordedNoise(case)),
+    ("UniPic", "editing"): lambda case: unipic.replay(case, RecordedNoise(case)),
+    ("UniPic", "schedule"): unipic.replay_schedule,
 }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from disa.core.orders import COSINE, RANDOM, Counts, Order
-from disa.core.request import Prompts, Request
+from disa.core.request import Guidance, Prompts, Request
 from disa.core.reuse import Reuse
 from disa.errors import DisaError
 
@@ -39,6 +39,9 @@ class Capabilities:
     """Whether every AR step draws one token, so that there are as many AR steps as tokens, whatever the size."""
     edits: bool = False
     """Whether it can draw a picture anew as prompts say."""
+    in_place: bool = False
+    """Whether that picture has the size of the image and stands where nothing is drawn yet. It has no guidance of its
+    own then."""
     most_tokens: int = 65_536
     """Tokens of an image of any size, at most: more is a mistake in a number."""
     group: str = "token"
@@ -59,6 +62,8 @@ class Capabilities:
             check_ids(request.prompts, self.vocab_size)
         if request.known is not None:
             self.check_keeps_tokens()
+        if request.source is not None:
+            self.check_edits(request.guidance)
         num_tokens = None if request.token_grid is None else math.prod(request.token_grid)
         unknown = num_tokens if request.mask is None else int(request.mask.flatten(1).sum(1).min())
         self.check_ar_steps(request.num_ar_steps, unknown)
@@ -111,10 +116,12 @@ class Capabilities:
         if not self.keeps_tokens:
             raise DisaError(f"{self._in_order} and cannot keep known tokens; use a MAR model.")
 
-    def check_edits(self) -> None:
-        """Refuse a picture where none can be edited. Raises DisaError."""
+    def check_edits(self, guidance: Guidance | None = None) -> None:
+        """Refuse a picture where none can be edited, and guidance by it where it has none. Raises DisaError."""
         if not self.edits:
-            raise DisaError(f"{self.family} cannot edit a picture; use a model that does, such as nextstep-1-edit.")
+            raise DisaError(f"{self.family} cannot edit a picture; use a model that does, such as unipic-1.")
+        if self.in_place and guidance is not None and guidance.three_way:
+            raise DisaError(f"{self.family} guides by prompt and picture together: leave source_guidance out.")
 
     def check_labels(self, labels: Iterable[int]) -> None:
         """Every label must be a class of the model. Raises DisaError."""

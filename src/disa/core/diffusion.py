@@ -1,4 +1,4 @@
-"""The diffusion process of MAR and Harmon heads: noise levels, named time grids, and the training loss.
+"""The diffusion process of MAR, Harmon and UniPic heads: noise levels, named time grids, and the training loss.
 
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020), t = 0..T-1, cosine abar (Nichol and Dhariwal 2021).
 Levels of a grid are abar, in float64: at large t, 1 / sqrt(abar) multiplies every rounding error.
@@ -22,7 +22,7 @@ from disa.errors import DisaError
 from disa.values import did_you_mean, shown
 
 LAST_TRAINED = 950
-"""Largest timestep that the official training and its annealed sampler visit, of 1000."""
+"""Largest timestep that the official training of MAR and its annealed sampler visit, of 1000."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,10 @@ class CosineDiffusion:
     """T timesteps with the cosine abar of improved DDPM; the network predicts noise and a variance interpolation."""
 
     num_timesteps: int = 1000
+    max_beta: float = 0.999
+    """The largest variance of a forward step: it bounds the last ones, where abar would fall to 0."""
+    trained_of_1000: int = LAST_TRAINED
+    """The largest timestep that training visits, were there 1000."""
     predicts = "noise"
     learns_variance = True
     shows_data_in_noise = False
@@ -38,17 +42,19 @@ class CosineDiffusion:
     @property
     def last_trained(self) -> int:
         """The largest timestep that training visits."""
-        return LAST_TRAINED * self.num_timesteps // 1000
+        return self.trained_of_1000 * self.num_timesteps // 1000
 
     @cached_property
     def betas(self) -> np.ndarray:
-        """[T] variances of the forward steps, capped at 0.999."""
+        """[T] variances of the forward steps, at most `max_beta`."""
 
         def alpha_bar(t: float) -> float:
             return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
         steps = self.num_timesteps
-        return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
+        return np.array(
+            [min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), self.max_beta) for i in range(steps)]
+        )
 
     @cached_property
     def alpha_bar(self) -> np.ndarray:
@@ -228,7 +234,8 @@ class LossTerms(NamedTuple):
 class TrainingLoss:
     """The hybrid loss of improved DDPM (Nichol and Dhariwal 2021, eq. 16): noise MSE + a learned-variance KL.
 
-    Timesteps run over 0..950, as in the official training; for those all coefficients equal those of the full process.
+    Timesteps run up to the last that the official training visits: 950 for MAR and Harmon, whose coefficients up to
+    there equal those of the full process.
     """
 
     def __init__(self, process: CosineDiffusion, device: torch.device | str | None = None) -> None:

@@ -127,14 +127,15 @@ class Run:
 
     def _check_known(self) -> None:
         """Known latents and masks must have the sizes of what is drawn; a picture to edit must be one of the model."""
-        inputs, loaded = self.inputs, self.loaded
+        inputs, loaded, able = self.inputs, self.loaded, self.loaded.model.capabilities
         if inputs.source is not None:
-            loaded.model.capabilities.check_edits()
+            able.check_edits(self.settings.guidance)
         elif self.settings.guidance.three_way:
             raise DisaError("source_guidance goes with a picture to edit: give one as source, or leave it out.")
-        if inputs.known is None or inputs.mask is None:
+        source = inputs.source if able.in_place else None
+        if inputs.known is None and source is None:
             return
-        loaded.model.capabilities.check_keeps_tokens()
+        able.check_keeps_tokens()
         grid, stride = self.token_grid or loaded.token_grid, loaded.stride
         pixels, latents = (tuple(side * share for side in grid) for share in (stride, loaded.patch))
         pooled = f"Tokens have {stride}x{stride} pixels: torch.nn.functional.max_pool2d(mask.float(), {stride})."
@@ -142,10 +143,11 @@ class Run:
         wanted = (
             ("known", inputs.known, (channels, *latents), encoded),
             ("mask", inputs.mask, grid, pooled),
+            ("source", source, (channels, *latents), encoded),
         )
         for name, value, shape, hint in wanted:
-            found = tuple(value.shape)
-            if found[1:] != tuple(shape):
+            found = () if value is None else tuple(value.shape)
+            if found and found[1:] != tuple(shape):
                 first = "1" if len(inputs) == 1 else f"{len(inputs)} or 1"
                 also = f" {hint}" if found[-2:] == pixels else ""
                 raise DisaError(f"{name} must be ({first}, {', '.join(map(str, shape))}), found {found}.{also}")

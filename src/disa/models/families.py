@@ -25,11 +25,15 @@ from disa.models.nextstep.config import NextStepConfig
 from disa.models.nextstep.model import NextStep
 from disa.models.nextstep.text import Text as NextStepText
 from disa.models.prompting import PromptText
+from disa.models.unipic import names as unipic
+from disa.models.unipic.config import UniPicConfig
+from disa.models.unipic.model import UniPic
+from disa.models.unipic.text import Text as UniPicText
 from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
-Model = MAR | FlowAR | XAR | Harmon | BitDance | NextStep
+Model = MAR | FlowAR | XAR | Harmon | BitDance | NextStep | UniPic
 
 
 @dataclass(frozen=True)
@@ -53,4 +57,5 @@ FAMILIES = {
     "harmon": Family(HarmonConfig, Harmon, harmon.official_names, HarmonText),
     "bitdance": Family(BitDanceConfig, BitDance, bitdance.official_names),
     "nextstep": Family(NextStepConfig, NextStep, nextstep.official_names, NextStepText),
+    "unipic": Family(UniPicConfig, UniPic, unipic.official_names, UniPicText),
 }

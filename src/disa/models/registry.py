@@ -11,6 +11,7 @@ from disa.models.harmon import presets as harmon
 from disa.models.mar import presets as mar
 from disa.models.nextstep import presets as nextstep
 from disa.models.spec import Assets, Preset
+from disa.models.unipic import presets as unipic
 from disa.models.xar import presets as xar
 from disa.values import did_you_mean, either, shown
 
@@ -22,6 +23,7 @@ _PUBLISHED = (
     *harmon.PUBLISHED,
     *bitdance.PUBLISHED,
     *nextstep.PUBLISHED,
+    *unipic.PUBLISHED,
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_DIGITS, *_PUBLISHED, harmon.SHAPES)}
 

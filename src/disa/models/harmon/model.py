@@ -37,6 +37,8 @@ from disa.runtime.tiles import sums_vary
 
 IGNORED = -100
 """The target of a token that is not learned."""
+Embed = Callable[[Tensor, Tensor], Tensor]
+"""Ids [R, T] of the prompts at `rows` [R] -> embeddings [R, T, E]."""
 
 
 @dataclass
@@ -44,6 +46,8 @@ class HarmonState(MARState):
     """One generation under way; the embedding is that of no class, [B, D]."""
 
     prefixes: list[Prefix] = field(default_factory=list)
+    blank: Tensor | None = None
+    """[B', P + L, D] what the decoder has where no token is visible; None for the mask token."""
 
 
 class Projection(nn.Module):
@@ -72,6 +76,7 @@ class Harmon(nn.Module):
         super().__init__()
         self.config = c = config
         self.mar = MAR(c)
+        self.mar.process = self.process
         self.llm = language_model(c)
         self.lm_head = None if c.tied else Linear(c.llm_width, c.vocab_size, bias=False)
         self.proj_in = Projection(c.encoder_width, c.llm_width, c.llm_width)
@@ -89,16 +94,20 @@ class Harmon(nn.Module):
 
     def begin(self, request: Request, noise: Noise) -> HarmonState:
         """Check the request, plan every AR step, and run the prompts through the language model."""
+        planned, *prompts = self.planned(request, noise)
+        return HarmonState(**vars(planned), prefixes=self.read(*prompts))
+
+    def planned(self, request: Request, noise: Noise) -> tuple[MARState, Tensor, list[int], int]:
+        """What MAR plans; of the B' prompts the ids and lengths, and the most tokens that follow them."""
         self.capabilities.check(request)
         if request.prompts is None:
-            raise DisaError("Harmon draws from prompts: found none. Give one prompt per image.")
+            raise DisaError(f"{self.capabilities.family} draws from prompts: found none. Give one prompt per image.")
         planned = self.mar.plan(request, noise, self.mar.no_class.expand(request.batch_size, -1), True)
         rows = request.batch_size * (2 if request.guidance.active else 1)
         ids, lengths = request.prompts.ids[:rows], request.prompts.lengths.tolist()[:rows]
         buffer = self.config.buffer_size
         check_positions(self.config, max(lengths), planned.tokens.shape[1] + buffer)
-        prefixes = self.read(ids, lengths, buffer + planned.visible[-1].shape[1])
-        return HarmonState(**vars(planned), prefixes=prefixes)
+        return planned, ids, lengths, buffer + planned.visible[-1].shape[1]
 
     def pose(self, state: HarmonState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws."""
@@ -107,7 +116,8 @@ class Harmon(nn.Module):
         x = self.mar.encode(state.tokens, state.embedding, visible, state.positions)
         prefixes = state.prefixes if state.turn.num_halves > 1 else conditional(state.prefixes, len(wanted))
         x = self.continued(x, prefixes)
-        return self.mar.problem(state, self.mar.decode(x, visible, wanted, state.positions))
+        blank = None if state.blank is None else state.blank[: len(x)]
+        return self.mar.problem(state, self.mar.decode(x, visible, wanted, state.positions, blank=blank))
 
     def accept(self, state: HarmonState, tokens: Tensor) -> None:
         """tokens: [B N, C] of the problem posed last."""
@@ -127,8 +137,9 @@ class Harmon(nn.Module):
 
     # -- the language model --------------------------------------------------------------------------------------
 
-    def read(self, ids: Tensor, lengths: list[int], longest: int) -> list[Prefix]:
+    def read(self, ids: Tensor, lengths: list[int], longest: int, embed: Embed | None = None) -> list[Prefix]:
         """Keys and values of prompts, padding included: nothing real attends to it. At most `longest` tokens follow.
+        embed: where some of the ids are not those of words.
 
         ids: [N, T]; lengths: [N] without padding. Where masked keys would change the order in which a kernel sums,
         prompts of equal length go together, so that no key is padding and an image does not depend on its batch.
@@ -136,15 +147,18 @@ class Harmon(nn.Module):
         """
         ids = ids.to(self.mar.no_class.device)
         groups = [{length} for length in sorted(set(lengths))] if sums_vary(ids.device) else [set(lengths)]
-        return [self._read(ids, lengths, group, longest) for group in groups]
+        return [self._read(ids, lengths, group, longest, embed) for group in groups]
 
-    def _read(self, ids: Tensor, lengths: list[int], group: set[int], longest: int) -> Prefix:
+    def _read(
+        self, ids: Tensor, lengths: list[int], group: set[int], longest: int, embed: Embed | None = None
+    ) -> Prefix:
         """Of the prompts whose length is in a group."""
         places = [place for place, length in enumerate(lengths) if length in group]
         shortest, width, cache = min(group), max(group), empty_cache()
         rows, real = numbers(places, ids.device), numbers([lengths[place] for place in places], ids.device)
         positions = torch.arange(width, device=ids.device)[None]
-        x = self.llm.embed_tokens(ids[rows, :width])
+        ids = ids[rows, :width]
+        x = self.llm.embed_tokens(ids) if embed is None else embed(ids, rows)
         self._run(x, positions, causal(width, x), cache)
         past = x.new_zeros(1, 1, 1, width)
         if shortest < width:
@@ -191,11 +205,17 @@ class Harmon(nn.Module):
 
     def look(self, latents: Tensor) -> Tensor:
         """Visual embeddings [B, L + P, E] of latents [B, C, H, W] of any size: image tokens first, buffer last."""
-        grid = self._grid(latents)
+        return self.visual(self.encoded(latents, self._grid(latents)))
+
+    def encoded(self, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+        """What the encoder makes of whole images of a grid of tokens: [B, P + L, D], buffer first."""
         tokens = self.mar.patchify(latents.to(self.mar.no_class.device).float(), grid)
         everything = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
         positions = self.mar.positions(grid)
-        x = self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), everything, positions)
+        return self.mar.encode(tokens, self.mar.no_class.expand(len(tokens), -1), everything, positions)
+
+    def visual(self, x: Tensor) -> Tensor:
+        """[B, P + L, D] of the encoder -> [B, L + P, E] embeddings, image tokens first."""
         return self.proj_in(x).roll(-self.config.buffer_size, 1)
 
     @torch.no_grad()

@@ -23,7 +23,7 @@ _SMALL = Preset(
     ),
     "Harmon 0.5B: Qwen2.5-0.5B and MAR-B, text to image 512x512 and image to text",
 )
-_LARGE_ARCHITECTURE = HarmonConfig(
+LARGE_ARCHITECTURE = HarmonConfig(
     encoder_width=1280,
     encoder_depth=20,
     encoder_heads=16,
@@ -39,7 +39,7 @@ _LARGE_ARCHITECTURE = HarmonConfig(
     llm_kv_heads=2,
 )
 _LARGE = Preset(
-    replace(_SMALL.spec, name="harmon-1.5b", architecture=_LARGE_ARCHITECTURE),
+    replace(_SMALL.spec, name="harmon-1.5b", architecture=LARGE_ARCHITECTURE),
     _SMALL.defaults,
     replace(_SMALL.assets, weights=HubFile(_LARGE_HUB, "*.safetensors"), tokenizer=_LARGE_HUB),
     "Harmon 1.5B: Qwen2.5-1.5B and MAR-H, text to image 512x512 and image to text",

@@ -39,7 +39,11 @@ class Text(PromptText):
         return self._asked(USER + UNCONDITIONAL + ASSISTANT, num_image_tokens)
 
     def to_describe(self, prompt: str, num_image_tokens: int) -> list[int]:
-        return self._asked(USER + IMAGE * num_image_tokens + "\n{}" + ASSISTANT, 1, prompt)
+        return self.about_image(prompt, num_image_tokens, 1)
+
+    def about_image(self, prompt: str, num_image_tokens: int, num_following: int) -> list[int]:
+        """Token ids of a prompt after an image that it is about."""
+        return self._asked(USER + IMAGE * num_image_tokens + "\n{}" + ASSISTANT, num_following, prompt)
 
     def to_rewrite(self, prompt: str) -> list[int]:
         return self._asked(USER + REWRITE + ASSISTANT, 1, prompt)

@@ -290,14 +290,24 @@ class MAR(nn.Module):
         return self.encoder_norm(x)
 
     def decode(
-        self, x: Tensor, visible: Tensor, wanted: Tensor, positions: Positions, keeping: Keeping | None = None
+        self,
+        x: Tensor,
+        visible: Tensor,
+        wanted: Tensor,
+        positions: Positions,
+        keeping: Keeping | None = None,
+        blank: Tensor | None = None,
     ) -> Tensor:
-        """Condition vectors [B', N, D] from what `encode` gave."""
+        """Condition vectors [B', N, D] from what `encode` gave.
+
+        blank: [B', P + L, D] what stands where no token is visible; None for the mask token.
+        """
         halves = len(x) // len(visible)
         ran(0, product(len(x) * x.shape[1], x.shape[2], self.config.decoder_width))
         x = self.decoder_in(x)
         places = self._with_buffer(visible).repeat(halves, 1)[:, :, None].expand(-1, -1, x.shape[-1])
-        x = self.mask_token.expand(len(x), len(positions.decoder), -1).to(x.dtype).scatter(1, places, x)
+        blank = self.mask_token.expand(len(x), len(positions.decoder), -1) if blank is None else blank
+        x = blank.to(x.dtype).scatter(1, places, x)
         x = x + positions.decoder
         places = wanted.repeat(halves, 1)
         return self._decoded(x, places + self.config.buffer_size, places, positions, keeping)
