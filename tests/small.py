@@ -24,6 +24,8 @@ from disa.models.nextstep.config import NextStepConfig
 from disa.models.nextstep.model import NextStep
 from disa.models.registry import PRESETS, find_preset
 from disa.models.spec import Assets, Defaults, Preset, Spec
+from disa.models.unipic.config import UniPicConfig
+from disa.models.unipic.model import UniPic
 from disa.runtime.packing import can_pack, pack
 from disa.weights.build import build_model
 from disa.weights.folders import save_model
@@ -72,9 +74,29 @@ NEXTSTEP = Preset(
 )  # fmt: skip
 
 
-def nextstep() -> NextStep:
+UNIPIC_CONFIG = UniPicConfig(
+    latent_size=(4, 4), latent_channels=3, encoder_width=32, encoder_depth=1, encoder_heads=2, decoder_width=48,
+    decoder_depth=1, decoder_heads=2, num_classes=2, buffer_size=3, head_width=32, head_depth=1, vocab_size=300,
+    llm_width=32, llm_hidden=48, llm_depth=2, llm_heads=4, llm_kv_heads=2, max_positions=400, placeholder_id=299,
+)  # fmt: skip
+UNIPIC = Preset(
+    Spec("small-unipic", "unipic", UNIPIC_CONFIG),
+    Defaults(num_ar_steps=4, steps="linear:4-2", original="constant:6", grid="full", guidance=3.0, ramp="constant",
+             size=(4, 6), batch_size=3),
+    Assets(page="https://example.org/unipic"),
+)  # fmt: skip
+
+
+def unipic(config: UniPicConfig = UNIPIC_CONFIG) -> UniPic:
     """With random weights."""
-    model = randomised(NextStep(NEXTSTEP_CONFIG))
+    model = randomised(UniPic(config))
+    model.llm.embed_tokens.weight.mul_(5)
+    return model
+
+
+def nextstep(config: NextStepConfig = NEXTSTEP_CONFIG) -> NextStep:
+    """With random weights."""
+    model = randomised(NextStep(config))
     model.llm.embed_tokens.weight.mul_(5)
     return model
 

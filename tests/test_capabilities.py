@@ -62,12 +62,14 @@ def test_what_it_cannot_is_refused(model: Capabilities, request_: Request, messa
         model.check(request_)
 
 
-def test_only_harmon_describes_nextstep_edits_and_only_flows_have_fixed_ar_steps() -> None:
+def test_what_the_families_can_do() -> None:
     for preset in PRESETS.values():
         can, family = preset.spec.architecture.capabilities, preset.spec.family
-        assert (can.condition == "prompts") == (can.num_classes is None) == (family in {"harmon", "nextstep"})
-        assert can.describes == (family == "harmon")
-        assert can.edits == can.one_by_one == (family == "nextstep")
-        assert can.keeps_tokens == (family in {"mar", "harmon"})
-        assert can.any_size == (can.num_ar_steps is None) == (family in {"mar", "harmon", "nextstep"})
+        words = family in {"harmon", "unipic", "nextstep"}
+        assert (can.condition == "prompts") == (can.num_classes is None) == words
+        assert can.describes == (family in {"harmon", "unipic"})
+        assert can.one_by_one == (family == "nextstep")
+        assert (can.edits, can.in_place) == (family in {"nextstep", "unipic"}, family == "unipic")
+        assert can.keeps_tokens == (family in {"mar", "harmon", "unipic"})
+        assert can.any_size == (can.num_ar_steps is None) == (words or family == "mar")
         can.check_ar_steps(preset.defaults.num_ar_steps)

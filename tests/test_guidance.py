@@ -50,6 +50,8 @@ class Family:
     backbone: nn.Module
     solvers: tuple[str, str]
     prompts: bool = False
+    source: Tensor | None = None
+    """A picture that is edited, in as many tokens of the prompts as it takes."""
 
     def request(self, guidance: Guidance, conditional: bool = True) -> Request:
         """Two images; not conditional: what the unconditional half would be alone."""
@@ -60,7 +62,10 @@ class Family:
 
         empty = [EMPTY, EMPTY]
         asked = [*(PROMPTS[:2] if conditional else empty), *(empty if guidance.active else [])]
-        return Request(2, self.num_ar_steps, guidance=guidance, prompts=Prompts.of(asked))
+        if self.source is not None:
+            seen = [self.model.placeholder_id] * self.model.config.num_image_tokens()
+            asked = [seen + words for words in asked]
+        return Request(2, self.num_ar_steps, guidance=guidance, prompts=Prompts.of(asked), source=self.source)
 
     def turns(self, guidance: Guidance, policy: StepPolicy, solver: str | None = None) -> Iterator[Any]:
         own = planned.looking(self.model.process) if policy is looking else make_solver(self.solvers[0])
@@ -97,6 +102,13 @@ def _harmon() -> Family:
     return Family(model, 4, (model.mar.head, "denoise"), model.llm.layers[0], ("ddpm", "ddim"), prompts=True)
 
 
+def _editing() -> Family:
+    pytest.importorskip("transformers")
+    model, source = small.unipic(), torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    network, solvers = (model.mar.head, "denoise"), ("ddpm", "ddim")
+    return Family(model, 4, network, model.llm.layers[0], solvers, prompts=True, source=source)
+
+
 def _nextstep() -> Family:
     pytest.importorskip("transformers")
     model = small.nextstep()
@@ -111,6 +123,7 @@ FAMILIES: dict[str, Callable[[], Family]] = {
     "xar": _xar,
     "bitdance": _bitdance,
     "harmon": _harmon,
+    "unipic, editing": _editing,
     "nextstep": _nextstep,
 }
 

@@ -34,6 +34,7 @@ ONE_BY_ONE = replace(small.BITDANCE_CONFIG, latent_size=(2, 2), group_size=1, he
 SMALL = {
     "bitdance": small.BITDANCE,
     "bitdance-1x": small.changed(small.BITDANCE, architecture=ONE_BY_ONE),
+    "unipic, editing": small.changed(small.UNIPIC, architecture=replace(small.UNIPIC_CONFIG, head_depth=8)),
     "nextstep": small.changed(small.NEXTSTEP, architecture=replace(small.NEXTSTEP_CONFIG, head_depth=8)),
 }
 """Of families that have no embedded model."""
@@ -48,8 +49,12 @@ def request(name: str, guidance: Guidance, **options: Any) -> Request:
     options = {"num_ar_steps": able.num_tokens if able.one_by_one else able.num_ar_steps or 3} | options
     if able.condition == "labels":
         return Request(BATCH, labels=torch.arange(BATCH) % 10, guidance=guidance, **options)
-    prompts = Prompts.of([[5, 6, 7]] * BATCH + [[5, 9]] * BATCH)
-    return Request(BATCH, prompts=prompts, guidance=guidance, **options)
+    words = [[5, 6, 7]] * BATCH + [[5, 9]] * BATCH
+    if able.in_place:
+        config: Any = preset(name).spec.architecture
+        words = [[config.placeholder_id] * config.num_image_tokens() + row for row in words]
+        options["source"] = torch.ones(BATCH, config.latent_channels, *config.latent_size)
+    return Request(BATCH, prompts=Prompts.of(words), guidance=guidance, **options)
 
 
 def counted(name: str, guidance: Guidance, steps: str = "constant:2", **options: Any) -> tuple[int, int, int]:
@@ -79,7 +84,7 @@ def test_operations_are_those_that_pytorch_counts(name: str, monkeypatch: pytest
     """Within 1 %: what depends on time alone is computed once per grid and not counted; what both halves of guidance
     share, such as a head's input, is computed once and counted for both. No tile of attention is filled up here."""
     monkeypatch.setattr("disa.runtime.kernels.QUERY_TILE", 1)
-    if name in ("harmon-shapes", "nextstep"):
+    if preset(name).prompts:
         pytest.importorskip("transformers")
     for guidance in (Guidance(1.0), Guidance(2.0), Guidance(2.0, progress=(0.5, 1.0))):
         _, operations, expected = counted(name, guidance, "constant:16" if name in SMALL else "constant:2")
