@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
 from disa.core.capabilities import Capabilities
 from disa.models.language import SHORT_PROMPT, check_language
@@ -54,7 +55,7 @@ class HarmonConfig(MARConfig):
         )
 
     @classmethod
-    def from_official(cls, arguments: dict) -> HarmonConfig:
+    def from_official(cls, arguments: dict) -> Self:
         """From `mar_config`, arguments of the official MAR class, and `llm_config`, those of Qwen2's configuration."""
         llm = arguments["llm_config"]
         return cls(

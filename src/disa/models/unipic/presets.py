@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from disa.codecs.kl16 import VAEConfig
 from disa.models.harmon.presets import LARGE_ARCHITECTURE
 from disa.models.mar.presets import KL16
 from disa.models.spec import Assets, Defaults, HubFile, Paper, Preset, Reported, Spec
 from disa.models.unipic.config import UniPicConfig
 
-_ARCHITECTURE = UniPicConfig(**vars(LARGE_ARCHITECTURE) | {"latent_size": (32, 32)})
+_ARCHITECTURE = replace(UniPicConfig(**vars(LARGE_ARCHITECTURE)), latent_size=(32, 32))
 
 PUBLISHED = (
     Preset(
@@ -20,7 +22,7 @@ PUBLISHED = (
             page="https://github.com/SkyworkAI/UniPic",
             tokenizer="Qwen/Qwen2.5-1.5B-Instruct",
         ),
-        "UniPic-1, Harmon 1.5B's network, text to image and editing 1024x1024, and image to text",
+        "UniPic-1, 1.5 B parameters, text to image and editing 1024x1024, image to text",
         Paper(
             original=Reported("constant:100", num_ar_steps=32, geneval=0.86),
             source="Skywork UniPic (arXiv 2508.03320): GenEval overall",
