@@ -34,7 +34,7 @@ from fields import Said
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAMILIES = ("mar", "harmon", "unipic", "flowar", "xar", "bitdance", "nextstep")
+FAMILIES = ("mar", "harmon", "flowar", "xar", "bitdance", "nextstep")
 POLICIES = ("mlp:9-2@5", "mlp:9-2", "variance:draws:9-2@8", "variance:head:9-2@6", "variance:probe:9-2@5")
 COSTLY = ("mlp:9-2@5", "variance:draws:9-2@8")
 POWER = 1.7
@@ -49,9 +49,6 @@ def make(family: str) -> Sampler:
 
         model = build_model(PRESET, random_weights(CONFIG).state_dict(), "the small model")
         return Sampler(PRESET, model, device="cpu", tokenizer=FixedLength(5))
-    if family == "unipic":
-        pytest.importorskip("transformers")
-        return Sampler(small.UNIPIC, small.unipic(), device="cpu", tokenizer=FixedLength(5))
     if family == "nextstep":
         pytest.importorskip("transformers")
         return Sampler(small.NEXTSTEP, small.nextstep(), device="cpu", tokenizer=FixedLength(5))
