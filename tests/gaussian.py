@@ -60,9 +60,11 @@ def exact_velocity(x: Tensor, t: float) -> Tensor:
 
 
 def levels_at(process: CosineDiffusion, network_times: np.ndarray) -> np.ndarray:
-    """abar at what the network is fed: whole timesteps, or the continuous time of the dpm-950 grid."""
+    """abar at what the network is fed: whole timesteps, or the continuous time of the grids emigm and dpm-950."""
     if (network_times % 1 == 0).all():
         return process.alpha_bar[network_times.astype(int)]
+    if network_times[0] > 950:
+        return np.exp(np.interp(network_times, np.arange(996) * 1000 / 996, np.log(process.alpha_bar[:996])))
     knots = 0.95 * np.arange(1, 952) / 951
     return np.exp(np.interp(network_times / 1000, knots, np.log(process.alpha_bar[:951])))
 

@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import golden_bitdance as bitdance
+import golden_emigm as emigm
 import golden_unipic as unipic
 from disa.codecs.base import split_moments
 from disa.codecs.kl16 import KL16Codec, VAEConfig, build, from_official
@@ -42,6 +43,7 @@ from disa.models.harmon.model import Harmon
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
+from disa.models.naming import NameMap
 from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
@@ -153,8 +155,10 @@ def replay_mar(case: Case) -> Found:
     yield "tokens", model.finish(step.state), case.tensors["expected/tokens"]
 
 
-def replay_mar_loss(case: Case) -> Found:
-    model, tensors = load_mar(case), case.tensors
+def replay_mar_loss(
+    case: Case, load: Callable[[Case], MAR] = load_mar, names: Callable[[Any], NameMap] = official_names
+) -> Found:
+    model, tensors = load(case), case.tensors
     length, mask = model.config.num_tokens, tensors["inputs/mask"].bool()
     # Stable sorts of a boolean put the visible positions first, both parts in raster order.
     in_order = mask.long().argsort(dim=1, stable=True)
@@ -184,9 +188,10 @@ def replay_mar_loss(case: Case) -> Found:
     yield "loss", loss.detach(), tensors["expected/loss"]
     loss.backward()
     zero = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in model.named_parameters()}
-    for name, gradient in official_names(model.config).to_official(zero).items():
-        expected = case.about["grad_norm"].get(name)
-        yield f"gradient/{name}", gradient.norm(), expected or 0.0
+    official = names(model.config)
+    for name, gradient in official.to_official(zero).items():
+        if name not in official.copies.values():  # a parameter of two names is recorded under the other one
+            yield f"gradient/{name}", gradient.norm(), case.about["grad_norm"].get(name) or 0.0
 
 
 # -- FlowAR --------------------------------------------------------------------------------------------------------
@@ -448,6 +453,9 @@ REPLAYS: dict[tuple[str, str], Callable[[Case], Found | None]] = {
     ("BitDance", "head"): bitdance.replay_head,
     ("BitDance", "training loss"): bitdance.replay_loss,
     ("BitDance", "autoencoder"): bitdance.replay_autoencoder,
+    ("eMIGM", "sampling"): lambda case: emigm.replay(case, RecordedNoise(case)),
+    ("eMIGM", "training loss"): lambda case: replay_mar_loss(case, emigm.load, emigm.official_names),
+    ("eMIGM", "schedule"): emigm.replay_schedule,
     ("NextStep-1", "sampling"): replay_nextstep,
     ("NextStep-1", "head"): replay_nextstep_head,
     ("UniPic", "sampling"): lambda case: unipic.replay(case, RecordedNoise(case)),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from disa.core.diffusion import GRIDS, CosineDiffusion, TrainingLoss
+from disa.core.grids import singlestep_orders
 from disa.core.problem import Prediction
 from disa.errors import DisaError
 
@@ -104,7 +105,7 @@ def test_the_ddim_grid_clips_at_980():
     np.testing.assert_array_equal(PROCESS.grid("ddim-980", 1000).network_times, np.arange(980, -1, -1))
 
 
-@pytest.mark.parametrize("name", sorted(set(GRIDS) - {"dpm-950"}))
+@pytest.mark.parametrize("name", sorted(set(GRIDS) - {"dpm-950", "emigm"}))
 def test_levels_are_alpha_bar_at_the_times_and_then_clean(name: str):
     grid = PROCESS.grid(name, 13)
     np.testing.assert_array_equal(grid.levels[:-1], PROCESS.alpha_bar[grid.network_times.astype(int)])
@@ -124,9 +125,30 @@ def test_the_dpm_grid_interpolates_log_alpha_and_stops_before_the_clean_end():
     assert 0.999 < grid.levels[-1] < 1
 
 
+def test_the_emigm_grid_has_intervals_that_are_even_in_the_log_snr_and_stops_before_the_clean_end():
+    """14 evaluations are intervals of 3, 3, 3, 3 and 2. Timestep j of 996 stands at 1000 j / 996, in float32."""
+    grid = PROCESS.grid("emigm", 14)
+    log = np.interp(grid.network_times / 1000 * 996, np.arange(996), np.log(PROCESS.alpha_bar[:996]))
+    np.testing.assert_allclose(grid.levels[:-1], np.exp(log), rtol=1e-5)
+    half_snr = np.log(grid.levels / (1 - grid.levels)) / 2
+    ends = half_snr[[0, 3, 6, 9, 12, 14]]
+    np.testing.assert_allclose(ends, np.linspace(ends[0], ends[-1], 6), atol=1e-3)
+    assert ends[[0, -1]] == pytest.approx([-5.0777, 5.0472], abs=1e-4)
+    shares = (half_snr[[1, 2, 10, 11, 13]] - half_snr[[0, 0, 9, 9, 12]]) / (ends[1] - ends[0])
+    np.testing.assert_allclose(shares, [1 / 3, 2 / 3, 1 / 3, 2 / 3, 1 / 2], atol=1e-3)
+
+
+@pytest.mark.parametrize("count", range(1, 40))
+def test_intervals_of_order_3_end_in_one_or_two_of_lower_order(count: int):
+    found = singlestep_orders(count)
+    assert sum(found) == count
+    assert found == sorted(found, reverse=True)
+    assert sum(order < 3 for order in found) == (2 if count % 3 == 0 else 1)
+
+
 @pytest.mark.parametrize(
     ("name", "num_steps"),
-    [("uniform", 952), ("logsnr", 952), ("clipped-950", 1001), ("full", 1001), ("ddim-980", 1001)],
+    [("uniform", 952), ("emigm", 1001), ("logsnr", 952), ("clipped-950", 1001), ("full", 1001), ("ddim-980", 1001)],
 )
 def test_more_steps_than_timesteps_are_refused(name: str, num_steps: int):
     with pytest.raises(DisaError, match=f"at most {num_steps - 1} .* found {num_steps}"):
@@ -151,7 +173,7 @@ def test_underscores_may_stand_for_hyphens(name: str):
     np.testing.assert_array_equal(PROCESS.grid(name.replace("-", "_"), 7).levels, PROCESS.grid(name, 7).levels)
 
 
-@pytest.mark.parametrize("name", ["clipped-950", "ddim-980", "dpm-950"])
+@pytest.mark.parametrize("name", ["clipped-950", "ddim-980", "dpm-950", "emigm"])
 @pytest.mark.parametrize("num_steps", [1, 20])
 def test_official_grids_are_refused_for_another_number_of_timesteps(name: str, num_steps: int):
     with pytest.raises(DisaError, match=f"{name} is for a process of 1000 timesteps, found 4000.*uniform"):
@@ -163,6 +185,14 @@ def test_times_are_shares_of_the_noise_time(name: str):
     grid = PROCESS.grid(name, 9)
     np.testing.assert_allclose(grid.times, grid.network_times / 1000, atol=1e-7)
     np.testing.assert_array_equal(CosineDiffusion(4000).grid("full", 2).times, [3999 / 4000, 0])
+
+
+def test_clean_grids_begin_at_the_largest_timestep_that_a_process_says():
+    process = CosineDiffusion(trained_of_1000=995)
+    for name in ("uniform", "logsnr"):
+        assert process.grid(name, 9).network_times[[0, -1]].tolist() == [995, 0]
+    assert process.flow_grid(9)[0].network_times[0] == 995
+    assert process.grid("clipped-950", 9).network_times[0] == 950
 
 
 # --- training loss ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The diffusion process of MAR, Harmon and UniPic heads: noise levels, named time grids, and the training loss.
+"""The diffusion process of MAR, Harmon, UniPic and eMIGM heads: noise levels, named time grids, and the training loss.
 
 x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (Ho et al. 2020), t = 0..T-1, cosine abar (Nichol and Dhariwal 2021).
 Levels of a grid are abar, in float64: at large t, 1 / sqrt(abar) multiplies every rounding error.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disa.core.grids import own_grid
+from disa.core.grids import own_grid, singlestep_orders
 from disa.core.problem import Grid, Prediction, TimeGrid
 from disa.errors import DisaError
 from disa.values import did_you_mean, shown
@@ -33,7 +33,7 @@ class CosineDiffusion:
     max_beta: float = 0.999
     """The largest variance of a forward step: it bounds the last ones, where abar would fall to 0."""
     trained_of_1000: int = LAST_TRAINED
-    """The largest timestep that training visits, were there 1000."""
+    """The largest timestep that training and clean grids visit, were there 1000."""
     predicts = "noise"
     learns_variance = True
     shows_data_in_noise = False
@@ -41,7 +41,7 @@ class CosineDiffusion:
 
     @property
     def last_trained(self) -> int:
-        """The largest timestep that training visits."""
+        """The largest timestep that training and clean grids visit."""
         return self.trained_of_1000 * self.num_timesteps // 1000
 
     @cached_property
@@ -205,18 +205,82 @@ def _logsnr(process: CosineDiffusion, num_steps: int) -> TimeGrid:
     return _on_timesteps(process, np.maximum(timesteps, floor).tolist())
 
 
+# -- eMIGM's grid --------------------------------------------------------------------------------------------------
+
+LEAST_HALF_SNR = -5.1
+"""Log of alpha / sigma below which eMIGM's sampler has no knots."""
+
+
+class _Knots(NamedTuple):
+    """[N] in float32, as the official sampler computes: near the data that moves all its times by up to 5e-5."""
+
+    times: Tensor
+    """From 1/N to 1."""
+    log_alpha: Tensor
+
+    def log_alpha_at(self, times: Tensor) -> Tensor:
+        return _between(times, self.times, self.log_alpha)
+
+    def half_snr_at(self, times: Tensor) -> Tensor:
+        """Log of alpha / sigma."""
+        log_alpha = self.log_alpha_at(times)
+        return log_alpha - 0.5 * torch.log(1 - torch.exp(2 * log_alpha))
+
+    def times_of(self, half_snr: Tensor) -> Tensor:
+        log_alpha = -0.5 * torch.logaddexp(torch.zeros(1), -2 * half_snr)
+        return _between(log_alpha, self.log_alpha.flip(0), self.times.flip(0))
+
+
+def _between(x: Tensor, knots: Tensor, values: Tensor) -> Tensor:
+    """Values at x along straight lines between rising knots."""
+    right = torch.searchsorted(knots, x).clamp(1, len(knots) - 1)
+    start, end = knots[right - 1], knots[right]
+    return values[right - 1] + (x - start) * (values[right] - values[right - 1]) / (end - start)
+
+
+@lru_cache(maxsize=8)
+def _knots(process: CosineDiffusion) -> _Knots:
+    log_alpha = 0.5 * np.cumsum(np.log(1 - process.betas))
+    log_alpha = log_alpha[log_alpha - 0.5 * np.log(1 - np.exp(2 * log_alpha)) >= LEAST_HALF_SNR]
+    times = torch.linspace(0, 1, len(log_alpha) + 1)[1:]
+    return _Knots(times, torch.from_numpy(log_alpha).float())
+
+
+def _emigm(process: CosineDiffusion, num_steps: int) -> TimeGrid:
+    """Intervals that are even in the log-SNR, and inside of each as many times as its order asks for, evenly too.
+
+    Timestep i of the N = 996 that have knots is fed as 1000 i / N; the end is not quite clean.
+    """
+    if num_steps > process.num_timesteps:
+        raise DisaError(f"at most {process.num_timesteps} denoising steps fit the emigm grid, found {num_steps}.")
+    knots, orders = _knots(process), singlestep_orders(num_steps)
+    ends = knots.half_snr_at(knots.times[[-1, 0]])
+    outer = knots.times_of(torch.linspace(float(ends[0]), float(ends[1]), len(orders) + 1))
+    snr, times = knots.half_snr_at(outer), list[Tensor]()
+    for i, order in enumerate(orders):
+        start, end = float(snr[i]), float(snr[i + 1])
+        inner = knots.half_snr_at(knots.times_of(torch.linspace(start, end, order + 1)))
+        shares = (inner[1:order] - inner[0]) / (inner[-1] - inner[0])
+        times += [outer[i : i + 1], knots.times_of(snr[i] + shares * (snr[i + 1] - snr[i]))]
+    visited = torch.cat(times)
+    levels = torch.exp(2 * knots.log_alpha_at(torch.cat([visited, outer[-1:]])))
+    fed = ((visited - 1.0 / len(knots.times)) * 1000).double().numpy()
+    return TimeGrid(fed, levels.double().numpy(), fed / 1000)
+
+
 GRIDS: dict[str, Callable[[CosineDiffusion, int], TimeGrid]] = {
     "clipped-950": _clipped,
     "full": _full,
     "ddim-980": _ddim,
     "dpm-950": _dpm,
+    "emigm": _emigm,
     "uniform": _uniform,
     "logsnr": _logsnr,
 }
-"""Official: clipped-950 (MAR's annealed sampler; 50 asked steps make 48), full (MAR's original one), ddim-980, dpm-950.
-Clean, with exactly n evaluations for every n >= 1: uniform, logsnr, dpm-950."""
+"""Official: clipped-950 (MAR's annealed sampler; 50 asked steps make 48), full (MAR's original one), ddim-980, dpm-950,
+emigm. Clean, with exactly n evaluations for every n >= 1: uniform, logsnr, dpm-950."""
 
-OF_1000 = ("clipped-950", "ddim-980", "dpm-950")
+OF_1000 = ("clipped-950", "ddim-980", "dpm-950", "emigm")
 """Official grids that name timesteps of a process of 1000."""
 
 

@@ -1,4 +1,4 @@
-"""Grids of a caller's own: functions whose answers are checked before a solver reads them."""
+"""What all grids share: those of a caller's own, whose answers are checked, and how evaluations make intervals."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def own_grid(grid: Callable[[Any, int], Any], process: Any, num_steps: int) -> T
     if not all(np.isfinite(array).all() for array in arrays.values()):
         raise DisaError("the times and levels of a TimeGrid must be finite numbers.")
     return replace(found, **arrays)
+
+
+def singlestep_orders(num_evaluations: int) -> list[int]:
+    """The orders of the intervals of a solver of order 3 whose evaluations all count for one interval: as many 3 as go,
+    and smaller ones last (DPM-Solver, Lu et al. 2022, section 3.4). They sum to the number of evaluations.
+    """
+    threes, rest = divmod(num_evaluations, 3)
+    return [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1] if threes else []

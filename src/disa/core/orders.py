@@ -22,10 +22,11 @@ from disa.values import many, named, path, shown, text, whole_number
 
 ORDERS = ("random", "raster", "checkerboard", "halton")
 ORDER_FORMS = "random, raster, checkerboard:3 or halton"
-COUNT_FORMS = "cosine, exp, linear, stages:24-6-2 or table:FILE"
+CURVES = ("cosine", "exp", "linear", "log")
+COUNT_FORMS = f"{', '.join(CURVES)}, stages:24-6-2 or table:FILE"
 MOST_STAGES = 16
 STEEPNESS = 5.0
-"""Of the curve `exp`, as eMIGM has it."""
+"""Of the curves `exp` and `log`, as eMIGM has them."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Counts:
     | `cosine` | a cosine: few tokens first, many last (MaskGIT, MAR section 3.4) |
     | `exp` | 1 - e^-5s of the share s of AR steps to come: fewer still at first (eMIGM, arXiv 2503.07197) |
     | `linear` | equally many in each AR step |
+    | `log` | ln(1 + (e^5 - 1) s) of the same share: many tokens first, few last (the same) |
     | `stages` | so many AR steps for each stage of a checkerboard, whose tokens they share equally |
     | `table` | as a file says; for another number of tokens in proportion |
     """
@@ -128,6 +130,9 @@ class Counts:
         if self.name == "exp":
             shares = [math.expm1(-STEEPNESS * (1 - k / num_ar_steps)) / math.expm1(-STEEPNESS) for k in steps]
             return [math.floor(num_tokens * share) for share in shares]
+        if self.name == "log":
+            shares = [math.log1p(math.expm1(STEEPNESS) * (1 - k / num_ar_steps)) / STEEPNESS for k in steps]
+            return [math.floor(num_tokens * share) for share in shares]
         if self.name == "stages":
             return self._left_by_stages(num_tokens)
         if self.name == "table":
@@ -157,7 +162,7 @@ def parse_counts(value: Any) -> Counts:
     if isinstance(value, Counts):
         return value
     name, _, rest = text(value, "counts of tokens").strip().partition(":")
-    if name in ("cosine", "exp", "linear") and not rest:
+    if name in CURVES and not rest:
         return Counts(name)
     if name == "stages" and re.fullmatch("[0-9]+(-[0-9]+)*", rest):
         return Counts(name, _numbers(rest.split("-"), f"the AR steps of a stage of {shown(value)}", MOST_STAGES))

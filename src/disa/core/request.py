@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from disa.core.orders import COSINE, RANDOM, Counts, Order
+from disa.core.ramps import RAMPS
 from disa.core.reuse import NONE, Reuse
 from disa.errors import DisaError
 from disa.values import many, number, one_of, shown
-
-RAMPS = ("linear", "constant", "falling")
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,7 @@ class Guidance:
     scale: float = 1.0
     """1 is off, and any other finite number is on."""
     ramp: str = "linear"
-    """`linear` grows from 1 with the share of the image that is known (Muse, as MAR has it); `falling` falls to 1 with
-    it; `constant` is the scale in every AR step."""
+    """How the scale follows the share of the image that is known: one of `RAMPS`."""
     interval: tuple[float, float] = (0.0, 1.0)
     """Guidance acts where low <= t <= high, t from 0 (data) to 1 (noise) (Kynkäänniemi et al. 2024)."""
     progress: tuple[float, float] = (0.0, 1.0)
@@ -71,9 +69,7 @@ class Guidance:
 
     def at(self, known: float) -> float:
         """What the ramp makes of the scale when the share `known` of the image will be known after this AR step."""
-        if self.ramp == "constant":
-            return self.scale
-        return 1 + (self.scale - 1) * (known if self.ramp == "linear" else 1 - known)
+        return self.scale if self.ramp == "constant" else 1 + (self.scale - 1) * RAMPS[self.ramp](known)
 
     def scales(self, known: Sequence[float]) -> list[float]:
         """[K] the scale of every AR step, 1 where guidance is off. known: [K] what the ramp follows, see `at`."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from disa.core.multistep import DPMSolverPlusPlus
 from disa.core.problem import Grid, Process, TimeGrid
+from disa.core.singlestep import SinglestepDPMSolverPlusPlus
 from disa.core.solver import GridSolver, NamedSolver, Solver, Walk, Walking, precise, read_option
 from disa.core.steps import describe
 from disa.errors import DisaError
@@ -232,6 +233,7 @@ SOLVERS: dict[str, NamedSolver] = {
     "dpm-solver": DDIM("dpm-950"),
     "dpm-solver++": DDIM("dpm-950"),
     "dpm-solver++-2": DPMSolverPlusPlus(),
+    "dpm-solver++-3s": SinglestepDPMSolverPlusPlus(),
     "euler": Euler(),
     "heun": Heun(),
     "euler-maruyama": EulerMaruyama(),

@@ -10,7 +10,7 @@ from typing import Any
 
 from disa.core import texts
 from disa.core.courses import CalibratedSolver
-from disa.core.orders import COSINE, RANDOM
+from disa.core.orders import COSINE, RANDOM, parse_counts
 from disa.core.plans import parse_plan, planned
 from disa.core.request import Guidance
 from disa.core.reuse import NONE
@@ -84,7 +84,7 @@ def _order(settings: Settings, loaded: Loaded) -> dict[str, Any]:
     capabilities.check_reuse(reuse)
     if capabilities.in_order:
         return {"reuse": None}
-    counts, num_ar_steps = settings.counts or COSINE, settings.num_ar_steps
+    counts, num_ar_steps = settings.counts or parse_counts(loaded.defaults.counts), settings.num_ar_steps
     if num_ar_steps is None:
         num_ar_steps = counts.num_ar_steps
     else:
@@ -134,7 +134,8 @@ def _guidance(settings: Settings, loaded: Loaded) -> Guidance:
         return replace(settings.guidance, **given)
     given |= {} if settings.guidance is None else {"scale": settings.guidance}
     defaults = loaded.defaults
-    guidance = replace(Guidance(defaults.guidance, defaults.ramp, defaults.interval), **given)
+    own = Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress)
+    guidance = replace(own, **given)
     if idle := [name for name in given if name != "scale" and not guidance.active]:
         names = "guidance's " + " and ".join(idle)
         warn(f"{names} {'say' if len(idle) > 1 else 'says'} nothing where guidance is 1, which is off")

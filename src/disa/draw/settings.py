@@ -16,6 +16,7 @@ from typing import Any
 
 from disa.core import steps
 from disa.core.orders import COUNT_FORMS, ORDER_FORMS, parse_counts, parse_order
+from disa.core.ramps import RAMPS
 from disa.core.reuse import REUSE_FORMS, parse_reuse
 from disa.core.steps import describe
 from disa.errors import DisaError
@@ -87,15 +88,16 @@ class Settings:
         "frequency:50-5, which gives a tenth of the tokens the early count."
     )
     solver: Any = option(
-        "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon: ddpm, ddim, dpm-solver, "
-        "dpm-solver++. Others: euler, heun, euler-maruyama, euler-maruyama-ode (its last step is Euler's), "
-        "euler-maruyama-noisy (its last step adds noise, too). All: dpm-solver++-2, of order 2.",
+        "How denoising goes, alone or with its options, as ddim@uniform:eta=0.5. MAR, Harmon, eMIGM: ddpm, ddim, "
+        "dpm-solver, dpm-solver++, dpm-solver++-3s (of order 3). Others: euler, heun, euler-maruyama, "
+        "euler-maruyama-ode (its last step is Euler's), euler-maruyama-noisy (its last step adds noise, too). All: "
+        "dpm-solver++-2, of order 2.",
         looks="a solver or its text",
         objects_have="takes",
     )
     grid: Any = option(
-        "Times that denoising visits. MAR, Harmon: clipped-950, full, ddim-980, dpm-950, uniform, logsnr. Others: "
-        "flowar-split, xar-em, bitdance, nextstep, nextstep-3 (any number), uniform, shifted-3.",
+        "Times that denoising visits. MAR, Harmon, eMIGM: clipped-950, full, ddim-980, dpm-950, emigm, uniform, "
+        "logsnr. Others: flowar-split, xar-em, bitdance, nextstep, nextstep-3 (any number), uniform, shifted-3.",
         looks="the name of a grid, or a function from a process and a number of steps to a TimeGrid",
         objects_have="__call__",
         part_of="solver",
@@ -112,7 +114,7 @@ class Settings:
         part_of="solver",
     )
     guidance: Any = option("Classifier-free guidance, any scale; 1 is off.", kind=float, objects_have="scale")
-    ramp: str | None = option("Guidance over AR steps: linear, constant or falling.", part_of="guidance")
+    ramp: str | None = option(f"Guidance over AR steps: {', '.join(RAMPS)}.", part_of="guidance")
     interval: Any = option(
         "Denoising times where guidance acts, such as 0-0.9; 0 is data, 1 is noise.",
         read=read_interval,
@@ -132,17 +134,18 @@ class Settings:
         kind=float,
         part_of="guidance",
     )
-    num_ar_steps: Any = option("AR steps: MAR, Harmon at most one per token; others as the model has.", kind=int)
+    num_ar_steps: Any = option("AR steps: MAR, Harmon, eMIGM at most one per token; others as the model has.", kind=int)
     order: Any = option(
-        f"In which order MAR and Harmon draw tokens: {ORDER_FORMS}. Each image has its own, from its seed.",
+        f"In which order MAR, Harmon and eMIGM draw tokens: {ORDER_FORMS}. Each image has its own, from its seed.",
         read=parse_order,
     )
     counts: Any = option(
-        f"Tokens that MAR and Harmon draw in each AR step: {COUNT_FORMS}. Stages and tables say how many AR steps.",
+        f"Tokens that MAR, Harmon and eMIGM draw in each AR step: {COUNT_FORMS}. Stages and tables say how many AR "
+        "steps.",
         read=parse_counts,
     )
     reuse: Any = option(
-        f"What of MAR's and Harmon's backbone is kept from earlier AR steps: {REUSE_FORMS}.",
+        f"What of the backbone of MAR, Harmon and eMIGM is kept from earlier AR steps: {REUSE_FORMS}.",
         read=parse_reuse,
     )
     size: Any = option(

@@ -9,6 +9,9 @@ from typing import Any
 from disa.models.bitdance import names as bitdance
 from disa.models.bitdance.config import BitDanceConfig
 from disa.models.bitdance.model import BitDance
+from disa.models.emigm import names as emigm
+from disa.models.emigm.config import EMIGMConfig
+from disa.models.emigm.model import EMIGM
 from disa.models.flowar import names as flowar
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR
@@ -33,7 +36,7 @@ from disa.models.xar import names as xar
 from disa.models.xar.config import XARConfig
 from disa.models.xar.model import XAR
 
-Model = MAR | FlowAR | XAR | Harmon | BitDance | NextStep | UniPic
+Model = MAR | FlowAR | XAR | Harmon | BitDance | NextStep | UniPic | EMIGM
 
 
 @dataclass(frozen=True)
@@ -58,4 +61,5 @@ FAMILIES = {
     "bitdance": Family(BitDanceConfig, BitDance, bitdance.official_names),
     "nextstep": Family(NextStepConfig, NextStep, nextstep.official_names, NextStepText),
     "unipic": Family(UniPicConfig, UniPic, unipic.official_names, UniPicText),
+    "emigm": Family(EMIGMConfig, EMIGM, emigm.official_names),
 }

@@ -73,12 +73,13 @@ class NameMap:
 
     ignored: whether an official name is a buffer that follows from the architecture, or of another model: a checkpoint
     may hold it or not. copies: official names under which another official tensor lies once more; a checkpoint may
-    hold both or one of them.
+    hold both or one of them. stale_copies: whether copies may have other values, which do not count.
     """
 
     parts: Mapping[str, list[Part]]
     ignored: Callable[[str], bool] = lambda _: False
     copies: Mapping[str, str] = field(default_factory=dict)
+    stale_copies: bool = False
 
     @property
     def official(self) -> set[str]:
@@ -90,7 +91,7 @@ class NameMap:
         known = {name: value for name, value in state.items() if not self.ignored(name)}
         for copy, name in self.copies.items():
             found = [known[each] for each in (name, copy) if each in known]
-            if len(found) == 2 and not _same(*found):
+            if len(found) == 2 and not (_same(*found) or (self.stale_copies and found[0].shape == found[1].shape)):
                 raise DisaError(f"the checkpoint does not fit this model: {copy} should be equal to {name}.")
             known |= dict.fromkeys((name, copy), found[0]) if found else {}
         return known

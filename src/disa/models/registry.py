@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from disa.errors import DisaError
 from disa.models.bitdance import presets as bitdance
+from disa.models.emigm import presets as emigm
 from disa.models.families import FAMILIES as FAMILIES
 from disa.models.families import Model as Model
 from disa.models.flowar import presets as flowar
@@ -24,6 +25,7 @@ _PUBLISHED = (
     *bitdance.PUBLISHED,
     *nextstep.PUBLISHED,
     *unipic.PUBLISHED,
+    *emigm.PUBLISHED,
 )
 PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*_DIGITS, *_PUBLISHED, harmon.SHAPES)}
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from disa.codecs.binary import BinaryConfig
+from disa.codecs.dc import DCConfig
 from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SmallVAEConfig
 from disa.models.families import FAMILIES, Model
@@ -22,7 +23,7 @@ class Spec:
     """One of `FAMILIES`."""
     architecture: Any
     """The family's configuration: such as `MARConfig`."""
-    codec: VAEConfig | SmallVAEConfig | BinaryConfig | None = None
+    codec: VAEConfig | SmallVAEConfig | BinaryConfig | DCConfig | None = None
     """The autoencoder's configuration, or None where tokens are pixels."""
 
 
@@ -42,9 +43,13 @@ class Defaults:
     guidance: float = 1.0
     """The scale; 1 is off."""
     ramp: str = "linear"
-    """Guidance over AR steps: linear or constant."""
+    """Guidance over AR steps: linear, constant or another of `disa.core.request.RAMPS`."""
     interval: tuple[float, float] = (0.0, 1.0)
     """The denoising times where guidance acts; 0 is data, 1 is noise."""
+    progress: tuple[float, float] = (0.0, 1.0)
+    """The AR steps where guidance acts; 0 is the first, 1 the last."""
+    counts: str = "cosine"
+    """How many tokens each AR step draws, in models that draw them in any order."""
     size: tuple[int, int] | None = None
     """Height and width of an image in pixels, or None for the architecture's own."""
     batch_size: int = 16

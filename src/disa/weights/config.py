@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from disa.codecs.binary import BINARY, BinaryConfig
+from disa.codecs.dc import DC, DCConfig
 from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SMALL, SmallVAEConfig
 from disa.core import texts
+from disa.core.orders import CURVES
 from disa.core.problem import Process
 from disa.core.request import Guidance
 from disa.core.solvers import grid_for, make_solver
@@ -30,7 +32,7 @@ from disa.weights.shards import WEIGHTS
 
 FORMAT = 2
 LONGEST_FILE = 1 << 20
-CODECS = {"kl16": VAEConfig, SMALL: SmallVAEConfig, BINARY: BinaryConfig}
+CODECS = {"kl16": VAEConfig, SMALL: SmallVAEConfig, BINARY: BinaryConfig, DC: DCConfig}
 VARIANCES = ("draws", "head", "probe")
 
 
@@ -166,7 +168,7 @@ def _read_name(name: Any) -> str:
     return name
 
 
-def _read_codec(content: Any) -> VAEConfig | SmallVAEConfig | BinaryConfig | None:
+def _read_codec(content: Any) -> VAEConfig | SmallVAEConfig | BinaryConfig | DCConfig | None:
     if content is None:
         return None
     kind = content.get("kind") if isinstance(content, dict) else None
@@ -248,7 +250,7 @@ def _check_steps(text: str, defaults: Defaults, process: Process) -> None:
 def _read_defaults(content: Any) -> Defaults:
     defaults = read_fields(Defaults, content, "defaults")
     try:
-        Guidance(defaults.guidance, defaults.ramp, defaults.interval)
+        Guidance(defaults.guidance, defaults.ramp, defaults.interval, defaults.progress)
         make_solver(defaults.solver, defaults.grid)
     except DisaError as error:
         raise DisaError(f"defaults: {error}") from error
@@ -256,6 +258,8 @@ def _read_defaults(content: Any) -> Defaults:
         text = getattr(defaults, name)
         if text.startswith("table:") or "/" in text.removesuffix(DRAWN) or "\\" in text or ".safetensors" in text:
             raise DisaError(f"defaults.{name} is {shown(text)}: expected a step policy that reads no file.")
+    if defaults.counts not in CURVES:
+        raise DisaError(f"defaults.counts is {shown(defaults.counts)}: expected one of {', '.join(CURVES)}.")
     try:
         parse_spending(defaults.spending)
     except DisaError as error:

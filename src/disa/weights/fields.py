@@ -26,6 +26,8 @@ LARGEST = 1 << 24
 WHOLE = {
     r".*depth": (1, 128),
     r"layers_per_block": (1, 16),
+    r"(en|de)coder_layers": (0, 16),
+    r"attention_levels": (1, 8),
     r"eighth_width": (0, 1 << 16),
     r".*(width|widths|hidden)": (1, 1 << 16),
     r".*(channels|heads|groups)|scales|cells|latent_size|patch_size": (1, 1 << 12),
@@ -37,13 +39,13 @@ WHOLE = {
 """The least and the most of a field: the first pattern that is its name counts."""
 NUMBERS = {
     r"guidance|shift|means": (-LARGEST, LARGEST),
-    r"temperature|interval": (0, LARGEST),
+    r"temperature|interval|progress": (0, LARGEST),
     r"mlp_ratio": (1e-6, 256),
     r".*eps": (1e-30, 1),
     r"rope_base": (1, 1e12),
     r".*": (1e-30, LARGEST),
 }
-LONGEST = {r"block_widths|encoder_attention_levels": 8, r"means|deviations": 1 << 12, r".*": 64}
+LONGEST = {r"block_widths|encoder_attention_levels|(en|de)coder_layers": 8, r"means|deviations": 1 << 12, r".*": 64}
 MAY_BE_EMPTY = {"encoder_attention_levels", "means", "deviations"}
 
 

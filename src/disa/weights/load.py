@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from disa import values
-from disa.codecs import foreign, kl16
+from disa.codecs import dc, foreign, kl16
 from disa.codecs.base import LatentCodec
 from disa.codecs.binary import BINARY, BinaryAE, BinaryCodec, BinaryConfig
+from disa.codecs.dc import DCCodec, DCConfig
 from disa.codecs.kl16 import KL16Codec, VAEConfig
 from disa.codecs.small import SMALL, SmallCodec, SmallVAE, SmallVAEConfig
 from disa.errors import DisaError, warn
@@ -35,6 +36,8 @@ OWN: dict[type, tuple[str, Any, Any]] = {
     BinaryConfig: (BINARY, BinaryAE, BinaryCodec),
 }
 """The autoencoders that are built here: what they are called, their networks and their codecs."""
+EXAMPLES = {VAEConfig: "kl16.ckpt", BinaryConfig: "ae_d16c32.pt", DCConfig: "the folder dc-ae-f32c32-in-1.0-diffusers"}
+"""What a user may have of the others."""
 
 
 def load_model(
@@ -67,8 +70,8 @@ def load_model(
 
 
 def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
-    """The preset's autoencoder: KL-16 in any form that `find_files` knows, or the hub's; the binary one likewise; the
-    small one from the package or a folder that disa wrote. Raises DisaError."""
+    """The preset's autoencoder: KL-16 in any form that `find_files` knows, or the hub's; the binary one and the DC-AE
+    likewise; the small one from the package or a folder that disa wrote. Raises DisaError."""
     config, assets = preset.spec.codec, preset.assets
     if config is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
@@ -78,7 +81,7 @@ def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
         if path is None:
             raise DisaError(_missing_codec("a folder that disa wrote"))
         return _load_small(preset.name, config, path)
-    example = "ae_d16c32.pt" if isinstance(config, BinaryConfig) else "kl16.ckpt"
+    example = EXAMPLES[type(config)]
     key, path = locate(path, assets.codec_weights, assets.page, _missing_codec(example))
     files = find_files(path)
     state = _together(files)
@@ -86,6 +89,8 @@ def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
         if isinstance(config, BinaryConfig):
             _check_said(config, files.config, preset.name)
             codec = _own(config, foreign.plain_names(state)[0], "it")
+        elif isinstance(config, DCConfig):
+            codec = _dc(config, foreign.plain_names(state)[0], files.config or {})
         else:
             codec = _kl16(preset.name, config, state, files.config, path)
     except DisaError as error:
@@ -133,6 +138,21 @@ def _kl16(
         own, usual = foreign.told_scaling(found), foreign.told_scaling(config)
         warn(f"the autoencoder {path} has its own {own}; {model} had {usual}")
     return KL16Codec(network.requires_grad_(False).eval())
+
+
+def _dc(config: DCConfig, state: Mapping[str, Tensor], said: dict[str, Any]) -> LatentCodec:
+    """A DC-AE of diffusers' tensors. said: its own `config.json`, if it has one."""
+    dc.check_said(config, said)
+    with torch.device("meta"):
+        network = dc.build(config)
+    counters = {name for name in network.state_dict() if name.endswith(".num_batches_tracked")}
+    state = {name: value for name, value in state.items() if name not in counters}
+    expected = {name: size for name, size in shapes(network.state_dict()).items() if name not in counters}
+    check_layout(state, expected, "it", "the autoencoder of this model")
+    check_values(state, "it")
+    # Counters of training do not change what is computed.
+    network.load_state_dict(state | dict.fromkeys(counters, torch.tensor(0)), assign=True)
+    return DCCodec(network.requires_grad_(False).eval())
 
 
 def _load_small(model: str, config: SmallVAEConfig, path: Path) -> LatentCodec:

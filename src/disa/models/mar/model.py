@@ -80,6 +80,8 @@ class MAR(nn.Module):
     """The transformer and its head. All methods but `loss` are for inference; state lives in `MARState`."""
 
     process = CosineDiffusion()
+    masked_at_last = 1
+    """Tokens that ramps of guidance count as masked after the last AR step."""
 
     def __init__(self, config: MARConfig) -> None:
         super().__init__()
@@ -121,8 +123,7 @@ class MAR(nn.Module):
         known, orders, num_unknown = self._known(request, orders)
         num_masked = request.counts.masked(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
-        # The official formula leaves one token masked at the last AR step.
-        shares = [(num_tokens - max(1, masked)) / num_tokens for masked in num_masked[1:]]
+        shares = [(num_tokens - max(self.masked_at_last, masked)) / num_tokens for masked in num_masked[1:]]
         scales = request.guidance.scales(shares)
         return MARState(
             request,
@@ -267,7 +268,7 @@ class MAR(nn.Module):
         x = self.encode(tokens, embedding, new, positions, encoding)
         ran(0, product(len(x) * x.shape[1], x.shape[2], self.config.decoder_width))
         x, places = self.decoder_in(x), wanted.repeat(halves, 1)
-        x = torch.cat([x, self.mask_token.expand(*places.shape, -1).to(x.dtype)], dim=1)
+        x = torch.cat([x, self.masked().expand(*places.shape, -1).to(x.dtype)], dim=1)
         fresh = torch.cat([fresh, places + buffer], dim=1)
         x = x + functional.embedding(fresh, positions.decoder)
         last = torch.arange(x.shape[1] - wanted.shape[1], x.shape[1], device=x.device).expand(len(x), -1)
@@ -306,7 +307,7 @@ class MAR(nn.Module):
         ran(0, product(len(x) * x.shape[1], x.shape[2], self.config.decoder_width))
         x = self.decoder_in(x)
         places = self._with_buffer(visible).repeat(halves, 1)[:, :, None].expand(-1, -1, x.shape[-1])
-        blank = self.mask_token.expand(len(x), len(positions.decoder), -1) if blank is None else blank
+        blank = self.masked().expand(len(x), len(positions.decoder), -1) if blank is None else blank
         x = blank.to(x.dtype).scatter(1, places, x)
         x = x + positions.decoder
         places = wanted.repeat(halves, 1)
@@ -322,6 +323,10 @@ class MAR(nn.Module):
         for i, block in enumerate(self.decoder):
             x = block(x, last if i == len(self.decoder) - 1 else None, keeping and keeping.block(i))
         return self.decoder_norm(x) + functional.embedding(places, positions.head)
+
+    def masked(self) -> Tensor:
+        """What the decoder sees of a token that is not known, [1, 1, D]."""
+        return self.mask_token
 
     def _with_buffer(self, visible: Tensor) -> Tensor:
         """[B, P + V] places of the buffer and of the tokens at `visible` [B, V]."""
