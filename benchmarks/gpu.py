@@ -85,6 +85,10 @@ class Cell:
 BASE, SMALL = ("mar-base",), ("flowar-small", "xar-base")
 LARGER = "mar-huge", "flowar-large", "xar-huge", "harmon-1.5b", "mar-large", "flowar-huge", "xar-large"
 CAUSAL = *(f"bitdance-{size}" for size in ("base", "base-4x", "base-16x", "large", "huge")), "nextstep-1"
+EMIGM = (
+    *(f"emigm-{size}" for size in ("xsmall", "small", "base", "large", "huge")),
+    *(f"emigm-{size}-512" for size in ("xsmall", "small", "base", "large")),
+)
 BF16, FP32, DISA, ORIGINAL, BEST = ("bf16",), ("fp32",), ("disa",), ("original",), ("graphs",)
 BATCHES = 1, 8, 64, 256
 STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[str, ...]], ...] = (
@@ -103,6 +107,7 @@ STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int
     (LARGER, BF16, SETTINGS, BATCHES, FORMS),
     ((*SMALL, "harmon-0.5b"), FP32, DISA, (1, 64), FORMS),
     (CAUSAL, BF16, DISA, (1, 64), BEST),
+    (EMIGM, BF16, DISA, (1, 64), BEST),
 )
 """Models, dtypes, settings, batch sizes and forms; the most telling first."""
 SMALL_MODELS = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"

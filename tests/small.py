@@ -17,6 +17,7 @@ from disa.codecs.kl16 import VAEConfig
 from disa.codecs.small import SmallVAEConfig
 from disa.draw.sampler import Sampler
 from disa.models.bitdance.config import BitDanceConfig
+from disa.models.emigm.config import EMIGMConfig
 from disa.models.mar.config import MARConfig
 from disa.models.mar.model import MAR
 from disa.models.mar.names import official_names
@@ -53,6 +54,14 @@ BITDANCE = Preset(
     Assets(page="https://example.org/bitdance", embedded_codec="digits-vae"),
     "64 tokens",
 )  # fmt: skip
+
+EMIGM = Preset(
+    Spec("small-emigm", "emigm", EMIGMConfig(**vars(CONFIG))),
+    Defaults(num_ar_steps=4, steps="linear:5-2", original="constant:6", solver="dpm-solver++-3s", grid="emigm",
+             guidance=3.0, ramp="constant", progress=(0.3, 0.7), counts="exp", spending="9-2@5", batch_size=4),
+    Assets(page="https://example.org/emigm"),
+)  # fmt: skip
+"""Of 16 tokens; the second and the third AR step are guided."""
 
 CODEC = VAEConfig(
     latent_channels=1, block_widths=(8, 8), layers_per_block=1, norm_groups=4, encoder_attention_levels=()

@@ -14,7 +14,7 @@ import torch
 import small
 from disa.core.capabilities import Capabilities
 from disa.core.noise import SeededNoise
-from disa.core.orders import COSINE, RANDOM, Counts, Order, parse_counts, parse_order
+from disa.core.orders import COSINE, CURVES, RANDOM, Counts, Order, parse_counts, parse_order
 from disa.core.places import halton, ordered, stages_of
 from disa.core.request import Request
 from disa.core.reuse import parse_reuse
@@ -22,7 +22,6 @@ from disa.errors import DisaError
 from disa.models.registry import find_preset
 
 ORDERS = ("random", "raster", "checkerboard:3", "halton")
-CURVES = ("cosine", "exp", "linear")
 LABELS, SEEDS = [3, 1, 7], [5, 2**40, 11]
 
 
@@ -103,7 +102,9 @@ def drawn(counts: Counts, num_tokens: int, num_ar_steps: int) -> list[int]:
 
 def test_counts_worked_out_by_hand(tmp_path: Path) -> None:
     assert drawn(parse_counts("linear"), 16, 4) == [4, 4, 4, 4]
-    assert drawn(parse_counts("exp"), 256, 4)[-1] > drawn(COSINE, 256, 4)[-1]
+    # What is left: (1 - e^-5s) / (1 - e^-5) and ln(1 + (e^5 - 1) s) / 5, with three quarters, a half and one left.
+    assert drawn(parse_counts("exp"), 256, 4) == [5, 15, 53, 183]
+    assert drawn(parse_counts("log"), 256, 4) == [15, 21, 34, 186]
     stages = parse_counts("stages:24-6-2")
     assert stages.num_ar_steps == 32
     assert (sum(drawn(stages, 256, 32)[:24]), drawn(stages, 256, 32)[-2:]) == (64, [64, 64])

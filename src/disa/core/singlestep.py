@@ -29,7 +29,7 @@ class Stage(NamedTuple):
     change: float
 
 
-def intervals(process: Process, grid: TimeGrid) -> list[list[Stage]]:
+def intervals(process: Process, grid: TimeGrid) -> tuple[tuple[Stage, ...], ...]:
     """The stages of every interval, as many as its order, in float64; raises DisaError.
 
     An interval that ends at the data is of order 1: the log-SNR is infinite there, and nothing lies between.
@@ -39,19 +39,19 @@ def intervals(process: Process, grid: TimeGrid) -> list[list[Stage]]:
 
 
 @lru_cache(maxsize=4096)
-def _intervals(scales: bytes) -> list[list[Stage]]:
+def _intervals(scales: bytes) -> tuple[tuple[Stage, ...], ...]:
     """From alpha and sigma at each level, [n + 1, 2] float64."""
     at = np.frombuffer(scales).reshape(-1, 2)
     count, clean = len(at) - 1, at[-1, 1] == 0
     orders = [*singlestep_orders(count - 1), 1] if clean else singlestep_orders(count)
     starts = np.cumsum([0, *orders]).tolist()
-    found = [_stages(at[start : start + order + 1]) for start, order in zip(starts, orders, strict=False)]
+    found = tuple(_stages(at[start : start + order + 1]) for start, order in zip(starts, orders, strict=False))
     if not np.isfinite(np.concatenate(found)).all():
         raise DisaError("dpm-solver++-3s goes from noise that holds some data to the data, and stands still nowhere.")
     return found
 
 
-def _stages(at: np.ndarray) -> list[Stage]:
+def _stages(at: np.ndarray) -> tuple[Stage, ...]:
     """Of one interval, from alpha and sigma at its start, inside and at its end, [order + 1, 2].
 
     h is the step in log(alpha / sigma), r the share of it that a place inside is at (Lu et al. 2022, DPM-Solver++,
@@ -59,16 +59,16 @@ def _stages(at: np.ndarray) -> list[Stage]:
     3 where the places inside are at a third and two thirds, as they are on grids that are even in the log-SNR.
     """
     (alpha, sigma), order = at[0], len(at) - 1
+    change = np.zeros(order)
     with np.errstate(divide="ignore", invalid="ignore"):
         h = -np.log(at[1:, 1] * alpha / (at[1:, 0] * sigma))
-    keep, now = at[1:, 1] / sigma, at[1:, 0] * -np.expm1(-h)
-    change = np.zeros(order)
-    if order == 2:
-        change[1] = now[1] * h[1] / (2 * h[0])
-    elif order == 3:
-        second = at[1:, 0] * (np.expm1(-h) / h + 1)
-        change[1:] = second[1] * h[1] / h[0], second[2] * h[2] / h[1]
-    return [Stage(*row) for row in np.stack([keep, now, change], axis=1).tolist()]
+        keep, now = at[1:, 1] / sigma, at[1:, 0] * -np.expm1(-h)
+        if order == 2:
+            change[1] = now[1] * h[1] / (2 * h[0])
+        elif order == 3:
+            second = at[1:, 0] * (np.expm1(-h) / h + 1)
+            change[1:] = second[1] * h[1] / h[0], second[2] * h[2] / h[1]
+    return tuple(Stage(*row) for row in np.stack([keep, now, change], axis=1).tolist())
 
 
 @dataclass(frozen=True)

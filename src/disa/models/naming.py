@@ -91,7 +91,9 @@ class NameMap:
         known = {name: value for name, value in state.items() if not self.ignored(name)}
         for copy, name in self.copies.items():
             found = [known[each] for each in (name, copy) if each in known]
-            if len(found) == 2 and not (_same(*found) or (self.stale_copies and found[0].shape == found[1].shape)):
+            if self.stale_copies and len({value.shape for value in found}) > 1:
+                continue  # neither is the other's copy: the shapes will be told
+            if len(found) == 2 and not (self.stale_copies or _same(*found)):
                 raise DisaError(f"the checkpoint does not fit this model: {copy} should be equal to {name}.")
             known |= dict.fromkeys((name, copy), found[0]) if found else {}
         return known

@@ -151,7 +151,7 @@ def _dc(config: DCConfig, state: Mapping[str, Tensor], said: dict[str, Any]) -> 
     check_layout(state, expected, "it", "the autoencoder of this model")
     check_values(state, "it")
     # Counters of training do not change what is computed.
-    network.load_state_dict(state | dict.fromkeys(counters, torch.tensor(0)), assign=True)
+    network.load_state_dict(state | {name: torch.tensor(0) for name in counters}, assign=True)
     return DCCodec(network.requires_grad_(False).eval())
 
 
