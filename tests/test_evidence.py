@@ -251,10 +251,13 @@ def harmon_sampler(folder: Path) -> tuple[Sampler, Inputs]:
     return sampler, Inputs([5, 3, 1 << 40, 7, 8], prompts=prompts, negative_prompt="a dog")
 
 
-@pytest.fixture(params=["mar", "flowar-digits", "xar-digits", "bitdance-digits", "harmon"])
+@pytest.fixture(params=["mar", "emigm", "flowar-digits", "xar-digits", "bitdance-digits", "harmon"])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Sampler, Inputs]:
     if request.param == "mar":
         return small.sampler(), Inputs([5, 3, 1 << 40, 7, 8], [1, 2, 3, 4, 5])
+    if request.param == "emigm":
+        emigm = Sampler(small.EMIGM, small.randomised(small.EMIGM.build()), device="cpu")
+        return emigm, Inputs([5, 3, 1 << 40, 7, 8], [1, 2, 3, 4, 5])
     return harmon_sampler(tmp_path) if request.param == "harmon" else flow_sampler(request.param)
 
 

@@ -1,4 +1,4 @@
-"""The diffusion head of MAR, Harmon and NextStep: an MLP with adaptive layer norms.
+"""The diffusion head of MAR, Harmon, eMIGM and NextStep: an MLP with adaptive layer norms.
 
 Shapes: R rows, P halves of them (conditional first), C token channels, W head width, D condition width, n denoising
 steps.
