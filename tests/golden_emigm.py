@@ -104,7 +104,8 @@ def replay(case: Any, noise: Noise) -> Found:
     for step in generate_steps(model, request, policy, solver, noise):
         k, problem, about = step.ar_step, step.problem, steps[step.ar_step]
         z, halves = expected[f"z/{k:03d}"], 2 if about["guided"] and request.labels is not None else 1
-        yield f"z/{k}", model.z.flatten(0, 1), z
+        # Without labels both halves are equal; here there is one.
+        yield f"z/{k}", model.z.flatten(0, 1), z if request.labels is not None else z[: problem.num_rows]
         yield f"traj/{k}", torch.stack([*model.states, step.tokens]), expected[f"traj/{k:03d}"]
         yield f"sampled/{k}", step.tokens, expected[f"sampled/{k:03d}"]
         index = torch.stack([problem.image, problem.position], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,17 @@ def test_a_checkpoint_of_another_model_names_it(given: str, wanted: str, tmp_pat
     torch.save({name: torch.zeros(1).expand(value.shape) for name, value in shapes.items()}, tmp_path / "other.pt")
     with pytest.raises(DisaError, match=f"It is a checkpoint of {re.escape(given)}: load it as that"):
         load_model(find_preset(wanted), tmp_path / "other.pt")
+
+
+def test_a_checkpoint_with_a_mask_token_of_its_own_says_how_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(PRESETS, PRESET.name, PRESET)
+    said = argparse.Namespace(use_unsup_cfg=False, class_num=10)
+    torch.save({"model": official(replace(CONFIG, shares_mask_token=False)), "args": said}, tmp_path / "own.pth")
+    with pytest.raises(DisaError, match=r"It fits after .*--set shares_mask_token=false --name NAME"):
+        load_model(PRESET, tmp_path / "own.pth")
+    options = {"values": {"shares_mask_token": False}, "name": "mine"}
+    convert(tmp_path / "own.pth", PRESET.name, tmp_path / "folder", **options)
+    assert "mask_token" in Sampler.load(tmp_path / "folder", device="cpu").model.state_dict()
 
 
 @pytest.mark.parametrize(

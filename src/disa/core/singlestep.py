@@ -77,7 +77,7 @@ class SinglestepDPMSolverPlusPlus(Walking, GridSolver):
     grid in each as its order says; n evaluations of any number make intervals of order 3, and one or two smaller ones.
     """
 
-    grid: Grid = "logsnr"
+    grid: Grid | None = None
     kind = "dpm-solver++-3s"
     takes = ("noise",)
     stochastic = False

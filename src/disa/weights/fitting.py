@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ OFFICIAL_ARGUMENTS = {
     "vae_embed_dim": "latent_channels",
     "patch_size": "patch_size",
 }
-"""Names on the official command line of MAR, and ours."""
+"""Whole numbers on the official command line of MAR and eMIGM, and ours."""
 COUNTS = ("num_classes", "buffer_size")
 """Fields whose tables have some more rows than they say."""
 MOST_CHANGES = 3
@@ -148,6 +149,8 @@ def _arguments(path: Path) -> dict[str, Any]:
     values: dict[str, Any] = {
         ours: said[name] for name, ours in OFFICIAL_ARGUMENTS.items() if type(said.get(name)) is int and said[name] > 0
     }
+    if type(shared := said.get("use_unsup_cfg")) is bool:
+        values["shares_mask_token"] = shared
     side, stride = said.get("img_size"), said.get("vae_stride")
     if type(side) is int and type(stride) is int and stride > 0 and side >= stride:
         values["latent_size"] = (side // stride,) * 2
@@ -155,4 +158,4 @@ def _arguments(path: Path) -> dict[str, Any]:
 
 
 def _as_json(value: Any) -> str:
-    return str(list(value)).replace(" ", "") if isinstance(value, tuple) else str(value)
+    return json.dumps(value, separators=(",", ":"))
