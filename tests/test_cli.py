@@ -238,7 +238,7 @@ def test_numbers_and_ranges() -> None:
 
 
 BAD_SAMPLES = [
-    (["--model", "mar-tiny"], "unknown model 'mar-tiny': expected one of mar-digits, flowar-digits"),
+    (["--model", "mar-tiny"], "unknown model 'mar-tiny': expected one that `disa presets` lists, a folder"),
     (["--model", "./absent/folder"], "there is no folder absent/folder"),
     (["--model", "."], "is not a model folder of disa"),
     (["--steps", "quadratic:50-5"], "unknown step policy 'quadratic:50-5': expected constant:N, two-stage:50-5"),

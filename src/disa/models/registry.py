@@ -38,7 +38,7 @@ def find_preset(name: str) -> Preset:
         give = "that name" if len(presets) == 1 else "one of these names"
         raise DisaError(f"{name} is where the weights of {either(presets)} come from: give {give}.")
     raise DisaError(
-        f"unknown model {shown(name)}: expected one of {', '.join(PRESETS)}, a folder, or a hub id."
+        f"unknown model {shown(name)}: expected one that `disa presets` lists, a folder, or a hub id."
         f"{did_you_mean(name, PRESETS)}"
     )
 

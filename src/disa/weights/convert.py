@@ -9,7 +9,7 @@ from typing import Any
 
 from disa.errors import DisaError
 from disa.models.families import Model
-from disa.models.registry import PRESETS, find_preset
+from disa.models.registry import find_preset
 from disa.models.spec import Preset
 from disa.values import command, path
 from disa.weights.autoencoders import CODEC
@@ -91,7 +91,7 @@ def _read(
             raise DisaError(f"{checkpoint} holds weights of its own architecture: only defaults can be set anew.")
         return asked, network, inside
     if model is None:
-        raise DisaError(f"{checkpoint} does not say which model it is of: give --model, one of {', '.join(PRESETS)}.")
+        raise DisaError(f"{checkpoint} does not say which model it is of: give --model, one that `disa presets` lists.")
     asked = changed(find_preset(model), values, name)
     # Messages name the preset, which the user knows, and say what to set.
     network = load_model(changed(asked, {}, model), checkpoint, average, weights_key)
