@@ -14,6 +14,7 @@ from disa.serve.keys import Keys, is_loopback
 from disa.serve.refusals import Refused
 from disa.serve.server import listen
 from disa.studio.imports import import_gradio
+from disa.studio.visitors import MOST_VISITORS
 
 if TYPE_CHECKING:
     from disa.draw.sampler import Sampler
@@ -125,6 +126,7 @@ def _launch(page: Page, host: str, port: int, here: bool) -> str:
         mcp_server=False,
         enable_monitoring=False,
         max_file_size=LARGEST_UPLOAD,
+        state_session_capacity=MOST_VISITORS,
         app_kwargs={"middleware": [Middleware(Guard, only_here=here)], "docs_url": None, "redoc_url": None},
         theme=theme,
         css=_own("style.css"),
