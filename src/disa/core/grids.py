@@ -36,7 +36,7 @@ def own_grid(grid: Callable[[Any, int], Any], process: Any, num_steps: int) -> T
 
 def singlestep_orders(num_evaluations: int) -> list[int]:
     """The orders of the intervals of a solver of order 3 whose evaluations all count for one interval: as many 3 as go,
-    and smaller ones last (DPM-Solver, Lu et al. 2022, section 3.4). They sum to the number of evaluations.
+    and smaller ones last (DPM-Solver-fast, Lu et al. 2022, arXiv 2206.00927). They sum to the number of evaluations.
     """
     threes, rest = divmod(num_evaluations, 3)
     return [3] * threes + [rest] if rest else [3] * (threes - 1) + [2, 1] if threes else []

@@ -54,9 +54,9 @@ def _intervals(scales: bytes) -> tuple[tuple[Stage, ...], ...]:
 def _stages(at: np.ndarray) -> tuple[Stage, ...]:
     """Of one interval, from alpha and sigma at its start, inside and at its end, [order + 1, 2].
 
-    h is the step in log(alpha / sigma), r the share of it that a place inside is at (Lu et al. 2022, DPM-Solver++,
-    section 4.1, algorithm 1; the third order as in DPM-Solver, algorithm 2, with data in place of noise). The order is
-    3 where the places inside are at a third and two thirds, as they are on grids that are even in the log-SNR.
+    h [order] are the steps in log(alpha / sigma) from the start to each place. Order 2 is algorithm 1 of DPM-Solver++
+    (Lu et al. 2022, arXiv 2211.01095), order 3 is algorithm 2 of DPM-Solver (arXiv 2206.00927) with data in place of
+    noise. It is 3 where the second place inside is at two thirds of h, as it is on grids that are even in the log-SNR.
     """
     (alpha, sigma), order = at[0], len(at) - 1
     change = np.zeros(order)
