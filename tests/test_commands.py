@@ -53,14 +53,16 @@ FEWER = {"--per-label": "2", "--seeds": "0-1"}
 GPUS = "wants several GPUs or a cluster: tests/test_bulk_ray.py and tests/test_serve_ray.py draw with Ray"
 WORDS = "wants the published language model and its tokenizer"
 READS = "reads a published checkpoint: tests/test_checkpoints.py reads files of that form"
+PAGE = "serves a page until it is stopped: tests/test_studio_browser.py opens it"
 MEASURED = "reads what others have measured: tests/test_evaluate.py and tests/test_geneval.py have such files"
 SAME = "goes on with what was drawn before: such commands are run in bulk.md"
 PARSED = {
     r".* bulk .*(--workers (8|32|44|\"?\$workers)|--address|--out \$run)": GPUS,
     r".* bulk (--model \./mar-base|\$what|--\w+ \"\$run\")": GPUS,
     r".* serve .*--ray": GPUS,
-    r".* (sample|describe) .*--model (harmon-[01]|nextstep)": WORDS,
+    r".* (sample|describe) .*--model (harmon-[01]|nextstep|unipic)": WORDS,
     r".* convert": READS,
+    r".* studio": PAGE,
     r".* evaluate (results\.jsonl|score_lists\.json|run --against VIRTUAL)": MEASURED,
     r"(README|using|evaluate|guide-measure|guide-many).md (evaluate|bulk|sample .*--resume)": SAME,
 }

@@ -41,7 +41,9 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
     given, settings = settings, with_recipe(settings, loaded)
     alone = [each.name for each in fields(settings) if not each.metadata["part_of"]]
     own = {name: getattr(settings, name) for name in alone} | _order(settings, loaded)
-    own |= {name: getattr(loaded.defaults, name, None) for name, value in own.items() if value is None}
+    # Counts without a value are those of a model that takes none: `_order` has filled in the others.
+    missing = [name for name, value in own.items() if value is None and name != "counts"]
+    own |= {name: getattr(loaded.defaults, name, None) for name in missing}
     own["steps"] = _policy(own["steps"], loaded)
     own |= {
         "solver": _solver(settings, own["steps"], loaded),
