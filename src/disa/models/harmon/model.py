@@ -94,8 +94,8 @@ class Harmon(nn.Module):
 
     def begin(self, request: Request, noise: Noise) -> HarmonState:
         """Check the request, plan every AR step, and run the prompts through the language model."""
-        planned, *prompts = self.planned(request, noise)
-        return HarmonState(**vars(planned), prefixes=self.read(*prompts))
+        planned, ids, lengths, longest = self.planned(request, noise)
+        return HarmonState(**vars(planned), prefixes=self.read(ids, lengths, longest))
 
     def planned(self, request: Request, noise: Noise) -> tuple[MARState, Tensor, list[int], int]:
         """What MAR plans; of the B' prompts the ids and lengths, and the most tokens that follow them."""
