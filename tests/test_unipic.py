@@ -16,7 +16,7 @@ from torch import Tensor
 import small
 from command import Command, complaint, files
 from disa.core.diffusion import CosineDiffusion
-from disa.core.generate import generate_steps
+from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARStep
 from disa.core.request import Guidance, Prompts, Request
@@ -35,8 +35,11 @@ from disa.models.spec import Preset
 from disa.models.unipic.model import UniPic
 from disa.models.unipic.names import official_names
 from disa.models.unipic.text import Text
+from disa.runtime.recorder import Recorder
+from disa.runtime.surroundings import undisturbed
 from disa.weights.convert import convert
 from disa.weights.load import load_model
+from stand_in import StandIn
 from test_harmon import tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -321,3 +324,16 @@ def test_models_that_edit_nothing_are_told(disa: Command, tmp_path: Path) -> Non
     given = "--source", tmp_path / "picture.png", "--out", tmp_path / "out"
     said = complaint(disa("sample", "--model", "mar-digits", *given))
     assert "MAR cannot edit a picture; use a model that does, such as unipic-1" in said
+
+
+@pytest.mark.filterwarnings("error")
+def test_from_graphs_every_picture_is_edited_as_in_eager_mode(model: UniPic) -> None:
+    recording, policy, solver = Recorder(StandIn(), 1 << 40), parse("constant:2"), make_solver("ddpm")
+    for turn in range(3):
+        asked, found = request([0, 1], source=SOURCE + turn), list[Tensor]()
+        for begin in (Drawing, recording.begin):
+            with undisturbed():
+                *_, last = generate_steps(model, asked, policy, solver, SeededNoise([turn, 9]), begin=begin)
+                found.append(model.finish(last.state).clone())
+        assert torch.equal(*found), turn
+    assert len(recording.sessions) == 1

@@ -165,7 +165,8 @@ class Session:
     def _begun(self, request: Request) -> Recording | None:
         """The graph of `begin`; None where it decides by values of the request."""
         prompts, model = request.prompts, cast(Any, self.model)
-        if request.known is not None or (prompts is not None and model.capabilities.vocab_size is None):
+        given = request.known is not None or request.source is not None
+        if given or (prompts is not None and model.capabilities.vocab_size is None):
             return None
         if prompts is not None and self.ids is not None:
             prompts = replace(prompts, ids=self.ids)
