@@ -11,11 +11,13 @@ from torch import Tensor
 import small
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.problem import ARStep
+from disa.core.problem import ARStep, DenoisingProblem
 from disa.core.request import Guidance, Prompts, Request
 from disa.core.solve import solve
 from disa.core.solvers import make_solver
 from disa.core.steps import constant
+from disa.draw.inputs import Inputs
+from disa.draw.preview import foreseen, with_rest
 from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.model import FlowAR
 from disa.models.mar.model import MAR
@@ -106,3 +108,23 @@ def test_going_ahead_leaves_the_generation_as_it_was(name: str) -> None:
             assert torch.equal(ended[~here], latents[~here])
             assert torch.all(ended[here] != 0)
         assert ended.shape == expected[-1].shape
+
+
+def test_what_is_foreseen_keeps_what_is_drawn_and_the_state() -> None:
+    sampler, asked = small.sampler(), {"num_ar_steps": 4, "steps": "constant:2"}
+    inputs = Inputs.paired([0, 1], [3, 5])
+    expected = sampler.start(inputs, output_type="latent", **asked).result().latents
+    run = sampler.start(inputs, output_type="latent", **asked)
+    for turn in run:
+        if turn.samples is not None:
+            assert torch.equal(turn.samples.latents, expected)
+            break
+        latents, undrawn = sampler.model.preview(turn.step.state)
+        rest, left = with_rest(sampler.model, turn.step.state, ones, turn.noise), spread(undrawn, latents)
+        assert torch.equal(rest[~left], latents[~left])
+        assert (rest[left] == 1).all()
+        assert foreseen(sampler, turn.step.state, turn.noise).shape == (2, *sampler.image_shape)
+
+
+def ones(problem: DenoisingProblem) -> Tensor:
+    return torch.ones(problem.num_rows, *problem.shape)

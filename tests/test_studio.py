@@ -166,6 +166,21 @@ def test_a_picture_is_the_file_that_disa_writes(handlers: Handlers, sampler: Sam
     assert "2 pictures in " in found[-1].said
 
 
+def test_what_a_picture_may_become_is_shown_while_it_is_drawn_and_changes_nothing(
+    handlers: Handlers,
+) -> None:
+    visitor = Visitor()
+    *under_way, end = handlers.draw(visitor, form(labels="3,5"), ahead=True)
+    assert all((each.stage or "").count("<img") in (2, 4) for each in under_way)
+    assert (under_way[0].stage or "").count("what it may become") == 4, "each in its picture and below it"
+    assert "what it may become" not in (end.stage or "")
+    plain = last(handlers.draw(visitor, form(labels="3,5")))
+    assert [each.content for each in list(visitor.pictures)[:2]] == [
+        each.content for each in list(visitor.pictures)[2:]
+    ]
+    assert plain.stage is not None
+
+
 def test_cancelling_takes_effect_within_an_ar_step(handlers: Handlers) -> None:
     visitor = Visitor()
     drawn = handlers.draw(visitor, form(num_ar_steps="8"))

@@ -153,12 +153,18 @@ def test_a_digit_appears_while_it_is_drawn(visit: Visitors, tmp_path: Path) -> N
     here.page.wait_for_function("document.querySelectorAll('#plot rect').length === 16")
     here.page.evaluate("""() => {
         window.seen = new Set();
-        const look = () => document.querySelectorAll("#draw-stage img").forEach(img => window.seen.add(img.src));
+        const drawn = "#draw-stage .pictures:not(.ahead) img", ahead = "#draw-stage .pictures.ahead img";
+        window.foreseen = new Set();
+        const look = () => {
+            document.querySelectorAll(drawn).forEach(img => window.seen.add(img.src));
+            document.querySelectorAll(ahead).forEach(img => window.foreseen.add(img.src));
+        };
         new MutationObserver(look).observe(document.getElementById("draw-stage"),
                                            {childList: true, subtree: true, attributes: true});
     }""")
     [drawn] = here.draw()
     assert here.page.evaluate("window.seen.size") >= 5
+    assert here.page.evaluate("window.foreseen.size") >= 5
     Sampler.from_pretrained("mar-digits", device="cpu").sample_into(
         tmp_path, Inputs.paired(0, 3), steps="linear:3-1", num_ar_steps=16
     )

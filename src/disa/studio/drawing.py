@@ -9,7 +9,7 @@ from threading import Event
 from disa.draw.folder import Layout, about_image, identities, image_file
 from disa.draw.inputs import Inputs
 from disa.draw.pictures import png, to_image
-from disa.draw.preview import drawn_so_far
+from disa.draw.preview import can_foresee, drawn_so_far, foreseen
 from disa.draw.run import Turn
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
@@ -27,15 +27,25 @@ class Drawing:
     """A run that is drawn in the machine's thread, a turn at a time."""
 
     def __init__(
-        self, machine: Machine, sampler: Sampler, inputs: Inputs, settings: Settings, watched: bool = True
+        self,
+        machine: Machine,
+        sampler: Sampler,
+        inputs: Inputs,
+        settings: Settings,
+        watched: bool = True,
+        ahead: bool = False,
     ) -> None:
-        """watched: whether pictures are made of what is under way. Raises DisaError."""
+        """watched: whether pictures are made of what is under way; ahead: and of what it may become.
+        Raises DisaError."""
         self.machine, self.sampler, self.watched = machine, sampler, watched
+        self.ahead = ahead and can_foresee(sampler)
         self.inputs, self.settings = inputs, settings
         self.run = machine.do(lambda: sampler.start(inputs, settings))
         self.names = [name.rpartition("/")[2] for name in Layout.flat(inputs).names]
         self.contents = list[bytes | None]([None] * len(inputs))
         """Of each image a PNG of what is drawn so far; once it is finished, with everything that it was drawn from."""
+        self.foreseen = list[bytes | None]([None] * len(inputs))
+        """Of each image under way a PNG of what it may become."""
         self.samples: Samples | None = None
         """All images, once they are finished."""
         self.counts = list[float]()
@@ -103,9 +113,14 @@ class Drawing:
         images = drawn_so_far(self.sampler, turn.step.state, slice(None)).cpu()
         for place, each in zip(turn.batch, images, strict=True):
             self.contents[place] = png(to_image(each))
+        if self.ahead:
+            images = foreseen(self.sampler, turn.step.state, turn.noise).cpu()
+            for place, each in zip(turn.batch, images, strict=True):
+                self.foreseen[place] = png(to_image(each))
 
     def _keep(self, samples: Samples) -> None:
         self._parts.append(samples)
+        self.foreseen = list[bytes | None]([None] * len(self.inputs))
         if sum(map(len, self._parts)) < len(self.inputs):
             return
         self.samples = Samples.join(self._parts)

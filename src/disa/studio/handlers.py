@@ -103,10 +103,10 @@ class Handlers:
 
     # -- draw ------------------------------------------------------------------------------------------------------
 
-    def draw(self, visitor: Visitor, form: Form) -> Iterator[Shown]:
-        """Draw pictures, and show them after every AR step. Raises DisaError."""
+    def draw(self, visitor: Visitor, form: Form, ahead: bool = False) -> Iterator[Shown]:
+        """Draw pictures, and show them after every AR step. ahead: and what they may become. Raises DisaError."""
         sampler, settings = self._settings(form)
-        drawing = Drawing(self.machine, sampler, form.inputs(sampler), settings)
+        drawing = Drawing(self.machine, sampler, form.inputs(sampler), settings, ahead=ahead)
         stopped = visitor.begin(DRAW)
         for _ in drawing.turns(stopped):
             yield Shown(_stage(drawing))
@@ -276,9 +276,12 @@ def _stage(drawing: Drawing, before: str = "") -> str:
     whole = zip(drawing.contents, drawing.captions, drawing.names, strict=True)
     figures = [shown.figure(content, caption, name if finished else "") for content, caption, name in whole if content]
     size = "pixels" if is_small(drawing.sampler) else ""
+    told = "what it may become: the rest drawn at once"
+    ahead = [shown.figure(content, told) for content in drawing.foreseen if content]
     return (
         f'<div class="stage">{shown.pictures([before, *figures] if before else figures, size)}'
-        f"<aside>{shown.numbers(drawing.spent)}{_plotted(drawing.settings, drawing)}</aside></div>"
+        f"<aside>{shown.numbers(drawing.spent)}{_plotted(drawing.settings, drawing)}"
+        f"{shown.pictures(ahead, f'ahead {size}') if ahead else ''}</aside></div>"
     )
 
 

@@ -126,6 +126,7 @@ class Page:
 
     def _draw_tab(self) -> None:
         with gr.Tab("Draw", id="draw"):
+            self.ahead = gr.Checkbox(True, label="Show what may become of it, too", container=False, elem_id="ahead")
             self.drawing = self._bench("draw", "Draw", "Pictures appear here while they are drawn.")
 
     def _compare_tab(self) -> None:
@@ -188,7 +189,12 @@ class Page:
 
     def _events(self) -> None:
         self._of_fields()
-        self._work(self.drawing, "draw", lambda handlers, visitor, form, _: handlers.draw(visitor, form), [])
+        self._work(
+            self.drawing,
+            "draw",
+            lambda handlers, visitor, form, ahead: handlers.draw(visitor, form, *ahead),
+            [self.ahead],
+        )
         self._work(
             self.comparing,
             "compare",

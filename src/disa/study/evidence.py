@@ -25,7 +25,7 @@ from disa.core.solve import Meter, solve
 from disa.core.solver import Solver
 from disa.core.solvers import grid_for, ode_solver
 from disa.draw.inputs import Inputs
-from disa.draw.preview import drawn_so_far
+from disa.draw.preview import drawn_so_far, with_rest
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.draw.settings import Settings
@@ -382,14 +382,5 @@ def foresee(sampler: Sampler, state: Any, predict: Predict, noise: SeededNoise, 
     are shown as they are, coarse.
     """
     drawn = drawn_so_far(sampler, state, slice(SHOWN_IMAGES))
-    rest = _rest(sampler, state, lambda problem: predict(meter.on(problem), noise), noise)
+    rest = with_rest(sampler.model, state, lambda problem: predict(meter.on(problem), noise), noise)
     return drawn.cpu(), sampler.decode(rest[:SHOWN_IMAGES]).cpu()
-
-
-def _rest(sampler: Sampler, state: Any, predict: Callable[[DenoisingProblem], Tensor], noise: SeededNoise) -> Tensor:
-    """Latents [B, C, H, W] with the rest predicted: all at once by MAR and Harmon, by the others in their own order."""
-    model: Any = sampler.model
-    ahead = model.ahead(state, noise)
-    while ahead.ar_step < ahead.request.num_ar_steps:
-        model.accept(ahead, predict(model.pose(ahead)))
-    return model.finish(ahead)
