@@ -276,12 +276,12 @@ def _stage(drawing: Drawing, before: str = "") -> str:
     whole = zip(drawing.contents, drawing.captions, drawing.names, strict=True)
     figures = [shown.figure(content, caption, name if finished else "") for content, caption, name in whole if content]
     size = "pixels" if is_small(drawing.sampler) else ""
-    told = "what it may become: the rest drawn at once"
-    ahead = [shown.figure(content, told) for content in drawing.foreseen if content]
+    ahead = [f"<figure>{shown.image(each, 'what it may become')}</figure>" for each in drawing.foreseen if each]
+    told = '<p class="note">What may become of it: the rest drawn at once.</p>'
     return (
-        f'<div class="stage">{shown.pictures([before, *figures] if before else figures, size)}'
-        f"<aside>{shown.numbers(drawing.spent)}{_plotted(drawing.settings, drawing)}"
-        f"{shown.pictures(ahead, f'ahead {size}') if ahead else ''}</aside></div>"
+        f'<div class="stage"><div class="drawn">{shown.pictures([before, *figures] if before else figures, size)}'
+        f"{told + shown.pictures(ahead, f'ahead {size}') if ahead else ''}</div>"
+        f"<aside>{shown.numbers(drawing.spent)}{_plotted(drawing.settings, drawing)}</aside></div>"
     )
 
 
