@@ -453,7 +453,7 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(
 ) -> None:
     """The short form of `python tests/soak.py`: a worker and a driver are killed."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    draws = ["--model", str(model), "--labels", "0-9", "--per-label", "60", *map(str, QUICK[:-2])]
+    draws = ["--model", str(model), "--labels", "0-9", "--per-label", "30", *map(str, QUICK[:-2])]
     undisturbed = soak.Soak(tmp_path / "undisturbed", draws, ["--workers", "0", "--batch-size", "64"])
     assert undisturbed.start().wait() == 0
     run = soak.Soak(tmp_path / "killed", draws, ["--workers", "2", "--chunk", "7"])

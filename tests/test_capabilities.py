@@ -71,5 +71,5 @@ def test_what_the_families_can_do() -> None:
         assert can.one_by_one == (family == "nextstep")
         assert (can.edits, can.in_place) == (family in {"nextstep", "unipic"}, family == "unipic")
         assert can.keeps_tokens == (family in {"mar", "emigm", "harmon", "unipic"})
-        assert can.any_size == (can.num_ar_steps is None) == (words or family == "mar")
+        assert can.any_size == (can.num_ar_steps is None) == (words or family in {"mar", "emigm"})
         can.check_ar_steps(preset.defaults.num_ar_steps)

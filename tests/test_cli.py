@@ -249,7 +249,7 @@ BAD_SAMPLES = [
     (["--steps", "table:absent.json"], "cannot read the table absent.json"),
     (["--solver", "eulerian"], "unknown solver 'eulerian': expected one of ddpm, ddim"),
     (["--grid", "square"], "unknown grid 'square': expected one of clipped-950"),
-    (["--ramp", "cubic"], "unknown guidance ramp 'cubic': expected linear, constant or falling"),
+    (["--ramp", "steep"], "unknown guidance ramp 'steep': expected linear, constant, falling, power"),
     (["--dtype", "fp8"], "unknown dtype 'fp8': expected fp32, bf16 or tf32"),
     (["--device", "gpu"], "the device 'gpu' cannot be used here"),
     (["--labels", "10"], "labels must be 0 to 9, found 10"),

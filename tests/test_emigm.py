@@ -152,6 +152,7 @@ def test_a_checkpoint_of_another_model_names_it(given: str, wanted: str, tmp_pat
 
 
 def test_a_checkpoint_with_a_mask_token_of_its_own_says_how_it_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("disa.weights.fitting.PRESETS", {PRESET.name: PRESET})
     monkeypatch.setitem(PRESETS, PRESET.name, PRESET)
     said = argparse.Namespace(use_unsup_cfg=False, class_num=10)
     torch.save({"model": official(replace(CONFIG, shares_mask_token=False)), "args": said}, tmp_path / "own.pth")

@@ -366,8 +366,8 @@ def test_guidance_ramps(plain: MAR):
     known = [5 / 64, 19 / 64, 40 / 64, 63 / 64]
     assert scales(Guidance(3.0)) == pytest.approx([1 + 2 * share for share in known])
     assert scales(Guidance(3.0, "constant")) == [3.0] * 4
-    with pytest.raises(DisaError, match="unknown guidance ramp 'cosine'"):
-        Guidance(3.0, "cosine")
+    with pytest.raises(DisaError, match="unknown guidance ramp 'steep'"):
+        Guidance(3.0, "steep")
     with pytest.raises(DisaError, match="finite"):
         Guidance(math.nan)
 
