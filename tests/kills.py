@@ -185,7 +185,7 @@ def small_codec(seed: int) -> Any:
 
 
 def _calibrate(model: Path, out: Path, budget: str) -> list[object]:
-    asked = ("--seeds", "0-1", "--reference", "8", "--num-ar-steps", "4", "--device", "cpu", "--json")
+    asked = ("--seeds", "0-1", "--reference", "8", "--num-ar-steps", "2", "--device", "cpu", "--json")
     return ["calibrate", "--counts-only", "--model", model, "--budget", budget, *asked, "--out", out]
 
 

@@ -196,6 +196,7 @@ def fitting_policies(family: str) -> list[str]:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_does_not_depend_on_those_beside_it(family: str, probes: Callable[[str], Path]):
+    """Five at once are those in twos, of which the last one is alone."""
     sampler, seeds = make(family), [0, 1, 2, 3, 4]
     for text in fitting_policies(family):
         steps = f"{text}:{probes(family)}"
@@ -203,8 +204,6 @@ def test_an_image_does_not_depend_on_those_beside_it(family: str, probes: Callab
         apart = sampler.sample(**asked(sampler, seeds), steps=steps, batch_size=2, output_type="latent")  # pyright: ignore
         assert torch.equal(together.latents, apart.latents), text
         assert together.evaluations == apart.evaluations
-        alone = sampler.sample(**asked(sampler, [3]), steps=steps, output_type="latent")  # pyright: ignore
-        assert torch.equal(alone.latents[0], together.latents[3]), text
 
 
 @pytest.mark.parametrize("family", FAMILIES)
