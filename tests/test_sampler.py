@@ -122,12 +122,16 @@ def test_of_a_batch_that_was_handed_out_nothing_is_kept(sampler: Sampler, monkey
         return state
 
     monkeypatch.setattr(sampler.model, "begin", watched)
-    for samples in sampler.start(Inputs.paired(SEEDS, LABELS), batch_size=2).batches():
-        assert (living(states), living(drawn)) == (1, 0)
-        drawn += [weakref.ref(samples), weakref.ref(samples.latents), weakref.ref(samples.images)]
-        del samples
-    assert (len(states), len(drawn)) == (3, 9)
-    assert (living(states), living(drawn)) == (0, 0)
+    gc.freeze()  # what was there before is not searched
+    try:
+        for samples in sampler.start(Inputs.paired(SEEDS, LABELS), batch_size=2).batches():
+            assert (living(states), living(drawn)) == (1, 0)
+            drawn += [weakref.ref(samples), weakref.ref(samples.latents), weakref.ref(samples.images)]
+            del samples
+        assert (len(states), len(drawn)) == (3, 9)
+        assert (living(states), living(drawn)) == (0, 0)
+    finally:
+        gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", ["mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"])
