@@ -36,12 +36,12 @@ BATCH_SIZE = 32
 RATES = ("images_per_second", "images_per_processor_second")
 
 
-def expected(model: str, steps: str, count: int) -> list[bytes]:
-    """The files, image i with label i mod 10 and seed i, each drawn alone."""
+def expected(model: str, drawn: dict[str, Any], count: int) -> list[bytes]:
+    """The files, image i with label i mod 10 and seed i, each drawn alone. drawn: options of drawing."""
     sampler, found = Sampler.load(model, device="cpu"), []
     for i in range(count):
         inputs = Inputs.paired(i, i % 10)
-        run = sampler.start(inputs, steps=steps, batch_size=1)
+        run = sampler.start(inputs, batch_size=1, **drawn)
         about = run.about()
         (samples,) = run.batches()
         found.append(image_file(samples.images[0], about_image(inputs, 0, identities(digest(about), inputs)[0], about)))
@@ -62,9 +62,10 @@ class Server:
 
 
 @contextmanager
-def serving(model: str, steps: str, batch_size: int, clients: int) -> Iterator[Server]:
+def serving(model: str, drawn: dict[str, Any], batch_size: int, clients: int) -> Iterator[Server]:
     """A server with batches of that size."""
-    options = ("--model", model, "--steps", steps, "--batch-size", str(batch_size), "--queue", str(2 * clients))
+    own = [word for name, value in drawn.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options = ("--model", model, *own, "--batch-size", str(batch_size), "--queue", str(2 * clients))
     command = [sys.executable, "-m", "disa", "serve", "--port", "0", "--json", "--device", "cpu", "--timeout", "3600"]
     process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
@@ -114,18 +115,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="mar-digits")
     parser.add_argument("--steps", default="linear:50-5")
+    parser.add_argument("--num-ar-steps", type=int, default=32)
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE, help="the most images of a batch")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    wanted = expected(asked.model, asked.steps, asked.requests)
+    drawn = {"steps": asked.steps, "num_ar_steps": asked.num_ar_steps}
+    wanted = expected(asked.model, drawn, asked.requests)
     note(f"{asked.requests} images were drawn alone")
     rounds: dict[int, list[dict[str, Any]]] = {asked.batch_size: [], 1: []}
     size = -(-asked.requests // asked.rounds)
     with ExitStack() as stack:
-        servers = {each: stack.enter_context(serving(asked.model, asked.steps, each, asked.clients)) for each in rounds}
+        servers = {each: stack.enter_context(serving(asked.model, drawn, each, asked.clients)) for each in rounds}
         for server in servers.values():
             ask(server.port, 0)  # hashes of weights and the first kernels
         for first in range(0, asked.requests, size):
