@@ -147,8 +147,9 @@ def check_installed() -> None:
 
 
 def _tell(sampler: Sampler, listening: socket, keys: Keys, as_json: bool) -> None:
-    host, port = listening.getsockname()[:2]
-    url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    from disa.serve.server import url_of
+
+    url = url_of(*listening.getsockname()[:2])
     if as_json:
         print_json({"model": sampler.preset.name, "url": url, "with_keys": bool(keys)})
     else:

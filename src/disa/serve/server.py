@@ -57,6 +57,11 @@ class _Server(uvicorn.Server):
         self._on_start()
 
 
+def url_of(host: str, port: int) -> str:
+    """As a URL has it."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
 def listen(host: str, port: int) -> socket.socket:
     """Raises DisaError where that is not possible."""
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from disa.serve.keys import Keys, is_loopback
 from disa.serve.refusals import Refused
-from disa.serve.server import listen
+from disa.serve.server import listen, url_of
 from disa.studio.imports import import_gradio
 from disa.studio.visitors import MOST_VISITORS
 
@@ -132,7 +132,7 @@ def _launch(page: Page, host: str, port: int, here: bool) -> str:
         css=_own("style.css"),
         head=f"<style>{FRAME}</style><script>{_own('script.js')}</script>",
     )
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    return url_of(host, port)
 
 
 def _own(name: str) -> str:
