@@ -1,6 +1,7 @@
 """What savings in the backbone bring beside annealing, at real sizes with random weights: work and wall time.
 
     python benchmarks/composed.py mar-base --batch 1 4          # more than an hour on two quiet cores
+    python benchmarks/composed.py mar-huge --only "few steps, stages, residual:9"
     python benchmarks/composed.py mar-digits --repeats 1        # seconds, to try it
 
 Whole images are drawn, with each setting in turn, round after round; seconds are medians. A small batch of two AR steps
@@ -94,7 +95,9 @@ def original(model: MAR, guidance: Guidance, batch: int, num_ar_steps: int, meas
 def measure(sampler: Sampler, batch: int, given: argparse.Namespace) -> list[dict[str, Any]]:
     """Of every setting that the model takes, the original first if it is MAR's."""
     ways = {
-        name: settings_for(sampler, batch, options) for name, options in COMPOSED.items() if _fits(sampler, options)
+        name: settings_for(sampler, batch, options)
+        for name, options in COMPOSED.items()
+        if _fits(sampler, options) and (name == "annealed" or not given.only or name in given.only)
     }
     seconds, operations = {name: list[float]() for name in ("original", *ways)}, dict[str, int]()
     drawn(sampler, sampler.settings(ways["annealed"], num_ar_steps=2), 1)
@@ -146,6 +149,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", help="presets")
     parser.add_argument("--batch", type=int, nargs="+", default=[1])
+    parser.add_argument("--only", nargs="+", choices=tuple(COMPOSED), help="these, beside annealed, instead of all")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--ar-steps", type=int, default=8, help="how many AR steps of the original are measured")
     parser.add_argument("--threads", type=int, default=2)

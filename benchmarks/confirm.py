@@ -15,7 +15,8 @@ A point may have any option of drawing (docs/options.md), as text. It is compare
 its `base` if it names one. All of these differences, of all models of the file, are one family: their intervals are
 corrected for it by Holm's method. "chosen_on" lists ranges of seeds that the points were chosen on elsewhere; those
 that `choose` used are known. `confirm` refuses them all. Fewer than 2000 digits or 3000 captions are a trial, no claim;
-"images": {"harmon-shapes": 1000} makes it one of so many.
+"images": {"harmon-shapes": 1000} makes it one of so many. Beside the quality of the images stands their energy distance
+to those of the original (disa.study.likeness), which needs no reference and sees what a score does not.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from confirm_write import Claim, write
-from point_folders import PointFolder, at_root, draw_in_turn, measured
+from point_folders import PointFolder, at_root, draw_in_turn, energies, measured
 from policies_plan import inputs_of
 from tables import RESULTS, ROOT
 
@@ -190,9 +191,10 @@ def _measure(
 ) -> None:
     """Measure every model, correct for all claims, and write a result file and a table for each model."""
     claims: list[Claim] = []
-    found = {}
+    found, unlike = {}, {}
     for model, sampler in samplers.items():
         count, asked = stage.count(sampler), points.models[model]
+        unlike[model] = energies(sampler, list(folders[model].values()), count, stage.first)
         found[model] = measured(sampler, list(folders[model].values()), count, stage.first)
         for place, point in enumerate(asked[1:], 1):
             for base in sorted({0, point.base or 0} - {place}):
@@ -213,7 +215,7 @@ def _measure(
         }
         asked = [{"name": point.name, "options": point.options} for point in points.models[model]]
         own = [claim for claim in claims if claim.model == model]
-        write(about, asked, list(folders[model].values()), found[model], own, results)
+        write(about, asked, list(folders[model].values()), found[model], unlike[model], own, results)
 
 
 def main() -> int:

@@ -37,6 +37,7 @@ def write(
     asked: Sequence[dict[str, Any]],
     folders: Sequence[PointFolder],
     found: Measured,
+    unlike: Sequence[Spread],
     claims: Sequence[Claim],
     results: Path,
 ) -> None:
@@ -49,6 +50,7 @@ def write(
             {**point, "base": asked[base]["name"] if base else None}
             | folder.costs()
             | {"headline": asdict(found.headline(place)), "quality": asdict(found.qualities[place])}
+            | {"energy_distance": asdict(unlike[place]) if place else None}
             | {"to_original": own[0].report() if own else None, "to_base": own[base].report() if base else None}
         )
     comparisons = about["comparisons"]

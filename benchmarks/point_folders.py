@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from policies_plan import inputs_of
 from tables import ROOT
@@ -21,8 +22,11 @@ from disa.draw.resizing import read_picture
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.evaluate.spaces import EFFICIENTNET, Space, load_space, usual_space
 from disa.files import write_json
+from disa.study.likeness import energy_distance
 from disa.study.measures import Measured
+from disa.study.metrics import Spread
 from disa.tiny.measures import MEASURES
 
 CHUNK = 100
@@ -102,6 +106,28 @@ def measured(sampler: Sampler, folders: Sequence[PointFolder], count: int, first
     if refusal := by.refusal(images[0], inputs):
         raise DisaError(f"what is drawn of {sampler.preset.name} cannot be measured: {refusal}.")
     return by.measure(images, inputs)
+
+
+def energies(sampler: Sampler, folders: Sequence[PointFolder], count: int, first_seed: int = 0) -> list[Spread]:
+    """How far the first images of every point are from those of the first point, by the features of `disa tune`."""
+    space = _space_of(sampler)
+    groups = inputs_of(sampler, count, first_seed).labels  # hardly two captions are the same
+
+    def features(folder: PointFolder) -> np.ndarray:
+        pixels = (folder.images(count) * 255).round().to(torch.uint8)
+        with torch.no_grad():
+            parts = [space.network(part.expand(-1, space.channels, -1, -1))[0] for part in pixels.split(CHUNK)]
+        return torch.cat(parts).numpy()
+
+    original = features(folders[0])
+    return [energy_distance(features(each), original, groups) for each in folders]
+
+
+def _space_of(sampler: Sampler) -> Space:
+    try:
+        return load_space(usual_space(sampler.image_shape[1:]), sampler.device)
+    except DisaError:  # images of another size
+        return load_space(EFFICIENTNET, sampler.device)
 
 
 def at_root(work: Callable[[], None]) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disa.errors import DisaError
-from disa.study.likeness import energy_distance, halves
+from disa.study.likeness import energy_distance, halves, spread_within
 
 RANDOM = np.random.default_rng(0)
 
@@ -86,3 +86,11 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     with pytest.raises(DisaError, match=words):
         energy_distance(drawn, original, groups)
+
+
+def test_the_spread_within_labels_is_the_mean_distance_of_two_images() -> None:
+    features = np.array([[0.0], [1.0], [3.0], [10.0], [10.5]])
+    assert spread_within(features, "aaabb") == pytest.approx((3 * 2.0 + 2 * 0.5) / 5)
+    assert spread_within(features[:3]) == pytest.approx(2.0)
+    with pytest.raises(DisaError, match="two images of a label"):
+        spread_within(features[:2], "ab")

@@ -28,7 +28,7 @@ from disa.study import tuning
 from disa.study.metrics import Spread
 from disa.study.pool import Pool
 from disa.study.tuned import Found, Tuned
-from disa.study.tuning import Tuning, fastest_batch, tune
+from disa.study.tuning import Alone, Tuning, fastest_batch, tune
 from disa.study.ways import Mix, Way, mixes, ways_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,7 +140,7 @@ def known(truth: dict[str, tuple[float, float]], sampler: Sampler, base: Setting
     pool: Any = Known(every, drawn)
     other: Any = Known(every, drawn)
     found = Tuning(sampler, (pool, other), base, lambda share: False)
-    found.base, found.unit, found.first = "base", Spread(1, 1, 1, 0), 16  # pyright: ignore[reportAttributeAccessIssue]
+    found.base, found.unit, found.first = "base", 1.0, 16  # pyright: ignore[reportAttributeAccessIssue]
     found.settings = str  # pyright: ignore[reportAttributeAccessIssue]
     return found, drawn
 
@@ -150,8 +150,8 @@ def mix(name: str) -> Mix:
 
 
 def test_the_fastest_that_loses_little_is_found(sampler: Sampler, base: Settings) -> None:
-    truth = {"safe": (5.0, 0.0), "good": (2.0, 0.02), "worse": (1.9, 0.3), "bad": (0.5, 0.9)}
-    truth |= {f"slow {i}": (3.0 + i, 0.01) for i in range(8)}
+    truth = {"safe": (5.0, 0.0), "good": (2.0, 0.001), "worse": (1.9, 0.3), "bad": (0.5, 0.9)}
+    truth |= {f"slow {i}": (3.0 + i, 0.0) for i in range(8)}
     search, drawn = known(truth, sampler, base)
     left = search.halved([mix(name) for name in truth], 0.1, 0.5)
     assert str(left[0]) == "good"
@@ -170,28 +170,43 @@ def test_bounds_grow_with_the_number_of_settings(sampler: Sampler, base: Setting
     assert alone.bound < together.bound
 
 
-def test_losses_of_ways_add_up(sampler: Sampler, base: Settings) -> None:
+def alone(seconds: float, adds: float, std: float = 0.01) -> Alone:
+    return Alone(seconds, adds, Spread(adds, adds - 2 * std, adds + 2 * std, std))
+
+
+def test_mixes_are_foreseen_from_their_ways(sampler: Sampler, base: Settings) -> None:
     search, _ = known({}, sampler, base)
     steps = [Way.of("steps", {"steps": name}) for name in ("mild", "quick")]
-    reuse = [Way.of("reuse", {"reuse": name}) for name in ("free", "dear")]
-    alone = {steps[0]: (4.0, 0.0), steps[1]: (2.0, 0.08), reuse[0]: (0.5, -0.01), reuse[1]: (0.1, 0.5)}
-    found = search.promising({"steps": steps, "reuse": reuse}, alone, 0.1)
-    assert [each.options for each in found] == [
-        {"steps": "quick", "reuse": "free"}, {"steps": "mild", "reuse": "free"}, {"steps": "quick"}, {"steps": "mild"},
+    reuse = [Way.of("reuse", {"reuse": name}) for name in ("free", "dear", "useless")]
+    found = {steps[0]: alone(4.0, 0.0), steps[1]: alone(2.0, 0.015)}
+    found |= {reuse[0]: alone(0.5, -0.01), reuse[1]: alone(0.1, 0.5), reuse[2]: alone(1.0, 0.0)}
+    assert [each.options for each in search.promising({"steps": steps, "reuse": reuse}, found)] == [
+        {"steps": "quick", "reuse": "free"}, {"steps": "mild", "reuse": "free"}, {"steps": "mild"},
     ]  # fmt: skip
 
 
+def test_mixes_of_all_speeds_are_tried(sampler: Sampler, base: Settings) -> None:
+    search, _ = known({}, sampler, base)
+    steps = [Way.of("steps", {"steps": str(i)}) for i in range(40)]
+    found = search.promising(
+        {"steps": steps}, {way: alone(40.0 - i, 0.0, 0.01 + i / 1000) for i, way in enumerate(steps)}
+    )
+    assert len(found) == tuning.TRIED_TOGETHER
+    assert [str(found[0]), str(found[-1])] == ["39", "0"]
+
+
 def test_only_what_was_confirmed_is_best() -> None:
-    loss = Spread(0.05, 0.0, 0.1, 0.02)
-    fast, sure = (Found(n, {}, s, 1 / s, 1.0, loss, b, 9) for n, s, b in (("fast", 0.1, 0.12), ("sure", 0.5, 0.09)))
-    tuned = Tuned(sure, [fast, sure], 0.1, "constant:5", loss, [], [], 1.0)
-    assert tuned.best is sure
-    assert Tuned(sure, [fast], 0.1, "constant:5", loss, [], [], 1.0).best is None
+    equal, worse = Spread(0.05, -0.01, 0.1, 0.02), Spread(0.05, 0.01, 0.09, 0.02)
+    fast, told, sure = (
+        Found(n, {}, s, 1 / s, 1.0, loss, b, 9)
+        for n, s, loss, b in (("fast", 0.1, equal, 0.12), ("told", 0.2, worse, 0.09), ("sure", 0.5, equal, 0.09))
+    )
+    assert Tuned(sure, [fast, told, sure], 0.1, equal, [], [], 1.0).best is sure
+    assert Tuned(sure, [fast, told], 0.1, equal, [], [], 1.0).best is None
 
 
-def test_features_that_see_nothing_are_told(sampler: Sampler, base: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "DOUBLED", 0)
-    with pytest.raises(DisaError, match="features see nothing"):
+def test_features_that_see_nothing_are_told(sampler: Sampler, base: Settings) -> None:
+    with pytest.raises(DisaError, match="all images of the original have the same features"):
         tune(sampler, inputs, lambda images: torch.zeros(len(images), 3), base, 10.0)
 
 
@@ -222,7 +237,8 @@ def plan(sampler: Sampler) -> StepPlan:
 def test_the_command_writes_a_recipe_that_draws(
     disa: Command, plan: StepPlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "MOST_IMAGES", 48)
+    for name, number in (("FIRST", 16), ("ALONE", 16), ("MOST_IMAGES", 48)):
+        monkeypatch.setattr(tuning, name, number)
     monkeypatch.setattr("disa.cli.tuning.MOST_TOGETHER", 16)
     seen = Space("pixels", "0", lambda images: (pixels(images), None), channels=1)
     monkeypatch.setattr(spaces, "load_space", lambda text, device: seen)

@@ -42,8 +42,13 @@ def tune(
     minutes: Annotated[float, typer.Option(min=1, max=10_000, help="How long to search and to confirm.")] = 20.0,
     tolerance: Annotated[
         float,
-        typer.Option(min=0.001, max=1, help="The largest loss: 0 is like the original, 1 like constant:5 beside it."),
-    ] = 0.1,
+        typer.Option(
+            min=0.0001,
+            max=1,
+            help="The largest loss: by what share images may be less like the original's than those "
+            "are like each other.",
+        ),
+    ] = 0.005,
     features: Annotated[
         str | None,
         typer.Option(
@@ -181,7 +186,7 @@ def _recipe(given: Settings, found: Settings, tuned: Tuned, plan: StepPlan, abou
     if len(counts) != len(plan.content["rows"]):  # the counts of a plan are those of its own AR steps
         files[COUNTS] = json_bytes({"counts": counts})
         options |= {"steps": f"table:{COUNTS}", "solver": "plan" if plan.source == "plan" else f"plan:{PLAN}"}
-    measured = best.report() | {"tolerance": tuned.tolerance, "crude": tuned.crude, "original": tuned.original.report()}
+    measured = best.report() | {"tolerance": tuned.tolerance, "original": tuned.original.report()}
     content = {"format": FORMAT, **about, "settings": options, "measured": measured}
     return files | {RECIPE: json_bytes(content)}
 
@@ -192,7 +197,7 @@ def _print(tuned: Tuned, out: Path) -> None:
     original, best = tuned.original, tuned.best
     rows = [["original", f"{original.evaluations_per_row:.1f}", f"{original.seconds_per_image:.4f}", "1.0", "0 %", ""]]
     for found in tuned.front:
-        loss, bound = (f"{100 * value:.1f} %" for value in (found.loss.value, found.bound))
+        loss, bound = (f"{100 * value:.2f} %" for value in (found.loss.value, found.bound))
         cells = [f"{found.evaluations_per_row:.1f}", f"{found.seconds_per_image:.4f}", f"{found.speedup:.1f}"]
         rows.append([("-> " if found is best else "") + found.name, *cells, loss, bound])
     table(
@@ -201,15 +206,18 @@ def _print(tuned: Tuned, out: Path) -> None:
         rows,
     )
     line(
-        f"Loss: how unlike the original's images are. 0 % is like them, 100 % as unlike as with {tuned.crude}. Half of "
-        f"the original's own images beside the other half: {100 * tuned.chance.value:.1f} %."
+        "Loss: by what share an image of a setting and one of the original differ more than two of one setting do. "
+        f"Half of the original's own images beside the other half: {100 * tuned.chance.value:.2f} %."
     )
     if best is None:
-        line(f"None was shown to lose {tuned.tolerance:.0%} or less: give more --minutes, or a larger --tolerance.")
+        line(
+            f"All are told apart from the original, or may lose more than {tuned.tolerance:.2%}: give more --minutes, "
+            "or a larger --tolerance."
+        )
         line(f"tuned.json and tuned.png are in {out}")
         return
     line(
         f"'At most' holds for all of these together in 95 of 100 searches; -> is the fastest of at most "
-        f"{tuned.tolerance:.0%}."
+        f"{tuned.tolerance:.2%} that {counted(original.images, 'image')} do not tell from the original."
     )
     line(f"draw with {command('--recipe', out / RECIPE)}; tuned.json and tuned.png are beside it")

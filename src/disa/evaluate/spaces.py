@@ -152,8 +152,11 @@ def _efficientnet(device: torch.device) -> Space:
     model = model.to(device).eval().requires_grad_(False)
 
     def network(images: Tensor) -> tuple[Tensor, Tensor]:
+        # A few at a time: their activations fit into the caches of a CPU, which is 3 to 4 times as fast as 64 at once.
+        parts = images.split(4 if device.type == "cpu" else len(images))
         # The official models for mobile devices take (x - 127) / 128, unlike other EfficientNets.
-        features = model.extract_features((resized(images, 224) - 127) / 128).mean(dim=(2, 3))
+        maps = (model.extract_features((resized(part, 224) - 127) / 128) for part in parts)
+        features = torch.cat([each.mean(dim=(2, 3)) for each in maps])
         return features, model._fc(features)
 
     return Space(EFFICIENTNET, hash_file(path), network, classes=1000)

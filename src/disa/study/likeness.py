@@ -43,6 +43,18 @@ def energy_distance(
     return Spread(value, value - half, value + half, std, freedom=freedom)
 
 
+def spread_within(features: Array, groups: Sequence[Hashable] | None = None) -> float:
+    """The mean distance of two images of a group, the mean over images. features: [N, D]. Raises DisaError where no two
+    are of one group."""
+    x = np.asarray(features, dtype=np.float64)
+    parts = [x[places] for places in _places(groups, len(x)) if len(places) > 1]
+    if not parts:
+        raise DisaError("a distance needs two images of a label or prompt, or more.")
+    sizes = [len(part) for part in parts]
+    means = [_distances(part, part).sum() / (size * (size - 1)) for part, size in zip(parts, sizes, strict=True)]
+    return float(np.average(means, weights=sizes))
+
+
 def halves(original: Array, groups: Sequence[Hashable] | None = None) -> Spread:
     """The distance between two halves of one setting's own images [N, D], which have no seed in common: what chance
     alone makes of so many. Raises DisaError as `energy_distance`."""

@@ -131,7 +131,7 @@ def tuned_plot(report: Mapping[str, Any], title: str) -> bytes:
     tolerance, front = report["tolerance"], report["front"]
     searched = [(each["speedup"], 100 * each["loss"]) for each in report["searched"]]
     axes.scatter(*zip(*searched, strict=True), s=14, color="0.7", label="tried in the search")
-    axes.axhspan(-1e9, 100 * tolerance, color="C2", alpha=0.08, linewidth=0, label=f"up to {tolerance:.0%}")
+    axes.axhspan(-1e9, 100 * tolerance, color="C2", alpha=0.08, linewidth=0, label=f"up to {tolerance:.2%}")
     axes.scatter([1], [0], marker="s", color="black", label="original", zorder=3)
     for place, found in enumerate(front):
         value, bound = 100 * found["loss"]["value"], 100 * found["bound"]
@@ -139,9 +139,9 @@ def tuned_plot(report: Mapping[str, Any], title: str) -> bytes:
         label = f"{found['name']}: {found['speedup']:.1f} times as fast"
         axes.errorbar(found["speedup"], value, yerr=[[0], [max(0, bound - value)]], color=f"C{place}", capsize=4,
                       marker="*" if best else "o", markersize=12 if best else 6, label=label)  # fmt: skip
-    values = [100 * found["bound"] for found in front] + [100 * tolerance, 1]
+    values = [100 * found["bound"] for found in front] + [100 * tolerance]
     axes.set(xscale="log", xlabel="times as fast as the original", title=title)
-    axes.set_ylabel(f"loss, % of what {report['crude']} loses")
+    axes.set_ylabel("loss, % of how two images of the original differ")
     axes.set_ylim(-0.15 * max(values), 1.3 * max(values))
     ticks = [tick for tick in (1, 2, 3, 5, 8, 12, 20, 30, 50, 100) if tick <= 1.5 * max(f["speedup"] for f in front)]
     axes.set_xticks(ticks, map(str, ticks))

@@ -20,7 +20,7 @@ from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings, digest
 from disa.files import write_whole
-from disa.study.likeness import energy_distance
+from disa.study.likeness import energy_distance, spread_within
 from disa.study.metrics import Spread
 from disa.study.sums import UNREADABLE
 
@@ -83,6 +83,10 @@ class Pool:
         """How far the first images of a setting are from the original's."""
         own, theirs = (self.of(each).first(count) for each in (settings, original))
         return energy_distance(own, theirs, None if self.groups is None else self.groups[:count])
+
+    def spread(self, settings: Settings, count: int) -> float:
+        """The mean distance of two images of a setting with the same label or prompt."""
+        return spread_within(self.of(settings).first(count), None if self.groups is None else self.groups[:count])
 
     def _key(self, settings: Settings) -> str:
         told = [digest(self.sampler.about() | settings.to_json()), settings.batch_size, self.inputs.seeds[0]]

@@ -41,7 +41,6 @@ class Tuned:
     front: list[Found]
     """The settings that were confirmed, the fastest first."""
     tolerance: float
-    crude: str
     chance: Spread
     """The loss of one half of the original's own images against the other, which share no seeds."""
     alone: list[tuple[str, float, float]]
@@ -52,8 +51,8 @@ class Tuned:
 
     @property
     def best(self) -> Found | None:
-        """The fastest setting that was shown to lose no more than the tolerance."""
-        return next((each for each in self.front if each.bound <= self.tolerance), None)
+        """The fastest setting that was not told apart from the original and surely loses no more than the tolerance."""
+        return next((each for each in self.front if each.loss.low <= 0 and each.bound <= self.tolerance), None)
 
     def report(self) -> dict[str, Any]:
         """All numbers, for JSON."""
@@ -62,7 +61,6 @@ class Tuned:
         best = self.best
         return {
             "tolerance": self.tolerance,
-            "crude": self.crude,
             "original": self.original.report(),
             "front": [found.report() for found in self.front],
             "best": None if best is None else best.name,

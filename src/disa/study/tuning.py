@@ -1,12 +1,12 @@
 """`disa tune`: the fastest settings of those whose images are like the original's, found in a time that is given.
 
-Images are compared with those of the original setting alone (likeness.py): no labels, no reference. A *loss* is their
-energy distance as a share of that of a crude setting, `constant:5` or fewer on the original's solver: 0 is like the
-original, 1 as far from it as the crude one.
+Images are compared with those of the original setting alone (likeness.py): no labels, no reference. A *loss* says by
+what share an image of a setting and one of the original differ more than two images of one setting do, of the same
+label or prompt. It is half their energy distance over the mean distance of two images of the original.
 
 1. *alone*: every way of saving (ways.py) on top of the mildest steps, with a few images.
-2. *together*: losses of ways add up, times multiply; the mixes that promise to be fastest within the tolerance are
-   drawn, and of those that do no worse the faster half with twice the images, again and again.
+2. *together*: losses of ways add up, times multiply; some mixes are drawn, from the mildest to the fastest, and of
+   those that are not told apart from the original the faster half with twice the images, again and again.
 3. *confirmed*: what is left is drawn beside the original for seeds that chose nothing. Only these numbers are reported.
 
 What was drawn is kept as features: an interrupted search goes on. Seconds are wall time, of batches that alternate.
@@ -20,7 +20,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +37,23 @@ from disa.study.tuned import Found, Tuned
 from disa.study.ways import Mix, Way, mixes, ways_for
 
 FIRST_SEED, CONFIRM_SEED = 200_000, 600_000
-CRUDE = (5, 3, 2, 1)
 SEARCHING = 0.45
 """The share of the time after which what is left is confirmed."""
 TRIED_TOGETHER, CONFIRMED = 12, 3
-CAUTION = 1.5
-"""How far above the tolerance the foreseen loss of a mix may be."""
-SURE = 4
-"""Standard deviations that a crude setting is away."""
-FIRST, DOUBLED, MOST_IMAGES = 32, 5, 4096
-"""Images of a setting: the fewest, how often they are doubled until a crude setting is surely unlike the original, and
-the most in each of the two parts."""
-MOST_ALONE = 128
-"""Images of each way alone."""
+FIRST, ALONE, MOST_IMAGES = 64, 256, 4096
+"""Images: of the original before anything else, of each way alone, and the most of a setting in each of the two
+parts."""
 GAINED = 1.05
 """What a larger batch must gain in speed."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """What a way does by itself. seconds: an image's for steps, else a factor. adds: to the loss."""
+
+    seconds: float
+    adds: float
+    loss: Spread
 
 
 class Tuning:
@@ -63,7 +65,8 @@ class Tuning:
         """pools: to search in, to confirm in. base: the original's settings. over: whether a share of the time is."""
         self.sampler, self.base, self.over = sampler, base, over
         self.search, self.confirm = pools
-        self.first = min(base.batch_size, FIRST)
+        self.first = 0
+        """Images of each way alone."""
 
     def settings(self, mix: Mix) -> Settings:
         with warnings.catch_warnings(action="ignore"):  # what was measured for other settings is measured here
@@ -80,28 +83,20 @@ class Tuning:
 
     # -- the unit ------------------------------------------------------------------------------------------------
 
-    def measure_crude(self) -> None:
-        """The unit of losses: the first crude setting that is surely unlike the original. Raises DisaError."""
-        for steps in CRUDE:
-            self.crude = f"constant:{steps}"
-            settings = self.sampler.settings(self.base, steps=self.crude)
-            for count in (self.first << doubled for doubled in range(DOUBLED + 1)):
-                drawn = self.draw(self.search, [self.base, settings], count, SEARCHING / 2)
-                self.unit = self.search.distance(settings, self.base, drawn) if drawn > 1 else Spread(0, 0, 0, 0)
-                if self.unit.value > SURE * self.unit.std > 0 or self.over(SEARCHING / 2):
-                    self.first = min(drawn, MOST_ALONE)  # fewer would say nothing of other settings either
-                    return
-        raise DisaError(
-            f"{self.first << DOUBLED} images do not tell even one denoising step from the original: these features see "
-            "nothing of it. Give others."
-        )
+    def measure_unit(self) -> int:
+        """The unit of losses, from the first images of the original; of how many. Raises DisaError."""
+        drawn = self.draw(self.search, [self.base], FIRST, SEARCHING / 4)
+        self.unit = 2 * self.search.spread(self.base, drawn) if drawn > 1 else 0.0
+        if drawn == FIRST and not self.unit:
+            raise DisaError("all images of the original have the same features: give others with --features.")
+        return drawn
 
     def loss(self, pool: Pool, settings: Settings, count: int) -> Spread:
         return self.of_unit(pool.distance(settings, self.base, count))
 
     def of_unit(self, distance: Spread) -> Spread:
         """A distance as a loss."""
-        values = (part / self.unit.value for part in (distance.value, distance.low, distance.high, distance.std))
+        values = (part / self.unit for part in (distance.value, distance.low, distance.high, distance.std))
         return Spread(*values, freedom=distance.freedom)
 
     def seen(self, tried: Sequence[Mix]) -> list[tuple[str, float, float]]:
@@ -117,46 +112,46 @@ class Tuning:
 
     # -- the search ----------------------------------------------------------------------------------------------
 
-    def measure_alone(self, axes: dict[str, list[Way]], share: float) -> dict[Way, tuple[float, float]]:
-        """Of every way the factor on seconds and the loss it adds: steps beside the original, others beside the mildest
-        steps."""
-        mildest, found = axes["steps"][0], dict[Way, tuple[float, float]]()
+    def measure_alone(self, axes: dict[str, list[Way]], share: float) -> dict[Way, Alone]:
+        """What every way that is not surely worse does: steps beside the original, others beside the mildest steps."""
+        mildest, found = axes["steps"][0], dict[Way, Alone]()
         mixes_of = {
             way: Mix((way,) if axis == "steps" else (mildest, way)) for axis, ways in axes.items() for way in ways
         }
         settings = {way: self.settings(mix) for way, mix in mixes_of.items()}
-        self.draw(self.search, list(settings.values()), self.first, share)
+        self.first = self.draw(self.search, [self.base, *settings.values()], ALONE, share)
+        if self.first < 2:
+            return found
         start = self.settings(Mix((mildest,)))
-        count = len(self.search.of(start))
-        below = (
-            (self.search.of(start).seconds_per_image, self.loss(self.search, start, count).value) if count else (1, 0)
-        )
+        seconds, before = self.search.of(start).seconds_per_image, self.loss(self.search, start, self.first).value
         for way, each in settings.items():
-            drawn = self.search.of(each)
-            if len(drawn) > 1:
-                loss = self.loss(self.search, each, len(drawn)).value
-                found[way] = (
-                    (drawn.seconds_per_image, loss)
-                    if way.axis == "steps"
-                    else (drawn.seconds_per_image / below[0], loss - below[1])
-                )
+            own, loss = self.search.of(each).seconds_per_image, self.loss(self.search, each, self.first)
+            if way.axis == "steps":
+                found[way] = Alone(own, loss.value, loss)
+            else:
+                found[way] = Alone(own / seconds, loss.value - before, loss)
         return found
 
-    def promising(
-        self, axes: dict[str, list[Way]], alone: dict[Way, tuple[float, float]], tolerance: float
-    ) -> list[Mix]:
-        """The mixes that are foreseen to be fastest within the tolerance, the fastest first, and the mildest."""
-        known = {axis: [way for way in ways if way in alone] for axis, ways in axes.items()}
-        foreseen = list[tuple[float, Mix]]()
+    def promising(self, axes: dict[str, list[Way]], alone: dict[Way, Alone]) -> list[Mix]:
+        """Mixes of ways that are not told apart from the original: some from the mildest to the fastest, of those that
+        no faster mix is foreseen to be as good as."""
+        mildest = axes["steps"][0]
+        known = {
+            axis: [way for way in ways if way is mildest or not _is_worse(alone[way].loss)]
+            for axis, ways in axes.items()
+        }
+        foreseen = list[tuple[float, float, Mix]]()
         for mix in mixes(known):
-            seconds, loss = 1.0, 0.0
-            for way in mix.ways:
-                seconds, loss = seconds * alone[way][0], loss + max(0.0, alone[way][1])
-            if loss <= CAUTION * tolerance:
-                foreseen.append((seconds, mix))
-        found = [mix for _, mix in sorted(foreseen, key=lambda each: each[0])[: TRIED_TOGETHER - 1]]
-        mildest = Mix((known["steps"][0],))
-        return [*found, *([] if mildest in found else [mildest])]
+            seconds = math.prod(alone[way].seconds for way in mix.ways)
+            # What a way loses is known to within its spread only, so that each of them is a risk.
+            risk = sum(max(0.0, alone[way].adds) + alone[way].loss.std for way in mix.ways)
+            foreseen.append((seconds, risk, mix))
+        front, least = list[Mix](), math.inf
+        for _, risk, mix in sorted(foreseen, key=lambda each: each[:2]):
+            if risk < least:
+                front, least = [*front, mix], risk
+        places = {round(i * (len(front) - 1) / (TRIED_TOGETHER - 1)) for i in range(TRIED_TOGETHER)}
+        return [front[place] for place in sorted(places)]
 
     def halved(self, tried: Sequence[Mix], tolerance: float, share: float) -> list[Mix]:
         """Those that are left of several, the fastest first: of what is not surely worse the faster half each time, and
@@ -166,11 +161,11 @@ class Tuning:
             settings = {mix: self.settings(mix) for mix in left}
             drawn = self.draw(self.search, [self.base, *settings.values()], count, share)
             if drawn < 2:
-                return left[:CONFIRMED]
+                return left[-CONFIRMED:]
             losses = {mix: self.loss(self.search, each, drawn) for mix, each in settings.items()}
             fast = sorted(left, key=lambda mix: self.search.of(settings[mix]).seconds_per_image)
             mildest = min(fast, key=lambda mix: losses[mix].high)
-            fit = [mix for mix in fast if losses[mix].low <= tolerance and losses[mix].value <= CAUTION * tolerance]
+            fit = [mix for mix in fast if not _is_worse(losses[mix]) and losses[mix].value <= tolerance]
             room = max(CONFIRMED, len(left) // 2)
             kept = list(dict.fromkeys([mildest, *fit]))[:room]
             left = [mix for mix in fast if mix in kept]
@@ -204,6 +199,11 @@ class Tuning:
         own, theirs = self.confirm.of(settings), self.confirm.of(self.base)
         seconds, before = own.seconds_per_image, theirs.seconds_per_image
         return Found(name, options, seconds, before / seconds, own.evaluations_per_row, loss, bound, count)
+
+
+def _is_worse(loss: Spread) -> bool:
+    """Whether it is told apart from the original."""
+    return loss.low > 0
 
 
 def _spread_out(left: Sequence[Mix], losses: dict[Mix, Spread], tolerance: float) -> list[Mix]:
@@ -244,12 +244,13 @@ def tune(
     axes = ways_for(sampler, settings, plan)
     if not axes["steps"]:
         raise DisaError("no steps are left to try: the model takes none of those that could be faster.")
-    tuning.measure_crude()
-    if over(SEARCHING / 2):
-        needed = math.ceil((time.monotonic() - started) / 60 / (SEARCHING / 8))
-        raise DisaError(f"the time is too short for this model: give {needed} minutes or more.")
-    alone = tuning.measure_alone(axes, SEARCHING / 2)
-    tried = tuning.promising(axes, alone, tolerance)
+    drawn, alone = tuning.measure_unit(), dict[Way, Alone]()
+    if drawn == FIRST:
+        alone, drawn = tuning.measure_alone(axes, SEARCHING / 2), tuning.first
+    if drawn < FIRST:
+        needed = (time.monotonic() - started) / 60 / (SEARCHING / 2) * FIRST / max(1, drawn)
+        raise DisaError(f"the time is too short for this model: give {math.ceil(needed)} minutes or more.")
+    tried = tuning.promising(axes, alone)
     left = tuning.halved(tried, tolerance, SEARCHING)
     original, front = tuning.confirmed(left)
     own, groups = tuning.confirm.of(settings).first(original.images), tuning.confirm.groups
@@ -258,9 +259,8 @@ def tune(
         original,
         front,
         tolerance,
-        tuning.crude,
         tuning.of_unit(chance),
-        [(str(Mix((way,))), 1 / factor, loss) for way, (factor, loss) in alone.items() if way.axis != "steps"],
+        [(str(Mix((way,))), 1 / each.seconds, each.adds) for way, each in alone.items() if way.axis != "steps"],
         tuning.seen(tried),
         time.monotonic() - started,
     )
