@@ -99,7 +99,7 @@ def page(report: dict[str, Any]) -> str:
 
 def _row(point: dict[str, Any]) -> list[str]:
     headline = point["headline"]
-    base = f"{point['base']}: {_claim(point['to_base'])}" if point["base"] else ""
+    base = f"{point['base']}: {claim_cell(point['to_base'])}" if point["base"] else ""
     return [
         point["name"],
         ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in point["options"].items()),
@@ -107,12 +107,13 @@ def _row(point: dict[str, Any]) -> list[str]:
         f"{point['cpu_seconds_per_image']:.3f}",
         f"{point['seconds_per_image']:.3f}",
         f"{headline['value']:.3f} [{headline['low']:.3f}, {headline['high']:.3f}]",
-        _claim(point["to_original"]),
+        claim_cell(point["to_original"]),
         base,
     ]
 
 
-def _claim(claim: dict[str, Any] | None) -> str:
+def claim_cell(claim: dict[str, Any] | None) -> str:
+    """A difference with its corrected interval."""
     if claim is None:
         return ""
     low, high, shown = (claim["corrected"][name] for name in ("low", "high", "shown"))

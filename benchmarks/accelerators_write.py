@@ -1,0 +1,153 @@
+"""docs/accelerators.md from what `confirm.py confirm accelerators-points.json` and `composed.py` measured:
+
+python benchmarks/accelerators_write.py
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from composed import show
+from confirm_write import claim_cell
+from tables import RESULTS, ROOT, table
+
+from disa.files import write_text
+
+MODELS = ("mar-digits", "harmon-shapes")
+CRUDE = "constant:5"
+FOLDER = RESULTS / "accelerators"
+COMPOSED = ("composed-mar-base.json", "composed-mar-huge.json", "composed-harmon-0.5b.json")
+
+INTRODUCTION = """# Less backbone, measured
+
+What the savings of [Less work in the backbone](backbone.md) cost and bring, alone and composed with annealing.
+
+{summary}
+
+*Less the original's* is the paired difference of the quality, with an interval that holds together with all others of
+this page (95 %, Holm). Fréchet distances (mar-digits) are better if smaller, scores (harmon-shapes) if larger. *Unlike*
+is the energy distance between the images of a setting and the original's, as a share of that of `constant:5`, with an
+interval of its own. {scale}
+
+Plans and settings were chosen on seeds 300000-301999 or by `disa tune`; all images here are of seeds from 500000 on.
+[How sure a difference is](certainty.md) has the method. Seconds are of one thread on a machine that was busy otherwise.
+
+    python benchmarks/confirm.py confirm benchmarks/accelerators-points.json --results benchmarks/results/accelerators
+    python benchmarks/composed.py mar-base --batch 1 4 --result benchmarks/results/composed-mar-base.json
+    python benchmarks/accelerators_write.py
+"""
+
+FINDINGS = """## What was found
+"""
+
+
+def kept(point: dict[str, Any]) -> bool:
+    """Whether no difference to its original was shown."""
+    return not _to_original(point)["corrected"]["shown"]
+
+
+def _to_original(point: dict[str, Any]) -> dict[str, Any]:
+    """The difference to the original setting; of what is guided, to the guided original."""
+    return point["to_base"] if (point["base"] or "").endswith("original") else point["to_original"]
+
+
+def summary(reports: list[dict[str, Any]]) -> str:
+    """Of each model the original, its plan, and the fastest settings that show no loss."""
+    rows = []
+    for report in reports:
+        original, *others = report["points"]
+        fast = sorted((each for each in others if kept(each)), key=lambda each: each["cpu_seconds_per_image"])
+        plan = next(each for each in others if each["name"] == "plan")
+        for point in [plan, *[each for each in fast[:2] if each is not plan]]:
+            rows.append(
+                [
+                    report["model"],
+                    point["name"],
+                    f"{original['cpu_seconds_per_image'] / point['cpu_seconds_per_image']:.1f}",
+                    f"{original['gflop_per_image'] / point['gflop_per_image']:.1f}",
+                    claim_cell(_to_original(point)),
+                ]
+            )
+    return table(["model", "setting", "times as fast", "less operations, times", "less the original's"], rows)
+
+
+def section(report: dict[str, Any]) -> str:
+    """The table of a model."""
+    crude = next(each for each in report["points"] if each["name"] == CRUDE)["energy_distance"]["value"]
+    first, last = report["seeds"]
+    name = "Fréchet distance" if "frechet" in report["points"][0]["quality"] else "score"
+    columns = [
+        "setting",
+        "options",
+        "evaluations per row",
+        "backbone tokens",
+        "GFLOP",
+        "CPU s per image",
+        name,
+        "less the original's",
+        "less",
+        "unlike",
+    ]
+    return "\n".join(
+        [
+            f"## {report['model']}\n",
+            f"{report['num_images']} images per setting, seeds {first}-{last}. They can show a difference of "
+            f"{report['smallest_difference']:.2g} (power 0.8).\n",
+            table(columns, [_row(point, crude) for point in report["points"]]),
+            "",
+        ]
+    )
+
+
+def _row(point: dict[str, Any], crude: float) -> list[str]:
+    headline, unlike = point["headline"], point["energy_distance"]
+    return [
+        point["name"],
+        ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in point["options"].items()),
+        f"{point['evaluations_per_row']:.1f}",
+        f"{point['backbone_tokens_per_image']:.0f}",
+        f"{point['gflop_per_image']:.2f}",
+        f"{point['cpu_seconds_per_image']:.3f}",
+        f"{headline['value']:.3f}",
+        claim_cell(point["to_original"]),
+        f"{point['base']}: {claim_cell(point['to_base'])}" if point["base"] else "",
+        "{:.0%} [{:.0%}, {:.0%}]".format(*(unlike[part] / crude for part in ("value", "low", "high")))
+        if unlike
+        else "",
+    ]
+
+
+def scale(reports: list[dict[str, Any]]) -> str:
+    """What `constant:5` loses, beside what a difference is known to."""
+    told = []
+    for report in reports:
+        crude = next(each for each in report["points"] if each["name"] == CRUDE)["to_original"]
+        plan = next(each for each in report["points"] if each["name"] == "plan")["to_original"]
+        half = (plan["high"] - plan["low"]) / 2
+        told.append(
+            f"{crude['value']:+.3f} [{crude['low']:.3f}, {crude['high']:.3f}] on {report['model']}, where a plan's is "
+            f"known to within {half:.3f}"
+        )
+    return f"In quality `constant:5` differs by {'; by '.join(told)} (each alone, 95 %)."
+
+
+def composed() -> str:
+    """Wall time and operations at real sizes."""
+    runs = [
+        run for name in COMPOSED if (FILE := RESULTS / name).exists() for run in json.loads(FILE.read_text())["runs"]
+    ]
+    return "\n\n".join(show(run["model"], run["batch"], run["rows"]) for run in runs)
+
+
+def main() -> None:
+    reports = [json.loads((FOLDER / f"confirm-{model}.json").read_text()) for model in MODELS]
+    parts = [INTRODUCTION.format(summary=summary(reports), scale=scale(reports)), FINDINGS]
+    parts += [section(report) for report in reports]
+    if runs := composed():
+        parts.append(f"## At real sizes, random weights\n\n{runs}\n")
+    write_text(ROOT / "docs" / "accelerators.md", "\n".join(parts))
+
+
+if __name__ == "__main__":
+    main()
