@@ -201,8 +201,8 @@ def test_only_what_was_confirmed_is_best() -> None:
         Found(n, {}, s, 1 / s, 1.0, loss, b, 9)
         for n, s, loss, b in (("fast", 0.1, equal, 0.12), ("told", 0.2, worse, 0.09), ("sure", 0.5, equal, 0.09))
     )
-    assert Tuned(sure, [fast, told, sure], 0.1, equal, [], [], 1.0).best is sure
-    assert Tuned(sure, [fast, told], 0.1, equal, [], [], 1.0).best is None
+    assert Tuned(sure, [fast, told, sure], 0.1, 1.0, equal, [], [], 1.0).best is sure
+    assert Tuned(sure, [fast, told], 0.1, 1.0, equal, [], [], 1.0).best is None
 
 
 def test_features_that_see_nothing_are_told(sampler: Sampler, base: Settings) -> None:
@@ -242,6 +242,7 @@ def test_the_command_writes_a_recipe_that_draws(
     monkeypatch.setattr("disa.cli.tuning.MOST_TOGETHER", 16)
     seen = Space("pixels", "0", lambda images: (pixels(images), None), channels=1)
     monkeypatch.setattr(spaces, "load_space", lambda text, device: seen)
+    monkeypatch.setattr(tuning, "GAINED", 0.0)  # bf16 is not faster on a CPU
     monkeypatch.setattr(Tuned, "best", property(lambda tuned: tuned.front[0]))  # so few images show nothing
     folder = small.folder(
         tmp_path / "weights", num_ar_steps=4, original="constant:20", solver="ddim", guidance=2.0, batch_size=16
@@ -254,6 +255,8 @@ def test_the_command_writes_a_recipe_that_draws(
     report = json.loads(said.out)
     assert report["best"] in {found["name"] for found in report["front"]}
     assert {"tuned.json", "tuned.png", "recipe.json"} <= {path.name for path in out.iterdir()}
+    assert report["bf16"]["name"] == f"{report['front'][0]['name']}, bf16"
+    assert 0 < abs(report["bf16"]["loss"]["value"] - report["front"][0]["loss"]["value"]) < 0.1
     assert Image.open(out / "tuned.png").size[0] > 600
     assert not (out / "drawn").exists()
     recipe = json.loads((out / "recipe.json").read_text())

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from disa.evaluate.spaces import Space
     from disa.models.spec import Preset
     from disa.study.pool import Features
-    from disa.study.tuned import Tuned
+    from disa.study.tuned import Found, Tuned
 
 PLAN, COUNTS = "plan.json", "counts.json"
 DRAWN = "drawn"
@@ -68,14 +68,14 @@ def tune(
 
     Needs no labels and no reference: images are compared with those of the original setting, within each label or
     prompt. Steps, AR steps and their order, guidance and reuse of the backbone are tried alone, then together; what is
-    left is confirmed on other seeds. Options that are given are the original's. Draw with --recipe OUT/recipe.json. An
-    interrupted search goes on where it was.
+    left is confirmed on other seeds, and the best also measured in bf16. Options that are given are the original's.
+    Draw with --recipe OUT/recipe.json. An interrupted search goes on where it was.
     """
     from disa import __version__
     from disa.evaluate.spaces import load_space
     from disa.files import json_bytes, make_folder, write_together
     from disa.study.plots import tuned_plot
-    from disa.study.tuning import FIRST_SEED, fastest_batch
+    from disa.study.tuning import in_dtype
     from disa.study.tuning import tune as run_tune
 
     if asked.seeds is not None or asked.per_label is not None or asked.per_prompt is not None:
@@ -99,19 +99,21 @@ def tune(
 
         tuned = run_tune(sampler, inputs, seen, base, minutes, chosen, tolerance, keep, on_turn)
     report = tuned.report() | {"model": sampler.preset.name, "features": space.name, "disa": __version__}
-    files = {"tuned.json": json_bytes(report)}
+    files, halved = dict[str, bytes](), None
     if tuned.best is not None:
-        with warnings.catch_warnings(action="ignore"):
-            found = sampler.settings(base, **tuned.best.options)
-        found = replace(found, batch_size=fastest_batch(sampler, inputs(MOST_TOGETHER, FIRST_SEED), found))
+        found = _batched(sampler, inputs, base, tuned.best)
         about = {"model": sampler.preset.name, "weights": sampler.weights_hash, "features": space.name}
         files |= _recipe(settings, found, tuned, chosen, about | {"disa": __version__})
+        if source.dtype == "fp32":
+            halved = in_dtype(sampler, "bf16", inputs, seen, base, tuned, keep)
+            report["bf16"] = halved and halved.report()
+    files["tuned.json"] = json_bytes(report)
     write_together(out, files, {"tuned.png": tuned_plot(report, f"{sampler.preset.name}, by {space.name}")})
     shutil.rmtree(keep, ignore_errors=True)
     if as_json:
         print_json(report | {"out": str(out)})
     else:
-        _print(tuned, out)
+        _print(tuned, halved, out)
 
 
 def _all_of(asked: AskedInTurn, preset: Preset) -> AskedInTurn:
@@ -166,6 +168,15 @@ def _plan(
     return read_plan(given or made, f"plan:{given or made}")
 
 
+def _batched(sampler: Sampler, inputs: Callable[[int, int], Inputs], base: Settings, best: Found) -> Settings:
+    """All options of the best setting, with the batch size that is fastest."""
+    from disa.study.tuning import FIRST_SEED, fastest_batch
+
+    with warnings.catch_warnings(action="ignore"):
+        found = sampler.settings(base, **best.options)
+    return replace(found, batch_size=fastest_batch(sampler, inputs(MOST_TOGETHER, FIRST_SEED), found))
+
+
 def _recipe(given: Settings, found: Settings, tuned: Tuned, plan: StepPlan, about: dict[str, Any]) -> dict[str, bytes]:
     """The files of a recipe: its own, and those that it names, which lie beside it. given: the options of the command.
     found: all options of the best setting."""
@@ -191,12 +202,12 @@ def _recipe(given: Settings, found: Settings, tuned: Tuned, plan: StepPlan, abou
     return files | {RECIPE: json_bytes(content)}
 
 
-def _print(tuned: Tuned, out: Path) -> None:
+def _print(tuned: Tuned, halved: Found | None, out: Path) -> None:
     from disa.draw.recipes import RECIPE
 
     original, best = tuned.original, tuned.best
     rows = [["original", f"{original.evaluations_per_row:.1f}", f"{original.seconds_per_image:.4f}", "1.0", "0 %", ""]]
-    for found in tuned.front:
+    for found in [*tuned.front, *([] if halved is None else [halved])]:
         loss, bound = (f"{100 * value:.2f} %" for value in (found.loss.value, found.bound))
         cells = [f"{found.evaluations_per_row:.1f}", f"{found.seconds_per_image:.4f}", f"{found.speedup:.1f}"]
         rows.append([("-> " if found is best else "") + found.name, *cells, loss, bound])
@@ -221,3 +232,5 @@ def _print(tuned: Tuned, out: Path) -> None:
         f"{tuned.tolerance:.2%} that {counted(original.images, 'image')} do not tell from the original."
     )
     line(f"draw with {command('--recipe', out / RECIPE)}; tuned.json and tuned.png are beside it")
+    if halved is not None:
+        line("With --dtype bf16 it is faster still, as the last row says.")

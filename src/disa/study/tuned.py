@@ -41,6 +41,8 @@ class Tuned:
     front: list[Found]
     """The settings that were confirmed, the fastest first."""
     tolerance: float
+    unit: float
+    """The distance that is a loss of 1: twice that of two images of the original."""
     chance: Spread
     """The loss of one half of the original's own images against the other, which share no seeds."""
     alone: list[tuple[str, float, float]]
@@ -61,6 +63,7 @@ class Tuned:
         best = self.best
         return {
             "tolerance": self.tolerance,
+            "unit": self.unit,
             "original": self.original.report(),
             "front": [found.report() for found in self.front],
             "best": None if best is None else best.name,

@@ -30,7 +30,7 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
-from disa.study.likeness import halves
+from disa.study.likeness import energy_distance, halves
 from disa.study.metrics import Spread, student_quantile
 from disa.study.pool import Features, Pool
 from disa.study.tuned import Found, Tuned
@@ -92,12 +92,7 @@ class Tuning:
         return drawn
 
     def loss(self, pool: Pool, settings: Settings, count: int) -> Spread:
-        return self.of_unit(pool.distance(settings, self.base, count))
-
-    def of_unit(self, distance: Spread) -> Spread:
-        """A distance as a loss."""
-        values = (part / self.unit for part in (distance.value, distance.low, distance.high, distance.std))
-        return Spread(*values, freedom=distance.freedom)
+        return as_share(pool.distance(settings, self.base, count), self.unit)
 
     def seen(self, tried: Sequence[Mix]) -> list[tuple[str, float, float]]:
         """Of the mixes of the search, for a plot: name, speed-up, loss."""
@@ -188,9 +183,7 @@ class Tuning:
         found = []
         for mix, each in settings.items():
             loss = self.loss(self.confirm, each, count)
-            # One-sided, at 5 % for all together (Bonferroni).
-            bound = loss.value + student_quantile(1 - 2 * 0.05 / len(settings), loss.freedom) * loss.std
-            found.append(self._found(str(mix), mix.options, each, loss, bound, count))
+            found.append(self._found(str(mix), mix.options, each, loss, bound_of(loss, len(settings)), count))
         return original, sorted(found, key=lambda each: each.seconds_per_image)
 
     def _found(
@@ -199,6 +192,17 @@ class Tuning:
         own, theirs = self.confirm.of(settings), self.confirm.of(self.base)
         seconds, before = own.seconds_per_image, theirs.seconds_per_image
         return Found(name, options, seconds, before / seconds, own.evaluations_per_row, loss, bound, count)
+
+
+def as_share(distance: Spread, unit: float) -> Spread:
+    """A distance as a loss."""
+    values = (part / unit for part in (distance.value, distance.low, distance.high, distance.std))
+    return Spread(*values, freedom=distance.freedom)
+
+
+def bound_of(loss: Spread, together: int) -> float:
+    """What a loss is below, one-sided and at 5 % for so many together (Bonferroni)."""
+    return loss.value + student_quantile(1 - 2 * 0.05 / together, loss.freedom) * loss.std
 
 
 def _is_worse(loss: Spread) -> bool:
@@ -223,7 +227,7 @@ def tune(
     settings: Settings,
     minutes: float,
     plan: StepPlan | None = None,
-    tolerance: float = 0.1,
+    tolerance: float = 0.005,
     keep: Path | None = None,
     on_turn: Callable[[float], object] = lambda share: None,
 ) -> Tuned:
@@ -259,11 +263,43 @@ def tune(
         original,
         front,
         tolerance,
-        tuning.of_unit(chance),
+        tuning.unit,
+        as_share(chance, tuning.unit),
         [(str(Mix((way,))), 1 / each.seconds, each.adds) for way, each in alone.items() if way.axis != "steps"],
         tuning.seen(tried),
         time.monotonic() - started,
     )
+
+
+@undisturbed()
+def in_dtype(
+    sampler: Sampler,
+    dtype: str,
+    inputs: Callable[[int, int], Inputs],
+    features: Features,
+    base: Settings,
+    tuned: Tuned,
+    keep: Path | None = None,
+) -> Found | None:
+    """The best setting for the seeds that confirmed it, with the model in another dtype, in which it stays; None if
+    that is no faster. Other arguments are those of `tune`."""
+    best, pool = tuned.best, Pool(sampler, inputs(MOST_IMAGES, CONFIRM_SEED), features, keep)
+    assert best is not None
+    original, groups = pool.of(base).first(best.images), pool.groups and pool.groups[: best.images]
+    with warnings.catch_warnings(action="ignore"):
+        settings = sampler.settings(base, **best.options)
+        sampler.to(dtype=dtype)
+        for count in (2 * settings.batch_size, best.images):
+            for _ in pool.batches(settings, count):
+                pass
+            if GAINED * pool.of(settings).seconds_per_image > best.seconds_per_image:
+                return None
+    drawn = pool.of(settings)
+    loss = as_share(energy_distance(drawn.first(best.images), original, groups), tuned.unit)
+    seconds, before = drawn.seconds_per_image, tuned.original.seconds_per_image
+    bound = bound_of(loss, len(tuned.front) + 1)
+    name, made = f"{best.name}, {dtype}", drawn.evaluations_per_row
+    return Found(name, best.options, seconds, before / seconds, made, loss, bound, best.images)
 
 
 def fastest_batch(sampler: Sampler, inputs: Inputs, settings: Settings, most: int = 1024) -> int:
