@@ -149,26 +149,23 @@ class Tuning:
         return [front[place] for place in sorted(places)]
 
     def halved(self, tried: Sequence[Mix], tolerance: float, share: float) -> list[Mix]:
-        """Those that are left of several, the fastest first: of what is not surely worse the faster half each time, and
-        the one that loses least."""
-        count, left = self.first, list(tried)
-        while True:
-            settings = {mix: self.settings(mix) for mix in left}
-            drawn = self.draw(self.search, [self.base, *settings.values()], count, share)
+        """Those of several that are worth confirming, the fastest first. Each time the fastest that are not told apart
+        from the original are drawn, half as many as before, with twice the images."""
+        count, room, left, losses = self.first, len(tried), list(tried), dict[Mix, Spread]()
+        settings = {mix: self.settings(mix) for mix in tried}
+        while not self.over(share) and count <= len(self.search.inputs):
+            drawn = self.draw(self.search, [self.base, *(settings[mix] for mix in left[:room])], count, share)
             if drawn < 2:
-                return left[-CONFIRMED:]
-            losses = {mix: self.loss(self.search, each, drawn) for mix, each in settings.items()}
-            fast = sorted(left, key=lambda mix: self.search.of(settings[mix]).seconds_per_image)
-            mildest = min(fast, key=lambda mix: losses[mix].high)
-            fit = [mix for mix in fast if not _is_worse(losses[mix]) and losses[mix].value <= tolerance]
-            room = max(CONFIRMED, len(left) // 2)
-            kept = list(dict.fromkeys([mildest, *fit]))[:room]
-            left = [mix for mix in fast if mix in kept]
-            if len(left) <= CONFIRMED and self.over(share):
-                return left
-            if self.over(share) or 2 * count > len(self.search.inputs):
-                return _spread_out(left, losses, tolerance)
-            count *= 2
+                break
+            losses |= {mix: self.loss(self.search, settings[mix], drawn) for mix in left[:room]}
+            kept = [mix for mix in left if not _is_worse(losses[mix])]
+            # Where all are told apart, the one that is least so.
+            left = sorted(
+                kept or [min(left, key=lambda mix: losses[mix].high)],
+                key=lambda mix: self.search.of(settings[mix]).seconds_per_image,
+            )
+            count, room = 2 * count, max(CONFIRMED, room // 2)
+        return _spread_out(left, losses, tolerance)
 
     # -- what is reported ----------------------------------------------------------------------------------------
 
@@ -211,11 +208,9 @@ def _is_worse(loss: Spread) -> bool:
 
 
 def _spread_out(left: Sequence[Mix], losses: dict[Mix, Spread], tolerance: float) -> list[Mix]:
-    """At most so many of them as are confirmed: the fastest, the fastest that already looks sure, and the mildest."""
-    sure = next((mix for mix in left if losses[mix].high <= tolerance), left[0])
-    mildest = min(left, key=lambda mix: losses[mix].high)
-    found = dict.fromkeys([left[0], sure, mildest, *left])
-    chosen = list(found)[:CONFIRMED]
+    """What is confirmed of them, the fastest first: the fastest, the fastest that already looks sure, the slowest."""
+    sure = next((mix for mix in left if mix in losses and losses[mix].high <= tolerance), left[len(left) // 2])
+    chosen = list(dict.fromkeys([left[0], sure, left[-1], *left[1:]]))[:CONFIRMED]
     return [mix for mix in left if mix in chosen]
 
 
@@ -227,7 +222,7 @@ def tune(
     settings: Settings,
     minutes: float,
     plan: StepPlan | None = None,
-    tolerance: float = 0.005,
+    tolerance: float = 0.004,
     keep: Path | None = None,
     on_turn: Callable[[float], object] = lambda share: None,
 ) -> Tuned:
