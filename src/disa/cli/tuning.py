@@ -33,6 +33,9 @@ PLAN, COUNTS = "plan.json", "counts.json"
 DRAWN = "drawn"
 """A folder with the features of what was drawn, from which an interrupted search goes on."""
 MOST_TOGETHER = 512
+OF_EACH = 16
+"""Images of a label or prompt before it is the next one's turn: 15 times as many pairs as of two, and as many labels as
+that leaves."""
 
 
 def tune(
@@ -124,9 +127,9 @@ def _all_of(asked: AskedInTurn, preset: Preset) -> AskedInTurn:
 
 
 def _inputs(sampler: Sampler, asked: AskedInTurn, count: int, first_seed: int) -> Inputs:
-    """Two images of each label or prompt in turn: only within one are images compared."""
-    each = asked.in_turn(sampler.preset, -(-count // 2), first_seed)
-    return replace(each.part([i // 2 for i in range(count)]), seeds=list(range(first_seed, first_seed + count)))
+    """Some images of each label or prompt in turn: only within one are images compared."""
+    each = asked.in_turn(sampler.preset, -(-count // OF_EACH), first_seed)
+    return replace(each.part([i // OF_EACH for i in range(count)]), seeds=list(range(first_seed, first_seed + count)))
 
 
 def _usual(sampler: Sampler, base: Settings) -> str:

@@ -93,8 +93,8 @@ def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _mean(pairs: Sequence[np.ndarray]) -> tuple[float, float, float]:
     """The mean over the images of all groups, its standard deviation, and the degrees of freedom of that.
 
-    Of many groups the spread is that of their values. Of few it is that of images within each: an image's part in a
-    mean of pairs counts twice (Hoeffding 1948).
+    Of many groups the spread is that of their values. Of few it is that of images within each: of a mean of pairs, what
+    an image has in common with all others counts four times, and what a pair has of its own twice (Hoeffding 1948).
     """
     sizes = np.array([len(pair) for pair in pairs], dtype=float)
     parts = [pair.sum(axis=1) / (len(pair) - 1) for pair in pairs]
@@ -104,5 +104,13 @@ def _mean(pairs: Sequence[np.ndarray]) -> tuple[float, float, float]:
         count = len(pairs)
         variance = float((shares**2 * (values - value) ** 2).sum()) * count / (count - 1)
         return value, math.sqrt(variance), count - 1
-    within = np.array([4 * part.var(ddof=1) / len(part) for part in parts])
+    within = np.array([_variance(pair, part) for pair, part in zip(pairs, parts, strict=True)])
     return value, math.sqrt(float(shares**2 @ within)), max(float(sizes.sum()) - len(pairs), 1.0)
+
+
+def _variance(pair: np.ndarray, part: np.ndarray) -> float:
+    """Of the mean of all pairs [n, n] of a group, whose means over each image are part [n]."""
+    count = len(pair)
+    own = float(pair[~np.eye(count, dtype=bool)].var())
+    common = max(0.0, float(part.var(ddof=1)) - own / (count - 1))
+    return 4 * common / count + 2 * own / (count * (count - 1))

@@ -39,7 +39,7 @@ from disa.study.ways import Mix, Way, mixes, ways_for
 FIRST_SEED, CONFIRM_SEED = 200_000, 600_000
 SEARCHING = 0.45
 """The share of the time after which what is left is confirmed."""
-TRIED_TOGETHER, CONFIRMED = 12, 3
+TRIED_TOGETHER, CONFIRMED = 12, 5
 FIRST, ALONE, MOST_IMAGES = 64, 256, 4096
 """Images: of the original before anything else, of each way alone, and the most of a setting in each of the two
 parts."""
@@ -128,27 +128,25 @@ class Tuning:
         return found
 
     def promising(self, axes: dict[str, list[Way]], alone: dict[Way, Alone]) -> list[Mix]:
-        """Mixes of ways that are not told apart from the original: some from the mildest to the fastest, of those that
-        no faster mix is foreseen to be as good as."""
-        mildest = axes["steps"][0]
-        known = {
-            axis: [way for way in ways if way is mildest or not _is_worse(alone[way].loss)]
-            for axis, ways in axes.items()
-        }
-        foreseen = list[tuple[float, float, Mix]]()
-        for mix in mixes(known):
-            seconds = math.prod(alone[way].seconds for way in mix.ways)
+        """Mixes of ways that are not told apart from the original, from the fastest to the mildest: of about equal
+        speed the one that is foreseen to lose least."""
+        mildest, known = Mix((axes["steps"][0],)), dict[str, list[Way]]()
+        for axis, ways in axes.items():
+            known[axis] = [way for way in ways if way in mildest.ways or not _is_worse(alone[way].loss)]
+        seconds = {mix: math.prod(alone[way].seconds for way in mix.ways) for mix in mixes(known)}
+        fastest, slowest = min(seconds.values()), max(seconds.values())
+        best = dict[int, tuple[float, Mix]]()
+        for mix, taken in seconds.items():
             # What a way loses is known to within its spread only, so that each of them is a risk.
             risk = sum(max(0.0, alone[way].adds) + alone[way].loss.std for way in mix.ways)
-            foreseen.append((seconds, risk, mix))
-        front, least = list[Mix](), math.inf
-        for _, risk, mix in sorted(foreseen, key=lambda each: each[:2]):
-            if risk < least:
-                front, least = [*front, mix], risk
-        places = {round(i * (len(front) - 1) / (TRIED_TOGETHER - 1)) for i in range(TRIED_TOGETHER)}
-        return [front[place] for place in sorted(places)]
+            share = math.log(taken / fastest) / math.log(slowest / fastest) if slowest > fastest else 0.0
+            place = min(int(share * TRIED_TOGETHER), TRIED_TOGETHER - 1)
+            if place not in best or risk < best[place][0]:
+                best[place] = risk, mix
+        found = dict.fromkeys([*(mix for _, (_, mix) in sorted(best.items())), mildest])
+        return sorted(found, key=lambda mix: seconds[mix])
 
-    def halved(self, tried: Sequence[Mix], tolerance: float, share: float) -> list[Mix]:
+    def halved(self, tried: Sequence[Mix], share: float) -> list[Mix]:
         """Those of several that are worth confirming, the fastest first. Each time the fastest that are not told apart
         from the original are drawn, half as many as before, with twice the images."""
         count, room, left, losses = self.first, len(tried), list(tried), dict[Mix, Spread]()
@@ -165,7 +163,7 @@ class Tuning:
                 key=lambda mix: self.search.of(settings[mix]).seconds_per_image,
             )
             count, room = 2 * count, max(CONFIRMED, room // 2)
-        return _spread_out(left, losses, tolerance)
+        return _spread_out(left)
 
     # -- what is reported ----------------------------------------------------------------------------------------
 
@@ -207,11 +205,10 @@ def _is_worse(loss: Spread) -> bool:
     return loss.low > 0
 
 
-def _spread_out(left: Sequence[Mix], losses: dict[Mix, Spread], tolerance: float) -> list[Mix]:
-    """What is confirmed of them, the fastest first: the fastest, the fastest that already looks sure, the slowest."""
-    sure = next((mix for mix in left if mix in losses and losses[mix].high <= tolerance), left[len(left) // 2])
-    chosen = list(dict.fromkeys([left[0], sure, left[-1], *left[1:]]))[:CONFIRMED]
-    return [mix for mix in left if mix in chosen]
+def _spread_out(left: Sequence[Mix]) -> list[Mix]:
+    """What is confirmed of them: some from the fastest to the slowest."""
+    places = {round(i * (len(left) - 1) / (CONFIRMED - 1)) for i in range(CONFIRMED)}
+    return [left[place] for place in sorted(places)]
 
 
 @undisturbed()
@@ -250,7 +247,7 @@ def tune(
         needed = (time.monotonic() - started) / 60 / (SEARCHING / 2) * FIRST / max(1, drawn)
         raise DisaError(f"the time is too short for this model: give {math.ceil(needed)} minutes or more.")
     tried = tuning.promising(axes, alone)
-    left = tuning.halved(tried, tolerance, SEARCHING)
+    left = tuning.halved(tried, SEARCHING)
     original, front = tuning.confirmed(left)
     own, groups = tuning.confirm.of(settings).first(original.images), tuning.confirm.groups
     chance = halves(own, None if groups is None else groups[: original.images])
