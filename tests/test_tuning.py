@@ -242,7 +242,8 @@ def test_the_command_writes_a_recipe_that_draws(
     monkeypatch.setattr("disa.cli.tuning.MOST_TOGETHER", 16)
     seen = Space("pixels", "0", lambda images: (pixels(images), None), channels=1)
     monkeypatch.setattr(spaces, "load_space", lambda text, device: seen)
-    monkeypatch.setattr(tuning, "GAINED", 0.0)  # bf16 is not faster on a CPU
+    monkeypatch.setattr(tuning, "GAINED", 0.0)
+    monkeypatch.setattr("disa.runtime.devices.gains_by_bf16", lambda device: True)  # as a GPU does
     monkeypatch.setattr(Tuned, "best", property(lambda tuned: tuned.front[0]))  # so few images show nothing
     folder = small.folder(
         tmp_path / "weights", num_ar_steps=4, original="constant:20", solver="ddim", guidance=2.0, batch_size=16

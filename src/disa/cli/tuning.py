@@ -77,6 +77,7 @@ def tune(
     from disa import __version__
     from disa.evaluate.spaces import load_space
     from disa.files import json_bytes, make_folder, write_together
+    from disa.runtime.devices import gains_by_bf16
     from disa.study.plots import tuned_plot
     from disa.study.tuning import in_dtype
     from disa.study.tuning import tune as run_tune
@@ -107,7 +108,7 @@ def tune(
         found = _batched(sampler, inputs, base, tuned.best)
         about = {"model": sampler.preset.name, "weights": sampler.weights_hash, "features": space.name}
         files |= _recipe(settings, found, tuned, chosen, about | {"disa": __version__})
-        if source.dtype == "fp32":
+        if source.dtype == "fp32" and gains_by_bf16(sampler.device):
             halved = in_dtype(sampler, "bf16", inputs, seen, base, tuned, keep)
             report["bf16"] = halved and halved.report()
     files["tuned.json"] = json_bytes(report)

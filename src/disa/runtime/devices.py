@@ -61,6 +61,11 @@ def dtype_name(dtype: Any) -> str:
     return one_of(short.get(name, name) if isinstance(name, str) else name, [*DTYPES, TF32], "dtype")
 
 
+def gains_by_bf16(device: torch.device) -> bool:
+    """Whether bf16 may be faster there than fp32. On most CPUs it is many times slower."""
+    return device.type != "cpu"
+
+
 def allows_tf32(device: torch.device, dtype: str) -> bool:
     """Whether a model in the dtype of that name is computed in TF32 on a device."""
     return dtype == TF32 and device.type == "cuda"
