@@ -29,7 +29,7 @@ from disa.study.metrics import Spread
 from disa.study.pool import Pool
 from disa.study.tuned import Found, Tuned
 from disa.study.tuning import Alone, Tuning, fastest_batch, tune
-from disa.study.ways import Mix, Way, mixes, ways_for
+from disa.study.ways import Mix, Way, ladders, mixes, ways_for
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -183,6 +183,17 @@ def test_mixes_are_foreseen_from_their_ways(sampler: Sampler, base: Settings) ->
     assert [each.options for each in search.promising({"steps": steps, "reuse": reuse}, found)] == [
         {"steps": "quick", "reuse": "free"}, {"steps": "mild", "reuse": "free"}, {"steps": "mild"},
     ]  # fmt: skip
+
+
+def test_what_a_quick_way_seems_to_gain_on_a_mild_one_is_chance(sampler: Sampler, base: Settings) -> None:
+    search, _ = known({}, sampler, base)
+    steps = [Way.of("steps", {"steps": name}) for name in ("mild", "quick")]
+    fewer = [Way.of("AR steps", {"num_ar_steps": number}) for number in (3, 2)]
+    found = {steps[0]: alone(4.0, 0.01), steps[1]: alone(2.0, -0.01)}
+    found |= {fewer[0]: alone(0.5, 0.0), fewer[1]: alone(0.25, 0.0)}
+    tried = [each.options for each in search.promising({"steps": steps, "AR steps": fewer}, found)]
+    assert {"steps": "mild", "num_ar_steps": 2} in tried  # as fast as the quick one with 3
+    assert ladders({"steps": steps, "AR steps": fewer}) == [steps, fewer]
 
 
 def test_mixes_of_all_speeds_are_tried(sampler: Sampler, base: Settings) -> None:

@@ -51,7 +51,7 @@ def tune(
             help="The largest loss: by what share images may be less like the original's than those "
             "are like each other.",
         ),
-    ] = 0.004,
+    ] = 0.005,
     features: Annotated[
         str | None,
         typer.Option(

@@ -34,7 +34,7 @@ from disa.study.likeness import energy_distance, halves
 from disa.study.metrics import Spread, student_quantile
 from disa.study.pool import Features, Pool
 from disa.study.tuned import Found, Tuned
-from disa.study.ways import Mix, Way, mixes, ways_for
+from disa.study.ways import Mix, Way, ladders, mixes, ways_for
 
 FIRST_SEED, CONFIRM_SEED = 200_000, 600_000
 SEARCHING = 0.45
@@ -130,7 +130,7 @@ class Tuning:
     def promising(self, axes: dict[str, list[Way]], alone: dict[Way, Alone]) -> list[Mix]:
         """Mixes of ways that are not told apart from the original, from the fastest to the mildest: of about equal
         speed the one that is foreseen to lose least."""
-        mildest, known = Mix((axes["steps"][0],)), dict[str, list[Way]]()
+        mildest, known, adds = Mix((axes["steps"][0],)), dict[str, list[Way]](), _adds(axes, alone)
         for axis, ways in axes.items():
             known[axis] = [way for way in ways if way in mildest.ways or not _is_worse(alone[way].loss)]
         seconds = {mix: math.prod(alone[way].seconds for way in mix.ways) for mix in mixes(known)}
@@ -138,7 +138,7 @@ class Tuning:
         best = dict[int, tuple[float, Mix]]()
         for mix, taken in seconds.items():
             # What a way loses is known to within its spread only, so that each of them is a risk.
-            risk = sum(max(0.0, alone[way].adds) + alone[way].loss.std for way in mix.ways)
+            risk = sum(max(0.0, adds[way]) + alone[way].loss.std for way in mix.ways)
             share = math.log(taken / fastest) / math.log(slowest / fastest) if slowest > fastest else 0.0
             place = min(int(share * TRIED_TOGETHER), TRIED_TOGETHER - 1)
             if place not in best or risk < best[place][0]:
@@ -200,6 +200,18 @@ def bound_of(loss: Spread, together: int) -> float:
     return loss.value + student_quantile(1 - 2 * 0.05 / together, loss.freedom) * loss.std
 
 
+def _adds(axes: dict[str, list[Way]], alone: dict[Way, Alone]) -> dict[Way, float]:
+    """What every way adds to the loss, where no way loses less than a milder one of its kind: what says otherwise is
+    chance (isotonic regression)."""
+    from scipy.optimize import isotonic_regression  # heavy
+
+    found = dict[Way, float]()
+    for ways in ladders(axes):
+        smooth = isotonic_regression([alone[way].adds for way in ways]).x
+        found |= dict(zip(ways, map(float, smooth), strict=True))
+    return found
+
+
 def _is_worse(loss: Spread) -> bool:
     """Whether it is told apart from the original."""
     return loss.low > 0
@@ -219,7 +231,7 @@ def tune(
     settings: Settings,
     minutes: float,
     plan: StepPlan | None = None,
-    tolerance: float = 0.004,
+    tolerance: float = 0.005,
     keep: Path | None = None,
     on_turn: Callable[[float], object] = lambda share: None,
 ) -> Tuned:

@@ -106,6 +106,17 @@ def _is_taken(sampler: Sampler, base: Settings, options: Mapping[str, Any]) -> b
     return True
 
 
+def ladders(axes: Mapping[str, Sequence[Way]]) -> list[list[Way]]:
+    """The ways of each kind, from the mildest on: those that differ in how much is saved, and in nothing else."""
+    kinds = dict[tuple[Any, ...], list[Way]]()
+    for axis, ways in axes.items():
+        for way in ways:
+            options = dict(way.options)
+            kind = way if axis == "reuse" else options.get("order")
+            kinds.setdefault((axis, kind), []).append(way)
+    return list(kinds.values())
+
+
 def mixes(axes: Mapping[str, Sequence[Way]]) -> Iterator[Mix]:
     """Every choice of a way or none on each axis, but for `steps`, which every mix has."""
     choices = [[*([] if axis == "steps" else [None]), *ways] for axis, ways in axes.items()]
