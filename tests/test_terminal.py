@@ -437,7 +437,8 @@ def test_json_stays_alone_on_standard_output(
     assert json.loads(done.out)["labels"] == [3]
 
 
-def test_every_turn_of_a_measurement_is_foreseen() -> None:
+def test_every_turn_of_a_measurement_is_foreseen(short_paths: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit, "ITERATIONS", 20)
     sampler, turns = small.sampler(), list[int]()
     inputs, settings = Inputs.in_turn(range(8), [3]), sampler.settings(batch_size=3, num_ar_steps=2)
     calibrate.calibrate(sampler, inputs, settings, ["2"], 8, lambda: turns.append(0))

@@ -239,7 +239,7 @@ def test_the_batch_size_is_the_fastest_there_is_room_for(sampler: Sampler, base:
 
 
 @pytest.fixture(scope="module")
-def plan(sampler: Sampler) -> StepPlan:
+def plan(sampler: Sampler, short_paths: None) -> StepPlan:
     from disa.study.planning import make_plan
 
     return make_plan(sampler, inputs(4, 0), sampler.settings(batch_size=2, num_ar_steps=4), 3, 2)
