@@ -64,9 +64,7 @@ def small_preset(preset: Preset) -> Preset:
 
 def small_presets() -> dict[str, Preset]:
     """Every preset by its name: what ships as it is, all else small."""
-    return {
-        name: in_few_steps(preset) if preset.embedded else small_preset(preset) for name, preset in PRESETS.items()
-    }
+    return {name: in_few_steps(preset) if preset.embedded else small_preset(preset) for name, preset in PRESETS.items()}
 
 
 def official(preset: Preset) -> dict[str, Tensor]:

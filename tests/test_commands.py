@@ -95,6 +95,7 @@ CONSTANTS: dict[str, Any] = {
     "disa.study.times.NUM_TIMES": 8,
     "disa.study.planning.NUM_TIMES": 8,
     "disa.study.fit.ITERATIONS": 5,
+    "disa.study.planning.SCALES": (1.0, 0.7),
     "disa.study.planning.VARIED": 2,
     "disa.study.tuning.FIRST": 4,
     "disa.study.tuning.DOUBLED": 1,
