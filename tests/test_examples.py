@@ -6,12 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from disa.models.registry import PRESETS
+from small import changed
+
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 @pytest.mark.slow
 def test_minimal(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(PRESETS, "mar-digits", changed(PRESETS["mar-digits"], num_ar_steps=8))
     example = runpy.run_path(str(EXAMPLES / "minimal.py"))
     example["draw_digits"]()
     example["own_loop"]()

@@ -52,7 +52,7 @@ def running(*options: object) -> Iterator[tuple[subprocess.Popen[str], Client]]:
 def test_what_was_accepted_is_answered_before_the_end(tmp_path: Path, signum: signal.Signals) -> None:
     model = small.folder(tmp_path / "model")
     with running("--model", model, "--batch-size", 2) as (process, client), ThreadPoolExecutor(8) as pool:
-        asked = [{"prompt": str(i), "seed": i} | MANY for i in range(8)]
+        asked = [{"prompt": str(i), "seed": i} | MANY | {"steps": "constant:20"} for i in range(8)]
         found = [pool.submit(client.ask, each) for each in asked]
         until(lambda: client.get("/healthz").json["open_requests"] >= 8 - sum(each.done() for each in found))
         process.send_signal(signum)
