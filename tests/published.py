@@ -22,6 +22,7 @@ from disa.evaluate.spaces import Space
 from disa.models.nextstep.text import AREA, BEGIN, END, PLACE
 from disa.models.registry import PRESETS
 from disa.models.spec import Preset
+from disa.weights import load as loading
 from disa.weights.folders import save_codec
 from small import changed, randomised
 from test_harmon import tokenizer
@@ -51,12 +52,16 @@ def in_few_steps(preset: Preset) -> Preset:
     return changed(preset, num_ar_steps=number, steps="linear:5-2", original="constant:20")
 
 
+def narrow(config: Any, **kept: Any) -> Any:
+    """An architecture of few weights; kept: fields that are as they are given."""
+    few = {name: FEW.get(name) or FEW.get(name.rpartition("_")[2]) for name in vars(config)}
+    return replace(config, **{name: value for name, value in few.items() if value} | kept)
+
+
 def small_preset(preset: Preset) -> Preset:
     """The same with few weights, for images of its own size."""
-    config: Any = preset.spec.architecture
     codec: Any = preset.spec.codec
-    small = {name: FEW.get(name) or FEW.get(name.rpartition("_")[2]) for name in vars(config)}
-    config = replace(config, **{name: value for name, value in small.items() if value})
+    config = narrow(preset.spec.architecture)
     width, blocks = CODECS[type(codec).__name__]
     codec = replace(codec, block_widths=(width,) * len(codec.block_widths), **blocks)
     return in_few_steps(changed(preset, architecture=config, codec=codec, size=None))
@@ -65,6 +70,16 @@ def small_preset(preset: Preset) -> Preset:
 def small_presets() -> dict[str, Preset]:
     """Every preset by its name: what ships as it is, all else small."""
     return {name: in_few_steps(preset) if preset.embedded else small_preset(preset) for name, preset in PRESETS.items()}
+
+
+def shrink(name: str, patch: pytest.MonkeyPatch) -> None:
+    """Few and random weights in the place of those that ship; the autoencoder stays."""
+    own, real = PRESETS[name], loading.read_embedded
+    config = own.spec.architecture
+    preset = changed(own, architecture=narrow(config, latent_size=config.latent_size))
+    weights = randomised(preset.build()).state_dict()
+    patch.setitem(PRESETS, name, preset)
+    patch.setattr(loading, "read_embedded", lambda each: weights if each == name else real(each))
 
 
 def official(preset: Preset) -> dict[str, Tensor]:
