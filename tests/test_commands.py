@@ -9,8 +9,8 @@
   numbers. `CONSTANTS` are numbers of the library that no option says.
 - Paths are within the temporary folder, and variables are what `VARIABLES` says. A page that shows several ways to
   draw into one folder finds it empty each time; one that goes on with what was drawn finds that something is missing.
-- The networks that see photographs are a random one. Ray is tests/local_ray.py, within this process: to start the
-  real one takes ten seconds of a processor for each of the commands. tests/test_bulk_command.py draws with it.
+- The networks that see photographs are a random one. Ray is tests/local_ray.py, within this process: each command would
+  start real workers anew. tests/test_bulk_command.py draws with those.
 
 A page whose commands need what other pages draw has that drawn first: `BEFORE`. Blocks also have commands of other
 programs: `OTHERS` has the reason why each is left out. In the text, `disa COMMAND` may name only commands and options
