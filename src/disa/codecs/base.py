@@ -17,6 +17,23 @@ from disa.runtime.tiles import one_by_one
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 
+class Levels:
+    """What follows from the widths of an autoencoder's levels, each at half the resolution of the one before."""
+
+    block_widths: tuple[int, ...]
+    """One for each level, finest first."""
+
+    @property
+    def finest_width(self) -> int:
+        """Channels of the decoder at the full resolution."""
+        return self.block_widths[0]
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position along one side."""
+        return 2 ** (len(self.block_widths) - 1)
+
+
 class LatentCodec:
     """Images to scaled latents and back through an autoencoder, without gradients.
 

@@ -8,15 +8,15 @@ Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections import OrderedDict
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.codecs.base import LatentCodec
+from disa.codecs.base import Levels
+from disa.codecs.own import OwnCodec, ResidualConvolutions
 from disa.errors import DisaError
 
 NORM_GROUPS, NORM_EPS = 32, 1e-6
@@ -25,12 +25,11 @@ BINARY = "binary-ae"
 
 
 @dataclass(frozen=True)
-class BinaryConfig:
+class BinaryConfig(Levels):
     """The shape of the autoencoder; the defaults are the published ones."""
 
     latent_channels: int = 32
     block_widths: tuple[int, ...] = (256, 256, 512, 512, 1024)
-    """One for each level, finest first."""
     layers_per_block: int = 4
     in_channels: int = 3
 
@@ -38,32 +37,6 @@ class BinaryConfig:
         object.__setattr__(self, "block_widths", tuple(self.block_widths))
         if not self.block_widths or any(width % NORM_GROUPS for width in self.block_widths):
             raise DisaError(f"the widths of a binary autoencoder are multiples of {NORM_GROUPS}, found {self}.")
-
-    @property
-    def finest_width(self) -> int:
-        """Channels of the decoder at the full resolution."""
-        return self.block_widths[0]
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent position along one side."""
-        return 2 ** (len(self.block_widths) - 1)
-
-
-class ResidualBlock(nn.Module):
-    """Two convolutions, each after a group norm and a SiLU, added to x, or to a projection of it."""
-
-    def __init__(self, before: int, width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(NORM_GROUPS, before, NORM_EPS)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1, bias=False)
-        self.norm2 = nn.GroupNorm(NORM_GROUPS, width, NORM_EPS)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.nin_shortcut = None if before == width else nn.Conv2d(before, width, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
-        return h + (x if self.nin_shortcut is None else self.nin_shortcut(x))
 
 
 class Upsampler(nn.Module):
@@ -111,7 +84,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
         for level in self.down:
-            x = _through(level, x)
+            x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid_block(x))))
 
 
@@ -134,23 +107,18 @@ class Decoder(nn.Module):
     def forward(self, latents: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(latents))
         for norm, level in zip(reversed(self.adaptive), reversed(self.up), strict=True):
-            x = _through(level, norm(x, latents))
+            x = level(norm(x, latents))
         return self.conv_out(F.silu(self.norm_out(x)))
 
 
-def _level(before: int, width: int, count: int, **resampling: nn.Module) -> nn.ModuleDict:
+def _level(before: int, width: int, count: int, **resampling: nn.Module) -> nn.Sequential:
     """The blocks of one resolution, and what leads to the next."""
-    return nn.ModuleDict({"block": _blocks(before, width, count), **resampling})
+    return nn.Sequential(OrderedDict(block=_blocks(before, width, count), **resampling))
 
 
 def _blocks(before: int, width: int, count: int) -> nn.Sequential:
-    return nn.Sequential(*(ResidualBlock(width if i else before, width) for i in range(count)))
-
-
-def _through(level: Any, x: Tensor) -> Tensor:
-    for part in level.values():
-        x = part(x)
-    return x
+    widths = (width if i else before for i in range(count))
+    return nn.Sequential(*(ResidualConvolutions(each, width, NORM_GROUPS, NORM_EPS, bias=False) for each in widths))
 
 
 class BinaryAE(nn.Module):
@@ -162,27 +130,15 @@ class BinaryAE(nn.Module):
         self.encoder, self.decoder = Encoder(config), Decoder(config)
 
 
-class BinaryCodec(LatentCodec):
+class BinaryCodec(OwnCodec):
     """Images to signs and back through a `BinaryAE`."""
 
-    def __init__(self, model: BinaryAE) -> None:
-        config = model.config
-        super().__init__(model, config.stride, config.latent_channels, config.in_channels)
-        self.network = model
+    family = BINARY
 
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images [B, channels, H, W] in [-1, 1] -> latents [B, C, h, w], 1 where the encoder's features are positive
         and -1 elsewhere, whatever the noise."""
         return (self.moments(images) > 0).float() * 2 - 1
-
-    def _moments(self, images: Tensor) -> Tensor:
-        return self.network.encoder(images)
-
-    def _images(self, latents: Tensor) -> Tensor:
-        return self.network.decoder(latents)
-
-    def about(self) -> str:
-        return json.dumps({"library": "disa", "family": BINARY, "architecture": asdict(self.network.config)}) + "\n"
 
     def raw(self, latents: Tensor) -> Tensor:
         return latents

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from disa.codecs.base import LatentCodec
+from disa.codecs.base import LatentCodec, Levels
 from disa.errors import DisaError
 from disa.values import shown
 
@@ -27,7 +27,7 @@ WIDTH_PER_HEAD = 32
 
 
 @dataclass(frozen=True)
-class DCConfig:
+class DCConfig(Levels):
     """The shape of the autoencoder; the defaults are dc-ae-f32c32-in-1.0."""
 
     latent_channels: int = 32
@@ -57,16 +57,6 @@ class DCConfig:
                 f"the widths of a DC-AE are multiples of {WIDTH_PER_HEAD} where it attends, the last one of "
                 f"latent_channels = {self.latent_channels}, found {self.block_widths}."
             )
-
-    @property
-    def finest_width(self) -> int:
-        """Channels of the decoder at the full resolution."""
-        return self.block_widths[0]
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent position along one side."""
-        return 2 ** (len(self.block_widths) - 1)
 
 
 def build(config: DCConfig) -> AutoencoderDC:

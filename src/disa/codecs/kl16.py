@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
-from disa.codecs.base import LatentCodec
+from disa.codecs.base import LatentCodec, Levels
 from disa.errors import DisaError
 from disa.layout import Layout, check_layout
 
@@ -27,7 +27,7 @@ NOMINAL_SIZE = 256  # pixels; what the official code places its attention by, an
 
 
 @dataclass(frozen=True)
-class VAEConfig:
+class VAEConfig(Levels):
     """The shape of the autoencoder; the defaults are the published KL-16."""
 
     latent_channels: int = 16
@@ -76,16 +76,6 @@ class VAEConfig:
             )
         if not all(deviation > 0 for deviation in self.deviations):
             raise DisaError("VAE deviations must be above 0.")
-
-    @property
-    def finest_width(self) -> int:
-        """Channels of the decoder at the full resolution."""
-        return self.block_widths[0]
-
-    @property
-    def stride(self) -> int:
-        """Pixels per latent position along one side: 2 ** (levels - 1), 16 for the published KL-16."""
-        return 2 ** (len(self.block_widths) - 1)
 
     @classmethod
     def from_official(cls, config: Mapping[str, Any]) -> VAEConfig:

@@ -8,15 +8,14 @@ Shapes: B images, C latent channels, H x W pixels, h x w latents (h = H / stride
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from disa.codecs.base import LatentCodec, posterior_sample, split_moments
+from disa.codecs.base import posterior_sample, split_moments
+from disa.codecs.own import OwnCodec, ResidualConvolutions
 from disa.errors import DisaError
 
 NORM_GROUPS = 8
@@ -59,21 +58,6 @@ class SmallVAEConfig:
         return 2 ** len(self.widths)
 
 
-class ResidualConvolutions(nn.Module):
-    """x + two convolutions, each after a group norm and a SiLU."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1 = nn.GroupNorm(NORM_GROUPS, width)
-        self.conv1 = _convolution(width, width)
-        self.norm2 = nn.GroupNorm(NORM_GROUPS, width)
-        self.conv2 = _convolution(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(hidden)))
-
-
 class SmallVAE(nn.Module):
     """The two networks and the statistics of the latents: mean and deviation [C, 1, 1] over the training images."""
 
@@ -83,11 +67,11 @@ class SmallVAE(nn.Module):
         coarsest = c.widths[-1]
         up = list[nn.Module]()
         for width, finer in pairwise(c.widths[::-1]):
-            up += [nn.Upsample(scale_factor=2), _convolution(width, finer), ResidualConvolutions(finer)]
+            up += [nn.Upsample(scale_factor=2), _convolution(width, finer), _residual(finer)]
         self.encoder = _linear_encoder(c) if c.linear else _convolutional_encoder(c)
         self.decoder = nn.Sequential(
             _convolution(c.latent_channels, coarsest),
-            ResidualConvolutions(coarsest),
+            _residual(coarsest),
             *up,
             nn.Upsample(scale_factor=2),
             _convolution(c.half_width, c.full_width),
@@ -119,22 +103,10 @@ class SmallVAE(nn.Module):
         self.mean.copy_(latents.mean((0, 2, 3))[:, None, None])
 
 
-class SmallCodec(LatentCodec):
+class SmallCodec(OwnCodec):
     """Images to normalised latents and back through a `SmallVAE`."""
 
-    def __init__(self, model: SmallVAE) -> None:
-        config = model.config
-        super().__init__(model, config.stride, config.latent_channels, config.in_channels)
-        self.network = model
-
-    def _moments(self, images: Tensor) -> Tensor:
-        return self.network.encoder(images)
-
-    def _images(self, latents: Tensor) -> Tensor:
-        return self.network.decoder(latents)
-
-    def about(self) -> str:
-        return json.dumps({"library": "disa", "family": SMALL, "architecture": asdict(self.network.config)}) + "\n"
+    family = SMALL
 
     def normalised(self, sample: Tensor) -> Tensor:
         return (sample - self.network.mean.float()) / self.network.deviation.float()
@@ -153,11 +125,15 @@ def _convolutional_encoder(c: SmallVAEConfig) -> nn.Sequential:
         down += [_convolution(finer, width, stride=2), nn.SiLU()]
     return nn.Sequential(
         *down[:-1],
-        ResidualConvolutions(coarsest),
+        _residual(coarsest),
         nn.GroupNorm(NORM_GROUPS, coarsest),
         nn.SiLU(),
         _convolution(coarsest, 2 * c.latent_channels),
     )
+
+
+def _residual(width: int) -> ResidualConvolutions:
+    return ResidualConvolutions(width, width, NORM_GROUPS)
 
 
 def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

@@ -1,13 +1,14 @@
-"""The diffusion head of MAR, Harmon, eMIGM and NextStep: an MLP with adaptive layer norms.
+"""Diffusion heads: what BitDance's shares, and that of MAR, Harmon, eMIGM and NextStep, an MLP with adaptive norms.
 
-Shapes: R rows, P halves of them (conditional first), C token channels, W head width, D condition width, n denoising
-steps.
+Shapes: R rows, P halves of them (conditional first), N tokens of a row where it has several, C token channels, W head
+width, D condition width, n denoising steps.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,15 @@ from torch.nn import functional as F
 from disa.core.flow import FlowLoss
 from disa.core.problem import Prediction, TimeGrid
 from disa.core.work import product
-from disa.models.guided import LOOKAHEAD_VALUES, BoundNetwork, Lookahead, RaggedNetwork, Together, network_times
+from disa.models.guided import (
+    LOOKAHEAD_VALUES,
+    BoundNetwork,
+    Lookahead,
+    Network,
+    RaggedNetwork,
+    Together,
+    network_times,
+)
 from disa.models.layers import TIME_FEATURES, embed_times
 from disa.runtime.fused import gated_linear, modulated_linear
 from disa.runtime.kernels import swish
@@ -40,29 +49,34 @@ class ResidualBlock(nn.Module):
         hidden = modulated_linear(self.fc1, h, norm, shift, scale, NORM_EPS, "swish")
         return gated_linear(self.fc2, h, gate, hidden)
 
+    @property
+    def operations(self) -> int:
+        """Of one row."""
+        return product(1, self.fc1.in_features, self.fc1.out_features, self.fc2.out_features)
 
-class DiffusionHead(nn.Module):
-    """(x_t [R, C], t, condition [R, D]) -> noise [R, C] and variance value [R, C] (MAR, section 3.2 and appendix).
+
+class ModulatedHead(nn.Module):
+    """Blocks between two linear layers, modulated by what time and condition say.
 
     The modulations of all blocks and of the output layer depend on time and condition alone, so they are one
-    linear layer, which is evaluated for many denoising steps at once. A head without variance says the value alone.
+    linear layer, which is evaluated for many denoising steps at once. A head says one value or several parts.
     """
 
-    def __init__(self, channels: int, condition_width: int, width: int, depth: int, variance: bool = True) -> None:
+    group_size = 1
+    """Tokens of a row."""
+
+    def __init__(
+        self, channels: int, condition_width: int, width: int, blocks: Iterable[nn.Module], modulations: int, parts: int
+    ) -> None:
         super().__init__()
-        self.width, self.parts = width, 2 if variance else 1
+        self.width, self.parts = width, parts
         self.time_in = Linear(TIME_FEATURES, width)
         self.time_out = Linear(width, width)
         self.condition = Linear(condition_width, width)
         self.input = Linear(channels, width)
-        self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(depth))
-        self.modulation = Linear(width, (3 * depth + 2) * width)
-        self.output = Linear(width, self.parts * channels)
-
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Prediction:
-        """x: [R, C], t: [R], condition: [R, D]."""
-        modulation = self.modulation(swish(self.time_table(t) + self.condition(condition)))
-        return self.said(self.denoise(self.input(x), modulation).float())
+        self.blocks = nn.ModuleList(blocks)
+        self.modulation = Linear(width, modulations * width)
+        self.output = Linear(width, parts * channels)
 
     def said(self, output: Tensor) -> Prediction:
         """The parts of an output [..., C or 2 C]."""
@@ -71,13 +85,35 @@ class DiffusionHead(nn.Module):
     @property
     def operations(self) -> int:
         """Of one evaluation of one row, see `disa.core.work`."""
-        own = product(1, self.input.in_features, self.width) + product(1, self.width, self.output.out_features)
-        modulations = product(1, self.width, self.modulation.out_features)
-        return own + modulations + len(self.blocks) * product(1, self.width, self.width, self.width)
+        blocks: Any = self.blocks
+        own = product(self.group_size, self.input.in_features, self.width)
+        own += product(self.group_size, self.width, self.modulation.out_features)
+        own += product(self.group_size, self.width, self.output.out_features)
+        return own + sum(block.operations for block in blocks)
 
     def time_table(self, times: Tensor) -> Tensor:
         """[n] -> [n, W]."""
         return embed_times(times, self.time_in, self.time_out)
+
+    def denoise(self, h: Tensor, modulation: Tensor) -> Tensor:
+        """h: [R N, W] projected input, modulation: [R N, modulations W] -> the parts beside each other, [R N, ...]."""
+        raise NotImplementedError
+
+
+class DiffusionHead(ModulatedHead):
+    """(x_t [R, C], t, condition [R, D]) -> noise [R, C] and variance value [R, C] (MAR, section 3.2 and appendix).
+
+    A head without variance says the value alone.
+    """
+
+    def __init__(self, channels: int, condition_width: int, width: int, depth: int, variance: bool = True) -> None:
+        blocks = (ResidualBlock(width) for _ in range(depth))
+        super().__init__(channels, condition_width, width, blocks, 3 * depth + 2, 2 if variance else 1)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Prediction:
+        """x: [R, C], t: [R], condition: [R, D]."""
+        modulation = self.modulation(swish(self.time_table(t) + self.condition(condition)))
+        return self.said(self.denoise(self.input(x), modulation).float())
 
     def denoise(self, h: Tensor, modulation: Tensor) -> Tensor:
         """h: [R, W] projected input, modulation: [R, (3 depth + 2) W] -> value, variance beside it: [R, C or 2 C]."""
@@ -110,56 +146,63 @@ class VelocityHead(DiffusionHead):
 
 
 @dataclass(frozen=True)
-class HeadNetwork(RaggedNetwork):
-    """A head with its conditions [P, R, W], already projected."""
+class ConditionedHead(Network):
+    """A head with its conditions [P, R, (N,) W], already projected."""
 
-    head: DiffusionHead
+    head: Any
     condition: Tensor
+
+    @property
+    def num_halves(self) -> int:
+        return len(self.condition)
+
+    def select(self, rows: Tensor) -> Self:
+        return replace(self, condition=self.condition[:, rows])
+
+    def on(self, grid: TimeGrid, num_halves: Sequence[int]) -> BoundNetwork:
+        return BoundHead(self, grid, num_halves)
+
+
+@dataclass(frozen=True)
+class HeadNetwork(ConditionedHead, RaggedNetwork):
+    """A `DiffusionHead` whose conditions are [P, R, W]."""
 
     @classmethod
     def of(cls, head: DiffusionHead, *conditions: Tensor) -> HeadNetwork:
         """Project the conditions of each half [R, D] once for all denoising steps."""
         return cls(head, torch.stack([head.condition(half) for half in conditions]))
 
-    @property
-    def num_halves(self) -> int:
-        return len(self.condition)
-
-    def select(self, rows: Tensor) -> HeadNetwork:
-        return replace(self, condition=self.condition[:, rows])
-
-    def on(self, grid: TimeGrid, num_halves: Sequence[int]) -> BoundNetwork:
-        return _BoundHead(self, grid, num_halves)
-
     def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], together: list[Together]) -> BoundNetwork:
         return _BoundHeadEach(self.select(rows), grids, together)
 
 
-class _BoundHead:
-    """A `HeadNetwork` on one grid."""
+class BoundHead:
+    """A `ConditionedHead` on one grid."""
 
-    def __init__(self, network: HeadNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
+    def __init__(self, network: ConditionedHead, grid: TimeGrid, num_halves: Sequence[int]) -> None:
         self.head, self.num_halves, self.condition = network.head, num_halves, network.condition
         self.times = self.head.time_table(network_times(grid, self.condition.device))
-        values = self.condition.shape[:2].numel() * self.head.modulation.out_features
+        values = self.condition.shape[:-1].numel() * self.head.modulation.out_features
         self.modulation = Lookahead(num_halves, values)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         num_halves, modulation = self.num_halves[denoise_step], self.modulation.at(denoise_step, self._modulations)
-        h = self.head.input(x.to(self.condition.dtype))
+        h = self.head.input(x.reshape(-1, x.shape[-1]).to(self.condition.dtype))
         h = h if num_halves == 1 else h.repeat(num_halves, 1)
-        said = _in_a_tile(self.head, h, modulation).unflatten(0, (num_halves, -1))
+        said = _in_a_tile(self.head, h, modulation).unflatten(0, (num_halves, *x.shape[:-1]))
         return self.head.said(said)
 
     def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
         """[stretch, rows of a tile, ...] modulations of all blocks. What fills a tile is what comes after it."""
-        mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 1))
-        count, lack = mixed.shape[1], padding(mixed.shape[1], (1,), mixed.device)
+        mixed = swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, -2))
+        count = mixed.shape[1]
+        # The tokens of a row see each other: a tile is not filled with a part of one.
+        lack = padding(count, (1,), mixed.device) if self.head.group_size == 1 else 0
         computed = self.head.modulation(_padded(mixed.flatten(0, 1), lack))
         return computed.unfold(0, count + lack, count).transpose(1, 2)
 
 
-def _in_a_tile(head: DiffusionHead, h: Tensor, modulation: Tensor) -> Tensor:
+def _in_a_tile(head: ModulatedHead, h: Tensor, modulation: Tensor) -> Tensor:
     """What a head makes of h [R, W], padded once to the rows of modulation [R', ...], so that no layer has to do it."""
     return head.denoise(_padded(h, len(modulation) - len(h)), modulation)[: len(h)]
 

@@ -135,6 +135,21 @@ def language_model(config: LanguageConfig, attention: str = "disa") -> Any:
     return adopt(model)
 
 
+class Speaking(nn.Module):
+    """A model with a language model inside; it can be unpickled in a process that has built none."""
+
+    llm: Any
+
+    @property
+    def layers_in_turn(self) -> nn.ModuleList:
+        """Layers with most of the weights, of one shape, which run one after the other."""
+        return self.llm.layers
+
+    def __setstate__(self, state: Any) -> None:
+        register_attention()
+        super().__setstate__(state)
+
+
 def register_attention() -> None:
     """Tell transformers of the attention that `language_model` asks for."""
     from transformers import AttentionInterface

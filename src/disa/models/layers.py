@@ -6,13 +6,15 @@ Shapes: B images, B' with their unconditional halves, L tokens, C token channels
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from disa.core.capabilities import Capabilities
 from disa.core.request import Request
 from disa.core.work import attention, product, ran
-from disa.errors import DisaError
 from disa.models.kept import KeptBlock
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
@@ -118,24 +120,6 @@ def take(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[-1]))
 
 
-def to_cells(latents: Tensor, size: tuple[int, int], cell: tuple[int, int]) -> Tensor:
-    """Latents [B, C, H, W] of that size -> tokens [B, L, C], cell by cell, inside a cell row by row. Raises DisaError.
-
-    cell: rows and columns of tokens in one.
-    """
-    if latents.shape[2:] != size:
-        raise DisaError(f"expected latents of {size} tokens, found shape {tuple(latents.shape)}.")
-    x = latents.unflatten(3, (-1, cell[1])).unflatten(2, (-1, cell[0]))
-    return x.permute(0, 2, 4, 3, 5, 1).flatten(1, 4)
-
-
-def from_cells(tokens: Tensor, size: tuple[int, int], cell: tuple[int, int]) -> Tensor:
-    """The reverse of `to_cells`."""
-    (rows, columns), (down, across) = size, cell
-    x = tokens.reshape(len(tokens), rows // down, columns // across, down, across, -1)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(len(tokens), -1, rows, columns)
-
-
 def class_embeddings(request: Request, table: nn.Embedding, no_class: Tensor, guided: bool) -> Tensor:
     """[B', D] of the classes of a request, those of no class after them where guided; no_class: [1, D].
 
@@ -146,6 +130,28 @@ def class_embeddings(request: Request, table: nn.Embedding, no_class: Tensor, gu
         return empty
     embedding = table(request.labels.to(no_class.device))
     return torch.cat([embedding, empty]) if guided else embedding
+
+
+class ClassConditioned(nn.Module):
+    """A model of classes, whose table has one more vector, the last: that of no class."""
+
+    config: Any
+    class_embedding: nn.Embedding
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return self.config.capabilities
+
+    def asked(self, request: Request, known: Sequence[float]) -> tuple[list[float], Tensor]:
+        """Check a request: the guidance of each AR step [K], at these places of the ramp, and the classes [B', D]."""
+        self.capabilities.check(request)
+        scales = request.guidance.scales(known)
+        guided = any(scale != 1 for scale in scales)
+        return scales, class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
+
+    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
+        """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
+        return self.class_embedding(labels.masked_fill(dropped, self.class_embedding.num_embeddings - 1))
 
 
 def embed_times(times: Tensor, time_in: Linear, time_out: Linear) -> Tensor:

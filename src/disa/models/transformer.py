@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from disa.core.work import attention, product, ran
+from disa.errors import DisaError
+from disa.models.layers import ClassConditioned
 from disa.runtime.fused import gated_norm, gelu_gate, modulated_norm, turned
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
@@ -180,14 +182,11 @@ class TrunkConfig(Protocol):
     def decoder_depth(self) -> int: ...
 
 
-class Trunk(nn.Module):
+class Trunk(ClassConditioned):
     """An encoder and a decoder of modulated blocks, each with positions of its own, between what a model puts around.
 
     A model calls `build_trunk` at the place that these parameters have in its order.
     """
-
-    class_embedding: nn.Embedding
-    """Of the classes; the last one is no class."""
 
     def build_trunk(self, c: TrunkConfig) -> None:
         """Make the layers; the modulations of all blocks are one linear layer."""
@@ -211,10 +210,6 @@ class Trunk(nn.Module):
         width = self.encoder_positions.shape[-1]
         ran(0, product(condition[..., 0].numel(), width, self.modulation.out_features))
         return self.modulation(swish(condition)).unflatten(-1, (-1, PARTS, width))
-
-    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """[B, D] class embeddings, that of no class where `dropped` [B] is true."""
-        return self.class_embedding(labels.masked_fill(dropped, self.class_embedding.num_embeddings - 1))
 
     def through(
         self,
@@ -242,6 +237,12 @@ class Trunk(nn.Module):
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x over its root mean square, without a gain (Zhang and Sennrich 2019), then x (1 + scale) + shift."""
     return modulated_norm(x, None, None, shift, scale, NORM_EPS, True)
+
+
+def check_heads(width: int, num_heads: int) -> None:
+    """Half of the channels of a head turn with the row, the other half with the column. Raises DisaError."""
+    if width % (4 * num_heads):
+        raise DisaError(f"num_heads = {num_heads} must divide width = {width} into multiples of 4 channels.")
 
 
 def causal_mask(group_sizes: list[int], device: torch.device) -> Tensor:

@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
+from disa.models.cells import CellConfig
+from disa.models.transformer import check_heads
 
 HEAD_WIDTH_PER_HEAD = 64
 """Of the attention among the tokens that are drawn together."""
 
 
 @dataclass(frozen=True)
-class BitDanceConfig:
+class BitDanceConfig(CellConfig):
     """Architecture."""
 
     latent_size: tuple[int, int] = (16, 16)
@@ -36,32 +38,22 @@ class BitDanceConfig:
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        if self.squares and math.prod(self.square) != self.group_size:
+        if self.squares and math.prod(self.cell_size) != self.group_size:
             raise DisaError(f"group_size = {self.group_size} tokens are no square.")
-        (rows, columns), (down, across) = self.latent_size, self.square
+        (rows, columns), (down, across) = self.latent_size, self.cell_size
         if rows % down or columns % across or self.num_tokens % self.group_size:
             raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into groups of {self.group_size}.")
-        if self.width % (4 * self.num_heads):
-            raise DisaError(
-                f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
-            )
+        check_heads(self.width, self.num_heads)
         if self.head_depth % self.head_modulations:
             raise DisaError(f"head_modulations = {self.head_modulations} must divide head_depth = {self.head_depth}.")
         if self.group_size > 1 and self.head_width % HEAD_WIDTH_PER_HEAD:
-            raise DisaError(
-                f"head_width = {self.head_width} must be a multiple of {HEAD_WIDTH_PER_HEAD} where an AR step draws "
-                "several tokens."
-            )
+            raise DisaError(f"head_width = {self.head_width} must be a multiple of {HEAD_WIDTH_PER_HEAD} for groups.")
 
     @property
-    def square(self) -> tuple[int, int]:
-        """Rows and columns of tokens that go together in the order of drawing."""
+    def cell_size(self) -> tuple[int, int]:
+        """A square of tokens, or one token."""
         side = math.isqrt(self.group_size) if self.squares else 1
         return side, side
-
-    @property
-    def num_tokens(self) -> int:
-        return math.prod(self.latent_size)
 
     @property
     def num_ar_steps(self) -> int:
@@ -96,11 +88,6 @@ class BitDanceConfig:
         """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
         cached = 2 * self.depth * self.width * self.num_places
         return cached + max(12 * self.prefix * self.width, 16 * self.group_size * self.head_width)
-
-    @property
-    def condition_width(self) -> int:
-        """Of the vectors that the head is conditioned on."""
-        return self.width
 
     @property
     def capabilities(self) -> Capabilities:

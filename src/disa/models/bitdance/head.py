@@ -7,8 +7,6 @@ conditions, n denoising steps; P halves of the rows, conditional first. Where a 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +14,9 @@ from torch import Tensor, nn
 from disa.core.problem import Prediction, TimeGrid
 from disa.core.work import attention, product
 from disa.models.bitdance.config import HEAD_WIDTH_PER_HEAD, BitDanceConfig
-from disa.models.guided import BoundNetwork, Lookahead, Network, network_times
-from disa.models.layers import TIME_FEATURES, Attention, embed_times
+from disa.models.guided import BoundNetwork
+from disa.models.heads import BoundHead, ConditionedHead, ModulatedHead
+from disa.models.layers import Attention
 from disa.runtime.fused import gated_linear, modulated_linear, modulated_norm
 from disa.runtime.kernels import swish
 from disa.runtime.packing import Linear
@@ -84,20 +83,15 @@ class HeadBlock(nn.Module):
         return attended + self.mlp.operations(count)
 
 
-class DataHead(nn.Module):
-    """(x_t, t, condition) -> the data. What modulates the blocks and the output is one linear layer, as in MAR."""
+class DataHead(ModulatedHead):
+    """(x_t, t, condition) -> the data."""
 
     def __init__(self, c: BitDanceConfig) -> None:
-        super().__init__()
-        self.width, self.group_size, self.parts = c.head_width, c.group_size, c.head_parts
+        blocks = (HeadBlock(c.head_width, c.group_size) for _ in range(c.head_depth))
+        modulations = c.head_parts * c.head_modulations + 2
+        super().__init__(c.latent_channels, c.width, c.head_width, blocks, modulations, 1)
+        self.group_size, self.block_parts = c.group_size, c.head_parts
         self.sharing = c.head_depth // c.head_modulations
-        self.time_in = Linear(TIME_FEATURES, c.head_width)
-        self.time_out = Linear(c.head_width, c.head_width)
-        self.condition = Linear(c.width, c.head_width)
-        self.input = Linear(c.latent_channels, c.head_width)
-        self.blocks = nn.ModuleList(HeadBlock(c.head_width, c.group_size) for _ in range(c.head_depth))
-        self.modulation = Linear(c.head_width, (c.head_parts * c.head_modulations + 2) * c.head_width)
-        self.output = Linear(c.head_width, c.latent_channels)
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         """x: [R, (N,) C]; t: [R], 0 for noise to 1 for data; condition: [R, (N,) D]. The data predicted, like x."""
@@ -106,63 +100,30 @@ class DataHead(nn.Module):
         h = self.input(x.reshape(len(times), -1).to(mixed.dtype))
         return self.denoise(h, self.modulation(swish(mixed))).float().view_as(x)
 
-    @property
-    def operations(self) -> int:
-        """Of one evaluation of one row, see `disa.core.work`."""
-        blocks: Any = self.blocks
-        own = product(self.group_size, self.input.in_features, self.width)
-        own += product(self.group_size, self.width, self.modulation.out_features)
-        own += product(self.group_size, self.width, self.output.out_features)
-        return own + sum(block.operations for block in blocks)
-
-    def time_table(self, times: Tensor) -> Tensor:
-        """[n] -> [n, W]."""
-        return embed_times(times, self.time_in, self.time_out)
-
     def denoise(self, h: Tensor, modulation: Tensor) -> Tensor:
-        """h: [T, W] projected input, modulation: [T, parts W] -> [T, C]."""
         parts = modulation.view(len(h), -1, self.width).unbind(1)
         for i, block in enumerate(self.blocks):
-            first = i // self.sharing * self.parts
-            h = block(h, *parts[first : first + self.parts])
+            first = i // self.sharing * self.block_parts
+            h = block(h, *parts[first : first + self.block_parts])
         scale, shift = parts[-2:]
         return modulated_linear(self.output, h, (None, None), shift, scale, NORM_EPS)
 
 
-@dataclass(frozen=True)
-class DataNetwork(Network):
-    """A head with its conditions [P, R, N, W], already projected."""
-
-    head: DataHead
-    condition: Tensor
-
-    @property
-    def num_halves(self) -> int:
-        return len(self.condition)
-
-    def select(self, rows: Tensor) -> DataNetwork:
-        return replace(self, condition=self.condition[:, rows])
+class DataNetwork(ConditionedHead):
+    """A `DataHead` with its conditions [P, R, N, W]."""
 
     def on(self, grid: TimeGrid, num_halves: Sequence[int]) -> BoundNetwork:
         return _BoundData(self, grid, num_halves)
 
 
-class _BoundData:
+class _BoundData(BoundHead):
     """A `DataNetwork` on one grid."""
 
     def __init__(self, network: DataNetwork, grid: TimeGrid, num_halves: Sequence[int]) -> None:
-        self.head, self.condition, self.num_halves = network.head, network.condition, num_halves
-        self.times = self.head.time_table(network_times(grid, self.condition.device))
+        super().__init__(network, grid, num_halves)
         self.left = [max(1 - fed / TIME_SCALE, LEAST_TIME) for fed in grid.network_times.tolist()]
-        self.modulation = Lookahead(num_halves, self.condition.shape[:3].numel() * self.head.modulation.out_features)
 
     def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
         """The velocity noise - data, as both follow from x and the data predicted."""
-        num_halves, modulation = self.num_halves[denoise_step], self.modulation.at(denoise_step, self._modulations)
-        h = self.head.input(x.reshape(-1, x.shape[-1]).to(self.condition.dtype)).repeat(num_halves, 1)
-        data = self.head.denoise(h, modulation).float().view(num_halves, *x.shape)
+        data = super().__call__(x, denoise_step).value.float()
         return Prediction((x - data) / self.left[denoise_step])
-
-    def _modulations(self, stretch: slice, num_halves: int) -> Tensor:
-        """[stretch, P T, ...]."""
-        return self.head.modulation(swish(self.times[stretch, None] + self.condition[:num_halves].flatten(0, 2)))

@@ -13,42 +13,19 @@ the class and of what asks for the first group; B' is B, or 2 B with guidance: c
 
 from __future__ import annotations
 
-from copy import deepcopy
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
-from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowMatching
-from disa.core.problem import DenoisingProblem, Noise, Preview
+from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Request
 from disa.core.work import product, ran
 from disa.models.bitdance.config import BitDanceConfig
 from disa.models.bitdance.head import LEAST_TIME, NORM_EPS, TIME_SCALE, DataHead, DataNetwork, GatedMLP
-from disa.models.guided import Guided, halves_to_come
-from disa.models.layers import class_embeddings, from_cells, table, to_cells
+from disa.models.cells import CellByCell, CellState
+from disa.models.guided import halves_to_come
+from disa.models.layers import table
 from disa.models.transformer import KVCache, RotaryAttention, Rotation, causal_mask
-
-
-@dataclass
-class BitDanceState:
-    """One generation under way. tokens: [B', L, C] in the order of drawing, of which both halves differ in the first
-    group at most; embedding: [B', ...] of the classes; scales: [K] guidance of each AR step."""
-
-    request: Request
-    tokens: Tensor
-    embedding: Tensor
-    scales: list[float]
-    rotation: Rotation
-    cache: KVCache
-    ar_step: int = 0
-
-    @property
-    def apart(self) -> bool:
-        """Whether both halves draw tokens of their own in this AR step: it is the first, and the ramp begins at 1."""
-        guidance, both = self.request.guidance, len(self.embedding) > self.request.batch_size
-        return both and self.ar_step == 0 and guidance.at(0.0) == 1 and guidance.progress[0] == 0
 
 
 class CausalBlock(nn.Module):
@@ -70,8 +47,8 @@ class CausalBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class BitDance(nn.Module):
-    """The transformer and its head. All methods but `loss` are for inference; state lives in `BitDanceState`."""
+class BitDance(CellByCell):
+    """The transformer and its head. All methods but `loss` are for inference; state lives in `CellState`."""
 
     process = FlowMatching(TIME_SCALE, from_noise=True)
 
@@ -89,24 +66,13 @@ class BitDance(nn.Module):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.config.capabilities
-
-    def begin(self, request: Request, noise: Noise) -> BitDanceState:
+    def begin(self, request: Request, noise: Noise) -> CellState:
         """Check the request, and make room for the keys and values of every place."""
-        c = self.config
-        self.capabilities.check(request)
         # The official ramp grows with what is known before an AR step: it is 1 in the first and never at its end.
-        scales = request.guidance.scales([k / c.num_ar_steps for k in range(c.num_ar_steps)])
-        guided = any(scale != 1 for scale in scales)
-        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
-        size = (len(embedding), c.num_tokens, c.latent_channels)
-        tokens = torch.zeros(size, dtype=torch.float32, device=embedding.device)
-        cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_places, embedding, c.width // c.num_heads)
-        return BitDanceState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
+        known = [k / self.config.num_ar_steps for k in range(self.config.num_ar_steps)]
+        return self.started(request, known, self.config.num_places, halves_apart=True)
 
-    def pose(self, state: BitDanceState) -> DenoisingProblem:
+    def pose(self, state: CellState) -> DenoisingProblem:
         """The backbone pass: condition vectors of the tokens that this AR step draws.
 
         The unconditional half goes along as long as this AR step or a later one is guided.
@@ -115,25 +81,13 @@ class BitDance(nn.Module):
         num_halves = halves_to_come(state.scales, k, len(state.embedding) // batch)
         z = self._next(state, slice(num_halves * batch)).unflatten(0, (num_halves, batch))
         # Halves that are apart are rows of their own, those of an image beside each other.
-        z, own = (z.transpose(0, 1).flatten(0, 1)[None], 2) if state.apart else (z[: 2 if scale != 1 else 1], 1)
-        row = torch.arange(own * batch, device=z.device)
+        z, own = (z.transpose(0, 1).flatten(0, 1)[None], 2) if self._apart(state) else (z[: 2 if scale != 1 else 1], 1)
         ran(0, product(z[..., 0].numel(), self.config.width, self.head.width))
-        return DenoisingProblem(
-            field=Guided(DataNetwork(self.head, self.head.condition(z)), scale, state.request.guidance.interval),
-            process=self.process,
-            shape=(*self._rows(z[0]).shape[1:-1], self.config.latent_channels),
-            image=row // own,
-            position=row % own,
-            ar_step=k,
-            num_ar_steps=self.config.num_ar_steps,
-            condition=self._rows(z[0]),
-            guidance=scale,
-            rows_to_come=self.config.num_ar_steps - 1 - k,
-            operations=self.head.operations,
-            known=k / self.config.num_ar_steps,
-        )
+        network, condition = DataNetwork(self.head, self.head.condition(z)), self._rows(z[0])
+        shape = *condition.shape[1:-1], self.config.latent_channels
+        return self.problem(state, network, shape, condition, self.head.operations, own)
 
-    def accept(self, state: BitDanceState, tokens: Tensor) -> None:
+    def accept(self, state: CellState, tokens: Tensor) -> None:
         """tokens: [R, (N,) C] of the problem posed last, of which the signs are kept; R is B, or 2 B where halves are
         apart."""
         drawn = tokens.sign().reshape(state.request.batch_size, -1, self.config.group_size, tokens.shape[-1])
@@ -141,21 +95,12 @@ class BitDance(nn.Module):
         halves.copy_(drawn.transpose(0, 1))
         state.ar_step += 1
 
-    def preview(self, state: BitDanceState) -> Preview:
-        """The tokens drawn so far, and where the others are."""
-        undrawn = torch.zeros_like(state.tokens[: state.request.batch_size, :, :1])
-        undrawn[:, state.ar_step * self.config.group_size :] = 1
-        return Preview(self.finish(state), self.to_latents(undrawn) > 0)
+    def _apart(self, state: CellState) -> bool:
+        """Whether both halves draw tokens of their own in this AR step: it is the first, and the ramp begins at 1."""
+        guidance, both = state.request.guidance, len(state.embedding) > state.request.batch_size
+        return both and state.ar_step == 0 and guidance.at(0.0) == 1 and guidance.progress[0] == 0
 
-    def ahead(self, state: BitDanceState, noise: Noise) -> BitDanceState:
-        """A copy that goes on group by group."""
-        return deepcopy(state)
-
-    def finish(self, state: BitDanceState) -> Tensor:
-        """Latents [B, C, H, W]."""
-        return self.to_latents(state.tokens[: state.request.batch_size])
-
-    def _next(self, state: BitDanceState, rows: slice) -> Tensor:
+    def _next(self, state: CellState, rows: slice) -> Tensor:
         """[B', N, D] condition vectors of the next group; what was drawn last is fed."""
         c, k = self.config, state.ar_step
         cache, mask = state.cache.select(rows), None
@@ -188,12 +133,10 @@ class BitDance(nn.Module):
         return causal_mask([1] * (c.class_tokens - 1) + [c.group_size] * groups, like.device).to(like.dtype)
 
     def rotation(self, device: torch.device) -> Rotation:
-        """Of all places: half of a head turns with the column, the other half with the row; those before the tokens do
-        not turn."""
-        c = self.config
-        places = torch.cartesian_prod(*(torch.arange(size) for size in c.latent_size)).T + 1.5
-        places = self.to_tokens(places.reshape(1, 2, *c.latent_size))[0, : c.num_tokens - c.group_size]
-        rows, columns = torch.cat([places.new_zeros(c.prefix, 2), places]).to(device).unbind(1)
+        """Half of a head turns with the column, the other half with the row; places before the tokens do not turn."""
+        c, places = self.config, self.places() + 1.5
+        fed = torch.cat([places.new_zeros(2, c.prefix), places[:, : c.num_tokens - c.group_size]], dim=1)
+        rows, columns = fed.to(device)
         return Rotation.of(columns, rows, c.width // c.num_heads)
 
     def _beginning(self, embedding: Tensor) -> Tensor:
@@ -201,29 +144,11 @@ class BitDance(nn.Module):
         x = embedding.unflatten(1, (self.config.class_tokens, -1))
         return x if self.query is None else torch.cat([x, self.query.expand(len(x), -1, -1)], dim=1)
 
-    # -- tokens --------------------------------------------------------------------------------------------------
-
-    def span(self, ar_step: int) -> slice:
-        """The tokens of an AR step."""
-        return slice(ar_step * self.config.group_size, (ar_step + 1) * self.config.group_size)
-
     def _rows(self, x: Tensor) -> Tensor:
         """[R, N, ...] as it is where a row is a group, and [R, ...] where it is a token."""
         return x if self.config.group_size > 1 else x.squeeze(1)
 
-    def to_tokens(self, latents: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, C], square by square."""
-        return to_cells(latents, self.config.latent_size, self.config.square)
-
-    def to_latents(self, tokens: Tensor) -> Tensor:
-        """[B, L, C] -> [B, C, H, W]."""
-        return from_cells(tokens, self.config.latent_size, self.config.square)
-
     # -- training ------------------------------------------------------------------------------------------------
-
-    def embed(self, labels: Tensor, dropped: Tensor) -> Tensor:
-        """[B, ...] class embeddings, that of no class where `dropped` [B] is true."""
-        return self.class_embedding(labels.masked_fill(dropped, self.class_embedding.num_embeddings - 1))
 
     def conditions(self, tokens: Tensor, embedding: Tensor) -> Tensor:
         """Condition vectors [B, L, D] of all tokens at once; tokens: [B, L, C] as they are fed."""

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
@@ -31,7 +30,7 @@ from disa.models.flowar.config import FlowARConfig
 from disa.models.flowar.field import FlowHeadNetwork
 from disa.models.flowar.head import FlowHead
 from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.layers import class_embeddings, table
+from disa.models.layers import table
 from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 
 
@@ -68,18 +67,10 @@ class FlowAR(Trunk):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.config.capabilities
-
     def begin(self, request: Request, noise: Noise) -> FlowARState:
         """Check the request, and compute what does not change from scale to scale."""
         c = self.config
-        self.capabilities.check(request)
-        # Guidance grows with the scales, not with the tokens.
-        scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        guided = any(scale != 1 for scale in scales)
-        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
+        scales, embedding = self.asked(request, ramp_by_ar_steps(request.num_ar_steps))  # not by tokens
         cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
         modulations, rotations = self.modulations(embedding), self.rotations(embedding.device)
         return FlowARState(request, embedding, scales, modulations, rotations, cache)

@@ -28,7 +28,7 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, conditional, empty_cache
-from disa.models.language import causal, check_positions, check_prompts, language_model, register_attention
+from disa.models.language import Speaking, causal, check_positions, check_prompts, language_model
 from disa.models.mar.model import MAR, MARState, Positions
 from disa.runtime.constants import constant
 from disa.runtime.kernels import linear
@@ -67,7 +67,7 @@ def numbers(values: list[int], device: torch.device) -> Tensor:
     return constant(("numbers", *values, device), lambda: torch.tensor(values).to(device, non_blocking=True))
 
 
-class Harmon(nn.Module):
+class Harmon(Speaking):
     """MAR, language model and projections. All methods but the losses are for inference; `HarmonState` holds state."""
 
     process = CosineDiffusion()
@@ -81,10 +81,6 @@ class Harmon(nn.Module):
         self.lm_head = None if c.tied else Linear(c.llm_width, c.vocab_size, bias=False)
         self.proj_in = Projection(c.encoder_width, c.llm_width, c.llm_width)
         self.proj_out = Projection(c.llm_width, c.llm_width, c.encoder_width)
-
-    def __setstate__(self, state: Any) -> None:
-        register_attention()  # in a process that has built no language model
-        super().__setstate__(state)
 
     # -- one generation ------------------------------------------------------------------------------------------
 

@@ -14,10 +14,9 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from disa.core.capabilities import Capabilities
@@ -28,7 +27,7 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come
 from disa.models.heads import HeadNetwork, VelocityHead
-from disa.models.language import check_prompts, language_model, register_attention
+from disa.models.language import Speaking, check_prompts, language_model
 from disa.models.layers import patchified, sinusoids, unpatchified
 from disa.models.nextstep.config import NextStepConfig
 from disa.models.reading import Reading, in_order, read
@@ -59,7 +58,7 @@ class NextStepState:
         return len(self.hidden) // len(self.tokens)
 
 
-class NextStep(nn.Module):
+class NextStep(Speaking):
     """Language model, projections and head. State lives in `NextStepState`."""
 
     process = FlowMatching(embedding_scale=1, from_noise=True)
@@ -71,10 +70,6 @@ class NextStep(nn.Module):
         self.image_in = Linear(c.token_channels, c.llm_width)
         self.image_out = Linear(c.llm_width, c.llm_width)
         self.head = VelocityHead(c.token_channels, c.llm_width, c.head_width, c.head_depth)
-
-    def __setstate__(self, state: Any) -> None:
-        register_attention()  # in a process that has built no language model
-        super().__setstate__(state)
 
     # -- one generation ------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from disa.core.capabilities import Capabilities
 from disa.errors import DisaError
-from disa.models.transformer import OFFICIAL_CLASSES
+from disa.models.cells import CellConfig
+from disa.models.transformer import OFFICIAL_CLASSES, check_heads
 
 _CONSTRAINED = (
     "patch_size",
@@ -20,7 +21,7 @@ _CONSTRAINED = (
 
 
 @dataclass(frozen=True)
-class XARConfig:
+class XARConfig(CellConfig):
     """Architecture."""
 
     latent_size: tuple[int, int] = (16, 16)
@@ -38,16 +39,9 @@ class XARConfig:
     def __post_init__(self) -> None:
         if any(size % count for size, count in zip(self.latent_size, self.cells, strict=True)):
             raise DisaError(f"latents of {self.latent_size} tokens cannot be cut into {self.cells} equal cells.")
-        if self.width % (4 * self.num_heads):
-            raise DisaError(
-                f"num_heads = {self.num_heads} must divide width = {self.width} into multiples of 4 channels."
-            )
+        check_heads(self.width, self.num_heads)
         if int(self.width * self.mlp_ratio * 2 / 3) < 1:
             raise DisaError(f"mlp_ratio = {self.mlp_ratio} leaves nothing of width = {self.width}.")
-
-    @property
-    def num_tokens(self) -> int:
-        return math.prod(self.latent_size)
 
     @property
     def cell_size(self) -> tuple[int, int]:
@@ -71,11 +65,6 @@ class XARConfig:
         """Numbers that one image takes at the widest point of its drawing, about, without guidance."""
         cached = 2 * self.depth * self.width * num_tokens
         return cached + math.prod(self.cell_size) * (12 * self.width)
-
-    @property
-    def condition_width(self) -> int:
-        """Of the vectors that the head is conditioned on."""
-        return self.width
 
     @property
     def capabilities(self) -> Capabilities:

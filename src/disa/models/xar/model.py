@@ -12,42 +12,26 @@ K cells; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa.core.capabilities import Capabilities
 from disa.core.flow import FlowLoss, FlowMatching
-from disa.core.problem import DenoisingProblem, Noise, Preview
+from disa.core.problem import DenoisingProblem, Noise
 from disa.core.request import Request
 from disa.core.work import product, ran
-from disa.models.guided import Guided, halves_to_come, ramp_by_ar_steps
-from disa.models.layers import TIME_FEATURES, class_embeddings, embed_times, from_cells, table, to_cells
+from disa.models.cells import CellByCell, CellState
+from disa.models.guided import halves_to_come, ramp_by_ar_steps
+from disa.models.layers import TIME_FEATURES, embed_times, table
 from disa.models.transformer import KVCache, Rotation, Trunk, causal_mask
 from disa.models.xar.config import XARConfig
 from disa.models.xar.field import CellNetwork
 from disa.runtime.packing import Linear
 
 
-@dataclass
-class XARState:
-    """One generation under way. tokens: [B, L, C] those of finished cells; embedding: [B', D] of the classes;
-    scales: [K] guidance of each AR step."""
-
-    request: Request
-    tokens: Tensor
-    embedding: Tensor
-    scales: list[float]
-    rotation: Rotation
-    cache: KVCache
-    ar_step: int = 0
-
-
-class XAR(Trunk):
-    """The transformer. All methods but `loss` are for inference; state lives in `XARState`."""
+class XAR(CellByCell, Trunk):
+    """The transformer. All methods but `loss` are for inference; state lives in `CellState`."""
 
     process = FlowMatching()
 
@@ -62,23 +46,11 @@ class XAR(Trunk):
 
     # -- one generation ------------------------------------------------------------------------------------------
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self.config.capabilities
-
-    def begin(self, request: Request, noise: Noise) -> XARState:
+    def begin(self, request: Request, noise: Noise) -> CellState:
         """Check the request, and make room for the keys and values of every cell."""
-        c = self.config
-        self.capabilities.check(request)
-        scales = request.guidance.scales(ramp_by_ar_steps(request.num_ar_steps))
-        guided = any(scale != 1 for scale in scales)
-        embedding = class_embeddings(request, self.class_embedding, self.class_embedding.weight[-1:], guided)
-        size = (request.batch_size, c.num_tokens, c.latent_channels)
-        tokens = torch.zeros(size, dtype=torch.float32, device=embedding.device)
-        cache = KVCache.empty(c.depth, len(embedding), c.num_heads, c.num_tokens, embedding, c.width // c.num_heads)
-        return XARState(request, tokens, embedding, scales, self.rotation(embedding.device), cache)
+        return self.started(request, ramp_by_ar_steps(request.num_ar_steps), self.config.num_tokens, False)
 
-    def pose(self, state: XARState) -> DenoisingProblem:
+    def pose(self, state: CellState) -> DenoisingProblem:
         """The backbone pass: keys and values of the cell that was drawn last.
 
         Those of the unconditional half are computed as long as this cell or a later one is guided, since those attend
@@ -89,41 +61,15 @@ class XAR(Trunk):
         if cell:
             self._keep(state, cell - 1, halves_to_come(state.scales, cell, len(embedding)))
         network = CellNetwork(self, cell, state.cache, embedding[: 2 if scale != 1 else 1], state.rotation)
-        return DenoisingProblem(
-            field=Guided(network, scale, state.request.guidance.interval),
-            process=self.process,
-            shape=(math.prod(self.config.cell_size), self.config.latent_channels),
-            image=torch.arange(batch, device=embedding.device),
-            position=torch.zeros(batch, dtype=torch.int64, device=embedding.device),
-            ar_step=cell,
-            num_ar_steps=self.config.num_ar_steps,
-            condition=embedding[0],
-            guidance=scale,
-            rows_to_come=self.config.num_ar_steps - 1 - cell,
-            operations=self.operations(cell),
-            known=cell / self.config.num_ar_steps,
-        )
+        shape = math.prod(self.config.cell_size), self.config.latent_channels
+        return self.problem(state, network, shape, embedding[0], self.operations(cell))
 
-    def accept(self, state: XARState, tokens: Tensor) -> None:
+    def accept(self, state: CellState, tokens: Tensor) -> None:
         """tokens: [B, N, C] of the problem posed last."""
         state.tokens[:, self.span(state.ar_step)] = tokens.to(state.tokens.dtype)
         state.ar_step += 1
 
-    def preview(self, state: XARState) -> Preview:
-        """The finished cells, and where the others are."""
-        undrawn = torch.zeros_like(state.tokens[..., :1])
-        undrawn[:, self.span(state.ar_step).start :] = 1
-        return Preview(self.finish(state), self.to_latents(undrawn) > 0)
-
-    def ahead(self, state: XARState, noise: Noise) -> XARState:
-        """A copy that goes on cell by cell."""
-        return deepcopy(state)
-
-    def finish(self, state: XARState) -> Tensor:
-        """Latents [B, C, H, W]."""
-        return self.to_latents(state.tokens)
-
-    def _keep(self, state: XARState, cell: int, num_halves: int) -> None:
+    def _keep(self, state: CellState, cell: int, num_halves: int) -> None:
         """Pass a finished cell, at time 0, and keep its keys and values: it does not see the next one."""
         span, rows = self.span(cell), slice(num_halves * len(state.tokens))
         times = self.time_table(torch.zeros(1, dtype=torch.float32, device=state.embedding.device))
@@ -169,26 +115,10 @@ class XAR(Trunk):
         """[B', N, D] of `transform` -> [B', N, C], float32."""
         return self.output(self.decoder_norm(h)).float()
 
-    # -- cells ---------------------------------------------------------------------------------------------------
-
-    def span(self, cell: int) -> slice:
-        """The tokens of a cell."""
-        count = math.prod(self.config.cell_size)
-        return slice(cell * count, (cell + 1) * count)
-
     def rotation(self, device: torch.device) -> Rotation:
         """Of all tokens: where they stand in the whole image."""
-        places = torch.cartesian_prod(*(torch.arange(size) for size in self.config.latent_size))
-        rows, columns = self.to_tokens(places.T.reshape(1, 2, *self.config.latent_size))[0].to(device).unbind(1)
+        rows, columns = self.places().to(device)
         return Rotation.of(rows, columns, self.config.width // self.config.num_heads)
-
-    def to_tokens(self, latents: Tensor) -> Tensor:
-        """[B, C, H, W] -> [B, L, C], cell by cell."""
-        return to_cells(latents, self.config.latent_size, self.config.cell_size)
-
-    def to_latents(self, tokens: Tensor) -> Tensor:
-        """[B, L, C] -> [B, C, H, W]."""
-        return from_cells(tokens, self.config.latent_size, self.config.cell_size)
 
     # -- training ------------------------------------------------------------------------------------------------
 
