@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,15 +15,18 @@ import pytest
 import torch
 from torch import Tensor
 
+import small
 from conftest import GOLDEN
 from disa.core.generate import generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.request import Guidance, Request
+from disa.core.request import Guidance, Prompts, Request
+from disa.core.solvers import make_solver
 from disa.core.steps import linear
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.runtime import fused
 from disa.runtime.clock import clock_of
+from disa.runtime.offload import offload
 from disa.runtime.surroundings import undisturbed
 from golden import replay
 
@@ -266,3 +270,24 @@ def test_times_of_the_parts_are_within_the_whole() -> None:
     assert drawn.seconds_head > 0
     assert drawn.seconds_backbone > 0
     assert drawn.seconds_head + drawn.seconds_backbone + drawn.seconds_decode <= drawn.seconds
+
+
+def test_offloaded_layers_draw_the_same_bits_in_the_memory_of_two() -> None:
+    pytest.importorskip("transformers")
+    config = replace(small.NEXTSTEP_CONFIG, llm_depth=9, llm_width=512, llm_hidden=2048)
+    prompts, base = Prompts.of([[5, 6, 7], [3]]), torch.cuda.memory_allocated()
+
+    def drawn(model: Any) -> Tensor:
+        asked = Request(1, 6, guidance=Guidance(3.0, "constant"), prompts=prompts)
+        noise, solver = SeededNoise([1], DEVICE), make_solver("euler-maruyama-ode")
+        with torch.no_grad(), undisturbed():
+            return model.finish(list(generate_steps(model, asked, linear(3, 2), solver, noise))[-1].state)
+
+    expected = drawn(small.nextstep(config).to(DEVICE)).cpu()
+    model = small.nextstep(config)
+    layers = sum(weight.nbytes for weight in model.layers_in_turn.parameters())
+    offload(model, model.layers_in_turn, DEVICE, torch.float32)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(3):
+        assert torch.equal(drawn(model).cpu(), expected)
+    assert torch.cuda.max_memory_allocated() - base < 0.5 * layers

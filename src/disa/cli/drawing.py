@@ -97,8 +97,23 @@ class Target:
         return "resume" if self.resume else "replace" if self.replace else "refuse"
 
 
+Offload = Annotated[
+    bool,
+    typer.Option(
+        "--offload",
+        help="Keep the layers of the language model in the CPU's memory, for a GPU that is too small: slow.",
+    ),
+]
+
+
 def sample(
-    source: Source, asked: Asked, settings: Settings, kept: Kept, target: Target, as_json: AsJSON = False
+    source: Source,
+    asked: Asked,
+    settings: Settings,
+    kept: Kept,
+    target: Target,
+    offload: Offload = False,
+    as_json: AsJSON = False,
 ) -> None:
     """Draw images: a PNG each, named by seed and label or prompt, a grid, and a JSON trace of what was done.
 
@@ -109,7 +124,7 @@ def sample(
     entries = asked.entries
     target.check(entries)
     picture = kept.read()
-    sampler = source.load(asked.inputs)
+    sampler = source.load(asked.inputs, offload=offload)
     chosen = sampler.settings(settings)
     inputs = kept.of(picture, asked.inputs(sampler.preset), sampler, chosen)
     if settings.rewrite and inputs.known is not None:

@@ -120,7 +120,12 @@ class Source:
     dtype: Annotated[str, typer.Option(help="fp32, bf16, or tf32: fp32 whose products CUDA rounds.")] = "fp32"
     threads: Threads = None
 
-    def load(self, check: Callable[[Preset], object] = lambda preset: None, text: PromptText | None = None) -> Sampler:
+    def load(
+        self,
+        check: Callable[[Preset], object] = lambda preset: None,
+        text: PromptText | None = None,
+        offload: bool = False,
+    ) -> Sampler:
         """The sampler. check: refuses models that do not fit, before weights are read where possible."""
         from disa.draw.sampler import Sampler
         from disa.models.registry import PRESETS, find_preset
@@ -129,9 +134,8 @@ class Source:
         threads.use(self.threads)
         if self.model in PRESETS or not self.model.strip():
             check(find_preset(self.model))
-        loaded = Sampler.load(
-            self.model, self.checkpoint, self.vae, self.device, self.dtype, text or self.tokenizer, self.weights_key
-        )
+        where = self.model, self.checkpoint, self.vae, self.device, self.dtype
+        loaded = Sampler.load(*where, text or self.tokenizer, self.weights_key, offload=offload)
         check(loaded.preset)
         return loaded
 

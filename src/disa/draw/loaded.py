@@ -24,10 +24,12 @@ from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditio
 from disa.draw.identity import Fingerprint
 from disa.draw.tensors import images_of, latents_of
 from disa.errors import DisaError
+from disa.models.language import Speaking
 from disa.models.prompting import PromptText
-from disa.models.registry import Model
+from disa.models.registry import FAMILIES, Model
 from disa.models.spec import Defaults, Preset, Spec
 from disa.runtime import devices, packing
+from disa.runtime import offload as offloading
 from disa.runtime.recorder import Recorder, can_record, recorder_on
 from disa.runtime.surroundings import undisturbed
 from disa.values import shown
@@ -59,6 +61,8 @@ class Loaded:
     """Where it was loaded from, if that is a folder that disa wrote."""
     recipe: str | None = None
     """What it is drawn by if not asked otherwise: see draw/recipes.py."""
+    offloaded = False
+    """Whether layers stay in the CPU's memory: see runtime/offload.py."""
 
     @undisturbed()
     def __init__(
@@ -69,9 +73,13 @@ class Loaded:
         device: str | int | torch.device | None = None,
         dtype: str | torch.dtype = "fp32",
         tokenizer: PromptText | Path | str | None = None,
+        offload: bool = False,
     ) -> None:
-        """codec: read from its file at first use. device, dtype: see runtime/devices.py. Raises DisaError."""
+        """codec: read from its file at first use. device, dtype: see runtime/devices.py; offload: runtime/offload.py.
+        Raises DisaError."""
         check_parts(preset, codec, tokenizer)
+        if offload:
+            check_offload(preset, device)
         self.preset, self.dtype, self.device = preset, devices.dtype_name(dtype), devices.pick_device(device)
         self._fingerprints: dict[str, Fingerprint] = {}
         self._recorder: Recorder | None = None
@@ -80,7 +88,12 @@ class Loaded:
         if isinstance(tokenizer, str | Path) and Path(tokenizer).is_dir():
             tokenizer = Path(tokenizer).absolute()
         kind = devices.pick_dtype(dtype)
-        self.model: Any = packing.prepare(model.to(self.device, kind).requires_grad_(False).eval(), self.device, kind)
+        self.model: Any = model.requires_grad_(False).eval()
+        if offload:
+            offloading.offload(self.model, self.model.layers_in_turn, self.device, kind)
+            self.offloaded = True
+        else:
+            self.model = packing.prepare(self.model.to(self.device, kind), self.device, kind)
         takes_prompts = self.model.capabilities.condition == "prompts"
         self.conditioner: Conditioner = (
             PromptConditioner(preset, self.model, tokenizer)
@@ -105,6 +118,8 @@ class Loaded:
         name = self.dtype if dtype is None else devices.dtype_name(dtype)
         if (wanted, name) == before:
             return self
+        if self.offloaded:
+            raise DisaError("an offloaded model stays where it is: load it again for another device or dtype.")
         try:
             self._place(wanted, name)
         except BaseException:  # such as too little memory there
@@ -123,7 +138,7 @@ class Loaded:
 
     def beginning(self, graphs: str | None) -> Callable[[ARModel, Request, Noise], Drawing]:
         """How generations are computed; graphs: as in `Settings`."""
-        if graphs in (None, "off") or not can_record(self.device):
+        if graphs in (None, "off") or self.offloaded or not can_record(self.device):
             return Drawing
         self._recorder = self._recorder or recorder_on(self.device)
         return self._recorder.begin
@@ -298,6 +313,13 @@ class Loaded:
         if known is None or not known.fits(model):
             known = self._fingerprints[part] = Fingerprint(model)
         return known
+
+
+def check_offload(preset: Preset, device: Any) -> None:
+    """Raises DisaError where a model has no layers to offload, or the device no other memory than they are in."""
+    if not issubclass(FAMILIES[preset.spec.family].model, Speaking):
+        raise DisaError(f"{preset.name} has no language model whose layers could be offloaded: leave offload out.")
+    offloading.check_device(devices.pick_device(device))
 
 
 def check_parts(preset: Preset, codec: object, tokenizer: object) -> None:

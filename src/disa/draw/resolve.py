@@ -61,6 +61,8 @@ def for_model(settings: Settings, loaded: Loaded) -> Settings:
         filled = _measured_as_a_whole(filled)
     _warn_of_others(filled, loaded)
     _warn_of_own(filled)
+    if filled.graphs == "on" and loaded.offloaded:
+        raise DisaError("a graph needs weights where they were when it was captured: leave graphs or offload out.")
     if filled.graphs == "on" and not recorder.can_record(loaded.device):
         warn(f"graphs are captured on CUDA alone: on {loaded.device} images are drawn without")
     return filled

@@ -15,7 +15,7 @@ from torch import Tensor
 from disa.codecs.base import LatentCodec
 from disa.draw.conditioning import REWRITING, PromptConditioner, Writing
 from disa.draw.inputs import Inputs
-from disa.draw.loaded import Loaded, PixelCodec, check_parts
+from disa.draw.loaded import Loaded, PixelCodec, check_offload, check_parts
 from disa.draw.recipes import FAST, NONE, find_recipe
 from disa.draw.resolve import for_model
 from disa.draw.run import Run
@@ -53,6 +53,7 @@ class Sampler(Loaded):
         tokenizer: PromptText | Path | str | None = None,
         weights_key: str | None = None,
         recipe: str | Path | None = None,
+        offload: bool = False,
     ) -> Sampler:
         """Load a preset by name, a folder that disa wrote, or a hub repository in that layout: see `find_model`.
 
@@ -61,7 +62,8 @@ class Sampler(Loaded):
         vae: `kl16.ckpt` or its other forms; read when the first image is decoded. device: cuda, mps or cpu; the best
         there is if None or "auto". dtype: `fp32`, `bf16` or `tf32`. tokenizer: a folder or a hub id, for models that
         draw from prompts; the folder's or the preset's if None; read with the first prompt. recipe: what to draw by if
-        not asked otherwise, `fast` or a file that `disa tune` wrote. Raises DisaError.
+        not asked otherwise, `fast` or a file that `disa tune` wrote. offload: keep the layers of the language model in
+        the CPU's memory, and fetch each when it runs, for a GPU that is too small. Raises DisaError.
         """
         # Weights can be large: what is quick to find comes first.
         devices.pick_device(device)
@@ -71,16 +73,18 @@ class Sampler(Loaded):
         found = find_model(name, other)
         if isinstance(found, Preset):
             check_parts(found, given, tokenizer)
+            if offload:
+                check_offload(found, device)
             _check_there(found, given)
             beside = tokenizer_in(other) if found.prompts and other is not None and other.is_dir() else None
             model = load_model(found, other, weights_key=weights_key, dtype=devices.pick_dtype(dtype))
-            return cls(found, model, given, device, dtype, tokenizer or beside)._drawn_by(recipe)
+            return cls(found, model, given, device, dtype, tokenizer or beside, offload)._drawn_by(recipe)
         if weights_key is not None:
             raise DisaError(f"{found} is a folder of one model: leave the weights key out.")
         preset, model, codec = load_folder(found, devices.pick_dtype(dtype))
         _check_there(preset, given)
         inside = tokenizer_in(found) if preset.prompts else None
-        loaded = cls(preset, model, given or codec, device, dtype, tokenizer or inside)
+        loaded = cls(preset, model, given or codec, device, dtype, tokenizer or inside, offload)
         loaded.folder = found.absolute()
         return loaded._drawn_by(recipe)
 

@@ -83,10 +83,10 @@ class Pipeline:
 
         name: a preset, a folder that disa wrote, a hub repository in that layout; or jadechoghari/mar, and folders with
         its files. model_type: which of the latter, such as mar_huge. torch_dtype: torch.float32 or torch.bfloat16.
-        parts: `checkpoint`, `vae`, `tokenizer`, `device` and `weights_key` of `Sampler.from_pretrained`. Raises
-        DisaError.
+        parts: `checkpoint`, `vae`, `tokenizer`, `device`, `weights_key` and `offload` of `Sampler.from_pretrained`; the
+        last one does what diffusers' `enable_sequential_cpu_offload` does, as weights are read. Raises DisaError.
         """
-        known = ("checkpoint", "vae", "tokenizer", "device", "weights_key")
+        known = ("checkpoint", "vae", "tokenizer", "device", "weights_key", "offload")
         for part in parts:
             if part not in known:
                 raise DisaError(f"from_pretrained has no argument {part!r}.{did_you_mean(part, known)}")
