@@ -1,7 +1,7 @@
 """Write the tables of README.md and of pages in docs: `python benchmarks/tables.py` (`--check` only compares).
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. NAME is a result file under benchmarks/results, or
-`headline`: the paper's own numbers, which the presets hold, above those of the result files.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. NAME is a result file under benchmarks/results, a part of
+families.json, or `headline`: the paper's own numbers, which the presets hold, above those of the result files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "certainty.md")
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "certainty.md", "gpu.md")))
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
@@ -113,6 +113,37 @@ def _held(found: dict[str, float]) -> str:
     return f"{found['coverage']:.1%} ({found['coverage_error']:.1%}), {found['rms_z']:.2f} ({found['rms_z_error']:.2f})"
 
 
+def annealing(found: dict[str, Any]) -> str:
+    """That part of the result of `benchmarks/families.py`."""
+    rows = list[list[str]]()
+    for name, each in found.items():
+        settings = {text: value for text, value in each.items() if isinstance(value, dict)}
+        published, annealed = settings.values()
+        rows.append(
+            [
+                name,
+                ", ".join(f"{each['ar_steps']} x `{text}`" for text in settings),
+                ", ".join(f"{value['evaluations']:,}".replace(",", " ") for value in settings.values()),
+                ", ".join(f"{value['seconds']:.3g}" for value in settings.values()),
+                f"{published['seconds'] / annealed['seconds']:.2f}x",
+                ", ".join(f"{value['seconds_head'] / value['seconds']:.0%}" for value in settings.values()),
+            ]
+        )
+    headers = ["model", "published, annealed", "evaluations", "seconds", "faster", "of it head"]
+    return table(headers, rows) if rows else "Not measured yet."
+
+
+def launching(found: dict[str, Any]) -> str:
+    """Another part of it."""
+    rows = list[list[str]]()
+    for name, each in found.items():
+        heads = [value for value in each.values() if isinstance(value, dict)]
+        steps, counts = (", ".join(str(value[key]) for value in heads) for key in ("denoising_steps", "head"))
+        rows.append([name, str(each["ar_step"]), str(each["backbone"]), steps, counts, str(each["accept"])])
+    headers = ["model", "AR step", "backbone", "denoising steps: published, annealed", "head", "accept"]
+    return table(headers, rows)
+
+
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     "digits": quality,
     "demo": times,
@@ -189,6 +220,9 @@ def _embedded(name: str) -> list[str]:
 def rendered() -> Iterator[tuple[str, str]]:
     """Every table by its name."""
     yield "headline", headline()
+    families = json.loads((RESULTS / "families.json").read_text())
+    yield "annealing", annealing(families.get("annealing", {}))
+    yield "launching", launching(families["launches"])
     for name, render in TABLES.items():
         yield name, render(json.loads((RESULTS / f"{name}.json").read_text()))
 

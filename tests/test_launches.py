@@ -42,6 +42,8 @@ EMBEDDED = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
 PRESETS = {name: small.shallow(name) for name in EMBEDDED} | {
     "bitdance": small.BITDANCE,
     "nextstep": small.NEXTSTEP,
+    "emigm": small.EMIGM,
+    "unipic": small.UNIPIC,
 }
 """Small models: one of each family."""
 MODELS = tuple(PRESETS)
