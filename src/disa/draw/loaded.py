@@ -24,7 +24,7 @@ from disa.draw.conditioning import Conditioner, LabelConditioner, PromptConditio
 from disa.draw.identity import Fingerprint
 from disa.draw.tensors import images_of, latents_of
 from disa.errors import DisaError
-from disa.models.language import Speaking
+from disa.models.language import WithLanguageModel
 from disa.models.prompting import PromptText
 from disa.models.registry import FAMILIES, Model
 from disa.models.spec import Defaults, Preset, Spec
@@ -317,7 +317,7 @@ class Loaded:
 
 def check_offload(preset: Preset, device: Any) -> None:
     """Raises DisaError where a model has no layers to offload, or the device no other memory than they are in."""
-    if not issubclass(FAMILIES[preset.spec.family].model, Speaking):
+    if not issubclass(FAMILIES[preset.spec.family].model, WithLanguageModel):
         raise DisaError(f"{preset.name} has no language model whose layers could be offloaded: leave offload out.")
     offloading.check_device(devices.pick_device(device))
 

@@ -135,7 +135,7 @@ def language_model(config: LanguageConfig, attention: str = "disa") -> Any:
     return adopt(model)
 
 
-class Speaking(nn.Module):
+class WithLanguageModel(nn.Module):
     """A model with a language model inside; it can be unpickled in a process that has built none."""
 
     llm: Any

@@ -91,8 +91,10 @@ class CudaCopies(Copies):
         return weight.pin_memory()
 
     def begin(self, place: Place, weights: Sequence[Tensor]) -> None:
-        if place.left is None:  # its memory may have been somebody else's until now
+        if place.left is None:  # its memory may have been somebody else's until now, and may be again after a copy
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
+            for there in place.weights:
+                there.record_stream(self.stream)
         else:
             self.stream.wait_event(place.left)
         with torch.cuda.stream(self.stream):

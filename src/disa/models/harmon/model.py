@@ -28,7 +28,7 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, conditional, empty_cache
-from disa.models.language import Speaking, causal, check_positions, check_prompts, language_model
+from disa.models.language import WithLanguageModel, causal, check_positions, check_prompts, language_model
 from disa.models.mar.model import MAR, MARState, Positions
 from disa.runtime.constants import constant
 from disa.runtime.kernels import linear
@@ -67,7 +67,7 @@ def numbers(values: list[int], device: torch.device) -> Tensor:
     return constant(("numbers", *values, device), lambda: torch.tensor(values).to(device, non_blocking=True))
 
 
-class Harmon(Speaking):
+class Harmon(WithLanguageModel):
     """MAR, language model and projections. All methods but the losses are for inference; `HarmonState` holds state."""
 
     process = CosineDiffusion()

@@ -27,7 +27,7 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided, halves_to_come
 from disa.models.heads import HeadNetwork, VelocityHead
-from disa.models.language import Speaking, check_prompts, language_model
+from disa.models.language import WithLanguageModel, check_prompts, language_model
 from disa.models.layers import patchified, sinusoids, unpatchified
 from disa.models.nextstep.config import NextStepConfig
 from disa.models.reading import Reading, in_order, read
@@ -58,7 +58,7 @@ class NextStepState:
         return len(self.hidden) // len(self.tokens)
 
 
-class NextStep(Speaking):
+class NextStep(WithLanguageModel):
     """Language model, projections and head. State lives in `NextStepState`."""
 
     process = FlowMatching(embedding_scale=1, from_noise=True)
