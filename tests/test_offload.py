@@ -28,8 +28,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 pytest.importorskip("transformers")
 
 CPU = torch.device("cpu")
-MODELS = {"nextstep": small.nextstep, "unipic": small.unipic}
-CONFIGS = {"nextstep": small.NEXTSTEP_CONFIG, "unipic": small.UNIPIC_CONFIG}
+MODELS: dict[str, Any] = {"nextstep": small.nextstep, "unipic": small.unipic}
+CONFIGS: dict[str, Any] = {"nextstep": small.NEXTSTEP_CONFIG, "unipic": small.UNIPIC_CONFIG}
 
 
 class Late(Copies):
