@@ -82,18 +82,23 @@ def memory(tensor: Tensor) -> int:
 
 
 class StandIn:
-    """A `Tape`. faulty: changes what a replay writes, as a wrong graph would; count: called by every replay."""
+    """A `Tape`. faulty: changes what a replay returns, as a wrong graph would; after: called by every replay; full:
+    memory runs out where a work is tried."""
 
     def __init__(self, faulty: bool = False) -> None:
         self.faulty, self.captures, self.replays, self.renewed = faulty, 0, 0, 0
         self.broken: Callable[[int], bool] = lambda _: False
-        self.size = 1000
+        self.after: Callable[[], object] = lambda: None
+        self.size, self.full = 1000, False
 
     def renew(self) -> None:
         self.renewed += 1
 
     def eager(self, work: Work) -> Sequence[Tensor]:
-        return work()
+        found = work()
+        if self.full:
+            raise torch.OutOfMemoryError("out of memory")
+        return found
 
     def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
         self.captures += 1
@@ -120,6 +125,7 @@ class StandIn:
                 if self.faulty:
                     for each in returned:
                         each.mul_(1.5)
+                self.after()
 
         return replay, returned, self.size
 

@@ -77,10 +77,11 @@ def test_the_noise_of_an_ar_step_is_one_kernel(shape: tuple[int, ...], first: in
     key = SeededNoise(seeds).key
     ar_step = torch.tensor(9, device=DEVICE)
     arguments = (key.to(DEVICE), problem.image.to(DEVICE), problem.position.to(DEVICE), ar_step, first, count, values)
-    found = triton_kernels.normals(*arguments)
-    expected = noise.normals(*arguments)
-    # log and cos alone may be rounded in another way: a wrong bit of Philox would change everything.
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
+    for later in ((), (torch.tensor(3, device=DEVICE),)):
+        found = triton_kernels.normals(*arguments, *later)
+        expected = noise.normals(*arguments, *later)
+        # log and cos alone may be rounded in another way: a wrong bit of Philox would change everything.
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=2e-6)
 
 
 @needs_triton
@@ -110,6 +111,32 @@ def test_gated_norm(dtype: torch.dtype) -> None:
         gate, shift, scale = (part[:, None] for part in modulations(rows, 3, width, dtype))
         agrees(fused.gated_norm, x, gate, y, shift, scale, EPS)
     agrees(fused.gated_norm, x, *normal(3, 5, 1, width, seed=6, dtype=dtype).unbind(2), y, x, y, EPS)
+
+
+@needs_triton
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_added_norm(dtype: torch.dtype) -> None:
+    width = 24
+    x, y = 2 + normal(3, 5, width, dtype=dtype), normal(3, 5, width, seed=1, dtype=dtype)
+    agrees(fused.added_norm, x, y, 1 + normal(width, seed=2, dtype=dtype), normal(width, seed=3, dtype=dtype), EPS)
+    agrees(fused.added_norm, x, x.transpose(0, 2).reshape(x.shape), y[0, 0], y[0, 1], EPS)
+
+
+@needs_triton
+@pytest.mark.cuda
+@pytest.mark.parametrize("shape", [(5, 4), (3, 2, 6)])
+def test_a_step_of_ddpm(shape: tuple[int, ...]) -> None:
+    """With the same numbers for all rows, with numbers of each, and where nothing is added."""
+    x, value, variance, noise = (normal(*shape, seed=seed) for seed in range(4))
+    each = normal(shape[0], 6, seed=5)[:, 2:]
+    each[0, 2:] = torch.tensor([-torch.inf, 0.0])
+    numbers = [0.9, -0.3, -1.0, 0.5]
+    operator = fused.ancestral
+    for spread in (variance, None):
+        agrees(operator, x, value, spread, noise, numbers, None, 0.7)
+        agrees(operator, x, value, spread, noise, [], each, 1.0)
+    agrees(operator, x, value, variance, None, numbers, None, 1.0)
 
 
 @needs_triton
@@ -245,10 +272,12 @@ def test_shapes_on_the_meta_device_are_those_of_the_plain_forms() -> None:
     cos = torch.empty(6, 4, device=meta)
     halves = part.new_empty(2, 6, 8)
     key, image = torch.empty(2, 3, dtype=torch.int64, device=meta), torch.empty(6, dtype=torch.int64, device=meta)
-    cases: list[tuple[fused.Operator, tuple[Any, ...]]] = [
+    cases: list[tuple[Any, tuple[Any, ...]]] = [
         (fused.modulated_norm, (x, None, None, part, part, EPS, False)),
         (fused.gated_norm, (x, part, part, part, part, EPS)),
         (fused.gelu_gate, (x, part)),
+        (fused.added_norm, (x, part, x[0], x[0], EPS)),
+        (fused.ancestral, (cos, cos, None, cos, [1.0] * 4, None, 1.0)),
         (fused.turned, (halves[:, None, None], cos, cos)),
         (fused._few_modulated_linear, (x, None, None, part, part, weight, bias, EPS, True)),
         (fused._few_gated_linear, (x.new_empty(6, 4), x.new_empty(6, 4), x, weight, bias)),

@@ -147,12 +147,16 @@ def uneven(problem: DenoisingProblem) -> Tensor:
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("steps", ["plan@3.5", "straight@3.5", "mlp:4-2", "variance:draws:3-2", uneven], ids=describe)
 def test_every_policy_is_drawn_as_in_eager_mode(name: str, steps: Any) -> None:
+    recording = recorder()
     if isinstance(steps, str):
         options: dict[str, Any] = {} if name != "trained MAR" else {"num_ar_steps": 3}
         settings = sampler(name).settings(steps=steps, **options)
-        agrees(name, recorder(), 3, steps=settings.steps, solver=settings.solver)
+        agrees(name, recording, 3, steps=settings.steps, solver=settings.solver)
     else:
-        agrees(name, recorder(), 3, steps=steps)
+        agrees(name, recording, 3, steps=steps)
+    replayed = [rows.steps.values() for session in recording.sessions.values() for rows in session.rows.values()]
+    assert bool(replayed) >= (name == "trained MAR" and steps in ("straight@3.5", uneven))
+    assert all(map(all, replayed))
 
 
 @pytest.mark.parametrize("name", [*MODELS, "nextstep"])
@@ -310,24 +314,28 @@ def test_without_room_everything_is_drawn_in_eager_mode() -> None:
 # -- host calls ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_batch_from_graphs_takes_few_calls_of_the_host(name: str) -> None:
-    """Three in an AR step and 20 in a batch at most."""
+@pytest.mark.parametrize(
+    ("name", "steps", "most"), [*((name, "linear:4-2", 3) for name in MODELS), ("trained MAR", uneven, 9)], ids=describe
+)
+def test_a_batch_from_graphs_takes_few_calls_of_the_host(name: str, steps: Any, most: int) -> None:
+    """Three in an AR step and 20 in a batch at most; where rows have counts of their own, six and one for each
+    denoising step."""
     tape = StandIn()
     recording = recorder(tape)
     for _ in range(2):
-        latents(name, recording.begin)
+        latents(name, recording.begin, steps)
     replays, calls = tape.replays, HostCalls()
     model, request, own = sampler(name).model, request_for(name), sampler(name).defaults
     solver = make_solver(own.solver, own.grid)
     with undisturbed(), calls:
         noise = SeededNoise([8, 9])
-        turns = generate_steps(model, request, parse("linear:4-2"), solver, noise, begin=recording.begin)
+        policy = parse(steps) if isinstance(steps, str) else steps
+        turns = generate_steps(model, request, policy, solver, noise, begin=recording.begin)
         *_, state = map(attrgetter("state"), turns)  # a loop would hold each turn while the next one is made
         model.finish(state)
     made = tape.replays - replays + len(calls.names)
     print(name, request.num_ar_steps, tape.replays - replays, len(calls.names), sorted(set(calls.names)))
-    assert made <= 3 * request.num_ar_steps + 20
+    assert made <= most * request.num_ar_steps + 20
 
 
 # -- the option ------------------------------------------------------------------------------------------------------

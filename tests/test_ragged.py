@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,15 +12,18 @@ from torch import Tensor
 from disa.core.courses import CalibratedSolver, Course
 from disa.core.multistep import updates
 from disa.core.noise import SeededNoise
-from disa.core.problem import Bound, DenoisingProblem, Field, Look, TimeGrid
-from disa.core.solve import solve
-from disa.core.solver import Solver, walks
+from disa.core.problem import Bound, DenoisingProblem, Field, Look, Process, TimeGrid
+from disa.core.solve import Plainly, solve, ways_of
+from disa.core.solver import Solver, Walk, walks
 from disa.core.solvers import DDIM, parse_solver
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import initialise
+from disa.runtime.recorder import Recorder
+from disa.runtime.rows import RowSteps, bucket, courses_of
 from gaussian import PROCESS, GaussianField, problem_of
 from planned import looking
+from stand_in import StandIn
 
 COUNTS = torch.tensor([3, 1, 6, 3, 2, 6, 1, 4])
 CHANNELS, WIDTH = 4, 32
@@ -124,3 +130,83 @@ def test_fields_and_solvers_that_cannot_are_asked_apart(head: DiffusionHead):
     assert usual.evaluations == other.evaluations
     field: Field = GaussianField()
     assert solve(problem_of(field, 3), parse_solver("ddim@uniform"), torch.tensor([1, 2, 5]), noise).evaluations == 8
+
+
+# -- graphs of one denoising step --------------------------------------------------------------------------------------
+
+
+def test_buckets_hold_the_rows_and_little_more() -> None:
+    assert [bucket(count, 64) for count in (1, 2, 3, 4, 5, 7, 9, 13, 17, 25, 33, 49)] == [
+        *(1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+    ]
+    assert bucket(9, 10) == 10
+
+
+def row_steps(tape: StandIn, posed: DenoisingProblem, noise: SeededNoise, found: tuple[Any, Any]) -> RowSteps:
+    """For a problem as it lies in a box, whose numbers are on the device."""
+    field: Any = posed.field
+    ar_step: Any = torch.tensor(posed.ar_step)
+    on_box = replace(posed, field=replace(field, scale=torch.tensor(field.scale)), ar_step=ar_step)
+    return RowSteps(Recorder(tape, 1 << 40), on_box, found[0], noise, found[1])
+
+
+@pytest.mark.parametrize(("scale", "interval"), [(2.5, (0.2, 0.7)), (1.0, (0.0, 1.0))])
+@pytest.mark.parametrize("text", ["ddpm@uniform", "ddim@uniform:eta=0.5", "dpm-solver++-2:eta=1", "plan"])
+@torch.no_grad()
+def test_graphs_of_single_steps_give_the_same(
+    head: DiffusionHead, text: str, scale: float, interval: tuple[float, float]
+) -> None:
+    """Other counts of the same rows need no other graphs, if as many rows go on."""
+    solver = planned() if text == "plan" else parse_solver(text)
+    posed, noise, tape = problem(head, scale, interval), SeededNoise([5, 6]), StandIn()
+    steps, captured = None, list[int]()
+    for counts in (COUNTS, COUNTS.flip(0), COUNTS.roll(3)):
+        found = courses_of(posed, solver, ways_of(counts, posed, solver))
+        assert found is not None
+        steps = steps or row_steps(tape, posed, noise, found)
+        tokens, evaluations = steps.run(found[1])
+        expected = solve(posed, solver, counts, noise)
+        assert torch.equal(tokens, expected.tokens)
+        assert evaluations == expected.evaluations
+        captured.append(tape.captures)
+    assert captured[0] == captured[2]
+
+
+@torch.no_grad()
+def test_graphs_go_on_from_a_look(head: DiffusionHead) -> None:
+    posed, noise, solver = problem(head, interval=(0.2, 0.7)), SeededNoise([5, 6]), looking(eta=1.0)
+    counts, looked = COUNTS.clamp(min=2), Plainly(noise).look(posed, solver.looked)
+    found = courses_of(posed, solver.looked, ways_of(counts, posed, solver.looked))
+    assert found is not None
+    tokens, made = row_steps(StandIn(), posed, noise, found).run(found[1], looked)
+    expected = solve(posed, solver, Look(lambda change: counts), noise)
+    assert torch.equal(tokens, expected.tokens)
+    assert made + looked.evaluations == expected.evaluations
+
+
+@pytest.mark.parametrize("wrong", ["capture", "replay", "memory"])
+@torch.no_grad()
+def test_a_step_whose_graph_is_wrong_is_done_without_one(head: DiffusionHead, wrong: str) -> None:
+    posed, noise, solver, tape = problem(head), SeededNoise([5, 6]), parse_solver("ddpm@uniform"), StandIn()
+    found = courses_of(posed, solver, ways_of(COUNTS, posed, solver))
+    assert found is not None
+    steps = row_steps(tape, posed, noise, found)
+    tape.broken = lambda count: wrong == "capture" and count == 3
+    tape.full = wrong == "memory"
+    tape.after = lambda: wrong == "replay" and steps.x.mul_(1.5)
+    with pytest.warns(UserWarning, match="denoising step of [0-9]+ rows is drawn without a captured graph"):
+        steps.run(found[1])
+    assert None in steps.steps.values()
+    tape.after, tape.full = lambda: None, False
+    assert torch.equal(steps.run(found[1])[0], solve(posed, solver, COUNTS, noise).tokens)
+
+
+def test_a_solver_that_walks_another_way_has_no_formula_of_its_base(head: DiffusionHead) -> None:
+    class Own(DDIM):
+        def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
+            end = yield from super().walk(process, grid, x, noise)
+            return end + 1
+
+    posed, own = problem(head), Own("uniform")
+    assert courses_of(posed, own, ways_of(COUNTS, posed, own)) is None
+    assert courses_of(posed, parse_solver("ddim@uniform"), ways_of(COUNTS, posed, own)) is not None

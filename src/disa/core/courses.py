@@ -8,7 +8,7 @@ Shapes: R rows, n denoising steps, G stretches of the AR steps, N the most denoi
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from disa.core.multistep import Update, along
+from disa.core.formulas import Formula
+from disa.core.multistep import Update, along, in_rows
 from disa.core.problem import Process, TimeGrid
 from disa.core.solver import AtARStep, Looking, Walk, Walking
 from disa.errors import DisaError
@@ -117,6 +118,10 @@ class CalibratedSolver(Walking, Looking, AtARStep):
         scale = self.spread * self.temperature
         x = x if scale == 1 else x.mul_(scale)
         return along(process, grid.levels.tolist(), x, noise, updates)
+
+    def in_rows(self, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]] | None:
+        updates = self.course(grid.num_evaluations).updates
+        return in_rows(process, grid.levels.tolist(), updates, self.stochastic, self.spread * self.temperature)
 
 
 def stretch_of(ar_step: int, num_ar_steps: int, num_stretches: int) -> int:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from disa.core.problem import ARModel, ARStep, DenoisingProblem, Moment, Moments, Noise, TimeGrid
+from disa.core.ragged import Way
 from disa.core.request import Request
-from disa.core.solve import Meter, from_noise, solve
-from disa.core.solver import Solver
+from disa.core.solve import Looked, Meter, Plainly, from_noise, solve
+from disa.core.solver import Solver, WalkingSolver
 from disa.core.steps import StepPolicy, fresh
 from disa.core.work import Work
 
@@ -35,6 +36,16 @@ class Drawing:
     def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
         """From noise along a grid, all rows together; and how many evaluations that makes."""
         return from_noise(problem, solver, grid, self.noise)
+
+    def look(self, problem: DenoisingProblem, solver: WalkingSolver) -> Looked:
+        """The first evaluations of all rows from noise."""
+        return Plainly(self.noise).look(problem, solver)
+
+    def along_each(
+        self, problem: DenoisingProblem, solver: Solver, ways: Sequence[Way], looked: Looked | None = None
+    ) -> tuple[Tensor, int]:
+        """From noise along grids of their own, and how many evaluations that makes beside those of a look."""
+        return Plainly(self.noise).along_each(problem, solver, ways, looked)
 
     def accept(self, tokens: Tensor) -> None:
         """Take in the tokens of the problem posed last."""
@@ -68,7 +79,7 @@ def generate_steps(
             with work:
                 problem = drawing.pose()
             posed, meter = clock(), Meter()
-            solution = solve(problem, solver, policy(meter.on(problem)), noise, drawing.along)
+            solution = solve(problem, solver, policy(meter.on(problem)), noise, drawing)
             solved = clock()
             with work:
                 drawing.accept(solution.tokens)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from disa.core.formulas import Formula, Multistep
 from disa.core.problem import Grid, Process, TimeGrid
 from disa.core.solver import GridSolver, Walk, Walking, read_option
 from disa.errors import DisaError
@@ -88,6 +89,17 @@ def along(process: Process, levels: Sequence[float], x: Tensor, noise: Tensor, b
     return x
 
 
+def in_rows(
+    process: Process, levels: Sequence[float], by: Sequence[Update], stochastic: bool, scale: float = 1.0
+) -> tuple[Formula, Sequence[Sequence[float]]] | None:
+    """The same as a formula and the numbers of each step, of a process that predicts noise."""
+    if process.predicts != "noise":
+        return None
+    scales = [process.scales(level) for level in levels[:-1]]
+    numbers = [(alpha, -sigma, *update) for (alpha, sigma), update in zip(scales, by, strict=True)]
+    return Multistep(stochastic, scale), numbers
+
+
 @dataclass(frozen=True)
 class DPMSolverPlusPlus(Walking, GridSolver):
     """DPM-Solver++ 2M (Lu et al. 2022) of every process, and SDE-DPM-Solver++ 2M at eta = 1; see `updates`."""
@@ -111,3 +123,6 @@ class DPMSolverPlusPlus(Walking, GridSolver):
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
         return along(process, grid.levels.tolist(), x, noise, updates(process, grid, self.eta))
+
+    def in_rows(self, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]] | None:
+        return in_rows(process, grid.levels.tolist(), updates(process, grid, self.eta), self.stochastic)

@@ -40,16 +40,24 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def normals(
-    key: Tensor, image: Tensor, position: Tensor, ar_step: int | Tensor, first: int, count: int, values: int
+    key: Tensor,
+    image: Tensor,
+    position: Tensor,
+    ar_step: int | Tensor,
+    first: int,
+    count: int,
+    values: int,
+    later: Tensor | None = None,
 ) -> Tensor:
     """[count, R, values] standard normal numbers of rows, for draws `first` and following; draw 0 is where denoising
     starts.
 
     key: [2, B] low and high words of the seeds; image, position: [R] of each row. ar_step: a tensor [] where it is
-    known to the device alone.
+    known to the device alone; later: likewise what `first` is counted from.
     """
     block = torch.arange(-(-values // 4), device=key.device)
     draw = torch.arange(first, first + count, device=key.device)[:, None, None]
+    draw = draw if later is None else draw + later
     purpose = torch.as_tensor(ar_step << 1 | _NORMAL, device=key.device)
     key = key[:, image, None]
     words = philox((block, position[:, None], draw, purpose), (key[0], key[1]))
@@ -60,14 +68,14 @@ def normals(
 class SeededNoise:
     """The noise of a batch: image i is drawn with `seeds[i]`, a whole number of 64 bits.
 
-    make: what computes normal numbers; a runtime may have a quicker way to those of `normals`.
+    make: what computes normal numbers as `normals` does; a runtime may have a quicker way to them.
     """
 
     def __init__(
         self,
         seeds: Sequence[int],
         device: torch.device | str | None = None,
-        make: Callable[[Tensor, Tensor, Tensor, int | Tensor, int, int, int], Tensor] = normals,
+        make: Callable[..., Tensor] = normals,
     ) -> None:
         wrong = [seed for seed in seeds if not isinstance(seed, Integral) or not 0 <= seed < 1 << 64]
         if wrong:
@@ -111,10 +119,14 @@ class SeededNoise:
         """[num_steps, R, *shape] standard normal; the first k of them do not depend on `num_steps`."""
         return self._normal(problem, first=1, count=num_steps)
 
-    def _normal(self, problem: DenoisingProblem, first: int, count: int) -> Tensor:
+    def added_in(self, problem: DenoisingProblem, denoise_step: Tensor) -> Tensor:
+        """[R, *shape] what is added in one denoising step, which the device alone knows []."""
+        return self._normal(problem, 1, 1, denoise_step)[0]
+
+    def _normal(self, problem: DenoisingProblem, first: int, count: int, *later: Tensor) -> Tensor:
         device, values = self.key.device, math.prod(problem.shape)
         image, position = problem.image.to(device), problem.position.to(device)
-        found = self.make(self.key, image, position, problem.ar_step, first, count, values)
+        found = self.make(self.key, image, position, problem.ar_step, first, count, values, *later)
         return found.reshape(count, problem.num_rows, *problem.shape)
 
 

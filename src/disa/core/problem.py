@@ -58,29 +58,6 @@ class Field(Protocol):
         ...
 
 
-class RaggedField(Field):
-    """The base of fields whose rows can go along grids of their own."""
-
-    def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], sizes: Sequence[int]) -> BoundEach | None:
-        """Bind rows (indices [R]) to grids: the first ones, so many, to the first, and so on. None where rows of each
-        grid have to be bound apart."""
-        raise NotImplementedError
-
-
-class BoundEach(Protocol):
-    """A field whose rows go along grids of their own: those of the first grid come first, and no grid is longer than
-    one before it, so that the rows which still go on are always the first ones."""
-
-    @property
-    def costs(self) -> Sequence[Sequence[int]]:
-        """[n] of each grid, as in `Bound.costs`."""
-        ...
-
-    def __call__(self, x: Tensor, denoise_step: int) -> Prediction:
-        """What the network says at x [R', *shape]: the rows that make so many denoising steps, each in its own."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class TimeGrid:
     """The times that n denoising steps visit; all arrays are float64."""

@@ -5,8 +5,9 @@ Shapes: R rows, n denoising steps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,39 +38,87 @@ def solve(
     solver: Solver,
     plan: Plan | Look | int | Tensor,
     noise: Noise,
-    along: Callable[[DenoisingProblem, Solver, TimeGrid], tuple[Tensor, int]] | None = None,
+    ways: Ways | None = None,
 ) -> Solution:
-    """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes. along: what takes the place
-    of `from_noise` where all rows go along one grid.
+    """Draw every row in its own number of denoising steps. plan: whatever `Plan.of` takes. ways: how rows get from
+    noise to tokens, where that is not computed as it is asked.
 
     Rows are evaluated together where they can be, which changes no row. After a look each row goes on in its own
     number of steps, from what is known by then. Raises DisaError.
     """
-    plan, solver = Plan.of(plan), at_ar_step(solver, problem)
+    plan, solver, ways = Plan.of(plan), at_ar_step(solver, problem), ways or Plainly(noise)
     if plan.look is not None:
-        return _solve_with_look(problem, solver, plan.look, noise)
+        return _solve_with_look(problem, solver, plan.look, ways)
     assert plan.counts is not None
     if isinstance(plan.counts, int):
-        grid = grid_for(solver, problem.process, plan.counts)
-        tokens, made = along(problem, solver, grid) if along else from_noise(problem, solver, grid, noise)
+        tokens, made = ways.along(problem, solver, grid_for(solver, problem.process, plan.counts))
         return Solution(tokens, plan.counts, made)
-    ways = [Way(rows, grid_for(solver, problem.process, count)) for count, rows in _groups(plan.counts, problem)]
-    tokens, made = go_along_each(problem, solver, ways, noise.initial(problem).clone(), noise)
+    own = ways_of(plan.counts, problem, solver)
+    # Rows that all get one count go along one grid, from the graph of a whole loop where there is one.
+    together = len(own) == 1
+    tokens, made = ways.along(problem, solver, own[0].grid) if together else ways.along_each(problem, solver, own)
     return Solution(tokens, plan.counts, made)
 
 
-def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, noise: Noise) -> Solution:
+@dataclass(frozen=True, eq=False)
+class Looked:
+    """What a look found: of every row the state that it begins with [R, *shape], what the network said in the first
+    evaluations, and what the last of these changed in the predicted data [R], as a mean square."""
+
+    start: Tensor
+    said: Sequence[Prediction]
+    change: Tensor
+    evaluations: int
+    """Made for all rows together."""
+
+
+class Ways(Protocol):
+    """How the rows of a problem get from noise to tokens [R, *shape], and how many evaluations that makes."""
+
+    def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
+        """All along one grid."""
+        ...
+
+    def look(self, problem: DenoisingProblem, solver: WalkingSolver) -> Looked:
+        """The first evaluations of all."""
+        ...
+
+    def along_each(
+        self, problem: DenoisingProblem, solver: Solver, ways: Sequence[Way], looked: Looked | None = None
+    ) -> tuple[Tensor, int]:
+        """Along grids of their own; all rows are in one of the ways. looked: what is known of them, whose evaluations
+        are not counted again."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plainly(Ways):
+    """Every step is computed as it is asked for."""
+
+    noise: Noise
+
+    def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
+        return from_noise(problem, solver, grid, self.noise)
+
+    def look(self, problem: DenoisingProblem, solver: WalkingSolver) -> Looked:
+        return look_along(problem, solver, self.noise)
+
+    def along_each(
+        self, problem: DenoisingProblem, solver: Solver, ways: Sequence[Way], looked: Looked | None = None
+    ) -> tuple[Tensor, int]:
+        start = looked.start if looked else self.noise.initial(problem)
+        return go_along_each(problem, solver, ways, start.clone(), self.noise, looked.said if looked else ())
+
+
+def _solve_with_look(problem: DenoisingProblem, solver: Solver, look: Look, ways: Ways) -> Solution:
     if not isinstance(solver, Looking):
         raise DisaError(
             f"the solver {describe(solver)} cannot look at rows before they get their counts: choose that of a plan."
         )
-    looked = solver.looked
-    start = noise.initial(problem)
-    said, change, evaluations = look_along(problem, looked, start, noise)
-    counts = _after(look, change)
-    ways = [Way(rows, grid_for(looked, problem.process, count)) for count, rows in _groups(counts, problem)]
-    tokens, made = go_along_each(problem, looked, ways, start.clone(), noise, said)
-    return Solution(tokens, counts, evaluations + made)
+    looked = ways.look(problem, solver.looked)
+    counts = _after(look, looked.change)
+    tokens, made = ways.along_each(problem, solver.looked, ways_of(counts, problem, solver.looked), looked)
+    return Solution(tokens, counts, looked.evaluations + made)
 
 
 def _after(look: Look, change: Tensor) -> Tensor:
@@ -83,12 +132,16 @@ def _after(look: Look, change: Tensor) -> Tensor:
     return counts
 
 
-def _groups(counts: Tensor, problem: DenoisingProblem) -> list[tuple[int, Tensor]]:
-    """Every count, and the rows that have it."""
+def ways_of(counts: Tensor, problem: DenoisingProblem, solver: Solver) -> list[Way]:
+    """The rows of every count, and the grid that they go along; indices are on the host. Raises DisaError."""
     if len(counts) != problem.num_rows:
         rows = counted(problem.num_rows, "row")
         raise DisaError(f"the step policy gave {counted(len(counts), 'count')} for {rows}.")
-    return [(count, torch.nonzero(counts == count).flatten().to(problem.device)) for count in counts.unique().tolist()]
+    counts = counts.cpu()
+    return [
+        Way(torch.nonzero(counts == count).flatten(), grid_for(solver, problem.process, count))
+        for count in counts.unique().tolist()
+    ]
 
 
 def from_noise(problem: DenoisingProblem, solver: Solver, grid: TimeGrid, noise: Noise) -> tuple[Tensor, int]:
@@ -116,7 +169,8 @@ def go_along_each(
     noise: Noise,
     said: Sequence[Prediction] = (),
 ) -> tuple[Tensor, int]:
-    """The same where some rows (indices [R']) go along one grid and others along another one; all rows are in one."""
+    """The same where some rows go along one grid and others along another one; all rows are in one of the ways."""
+    ways = [Way(way.rows.to(problem.device), way.grid) for way in ways]
     if len(ways) == 1:
         return go_along(problem, solver, ways[0].grid, x, noise, said)
 
@@ -133,22 +187,20 @@ def go_along_each(
     return tokens, evaluations
 
 
-def look_along(
-    problem: DenoisingProblem, looked: WalkingSolver, start: Tensor, noise: Noise
-) -> tuple[list[Prediction], Tensor, int]:
-    """What the network says in the first evaluations of the solver of a look from start [R, *shape], what the last of
-    these changed in the predicted data [R], as a mean square, and how many evaluations that makes."""
-    process = problem.process
+def look_along(problem: DenoisingProblem, looked: WalkingSolver, noise: Noise) -> Looked:
+    """The first evaluations of the solver of a look from noise."""
+    process, start = problem.process, noise.initial(problem)
     grid = grid_for(looked, process, NUM_LOOKS)
     bound, added = problem.field.on(grid), _added(problem, looked, grid, noise)
-    walk, said, data = looked.walk(process, grid, start.clone(), added), [], []
+    walk, said, data = looked.walk(process, grid, start.clone(), added), list[Prediction](), list[Tensor]()
     asked, _ = advance(walk)
     while asked is not None:
         x, denoise_step = asked
         said.append(bound(x, denoise_step))
         data.append(process.data(x, said[-1].value, float(grid.levels[denoise_step])))
         asked, _ = advance(walk, said[-1])
-    return said, (data[-1] - data[-2]).square().flatten(1).mean(1), sum(bound.costs) * problem.num_rows
+    change = (data[-1] - data[-2]).square().flatten(1).mean(1)
+    return Looked(start, said, change, sum(bound.costs) * problem.num_rows)
 
 
 def looking(problem: DenoisingProblem, grid: TimeGrid, at: Sequence[int]) -> tuple[Bound, list[Tensor]]:

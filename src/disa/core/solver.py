@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeGuard
 
 from torch import Tensor
 
+from disa.core.formulas import Formula
 from disa.core.problem import Bound, DenoisingProblem, Grid, Prediction, Process, TimeGrid
 from disa.core.steps import describe
 from disa.values import number, plain_number
@@ -60,6 +61,11 @@ class Walking:
         """What its walk along a grid follows from beside the process, so that two that are equal go alike."""
         return self
 
+    def in_rows(self, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]] | None:
+        """The formula of its denoising steps, and the numbers of each [n]; None where it has no such form, or for this
+        process."""
+        return None
+
     def run(self, bound: Bound, problem: DenoisingProblem, grid: TimeGrid, x: Tensor, noise: Tensor) -> Tensor:
         """The whole way by itself."""
         return finished(self.walk(problem.process, grid, x, noise), bound)
@@ -86,6 +92,15 @@ def advance(walk: Walk, said: Prediction | None = None) -> tuple[tuple[Tensor, i
 def walks(solver: Solver) -> TypeGuard[Walking]:
     """Whether a solver goes as its walk does: one with a `run` of its own may not."""
     return isinstance(solver, Walking) and type(solver).run is Walking.run
+
+
+def in_rows(solver: Any, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]] | None:
+    """`Walking.in_rows` of a solver that goes as the class says which has it; else None."""
+
+    def home(name: str) -> type:
+        return next(each for each in type(solver).__mro__ if name in vars(each))
+
+    return solver.in_rows(process, grid) if walks(solver) and home("walk") is home("in_rows") else None
 
 
 class AtARStep:

@@ -6,15 +6,15 @@ Shapes: R rows, n denoising steps. A state x is [R, *shape], float32 at both end
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from disa.core.formulas import Ancestral, Formula, Linear
 from disa.core.multistep import DPMSolverPlusPlus
 from disa.core.problem import Grid, Process, TimeGrid
 from disa.core.singlestep import SinglestepDPMSolverPlusPlus
@@ -43,25 +43,21 @@ class DDPM(Walking, GridSolver):
         read_option(self, "temperature")
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
-        last = grid.num_evaluations - 1
-        for i, (keep, remove, log_middle, log_spread) in enumerate(_ddpm_coefficients(grid.levels.tobytes())):
-            value, variance = yield x, i
-            x = x.mul_(keep).add_(value, alpha=remove)
-            if i < last and self.temperature:
-                deviation = _deviation(variance, log_middle, log_spread, x)
-                x.addcmul_(deviation, noise[i], value=self.temperature)
+        formula, last = Ancestral(self.temperature), grid.num_evaluations - 1
+        for i, numbers in enumerate(_ddpm_coefficients(grid.levels.tobytes())):
+            said = yield x, i
+            x, _ = formula.step(x, x, said, noise[i] if i < last and self.temperature else None, numbers)
         return x
 
-
-def _deviation(variance: Tensor | None, log_middle: float, log_spread: float, x: Tensor) -> Tensor:
-    """Standard deviation between its two bounds: exp of a line in the network's variance value (-1 low, 1 high)."""
-    value = torch.full_like(x, -1.0) if variance is None else variance
-    return value.mul(log_spread).add_(log_middle).exp_()
+    def in_rows(self, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]]:
+        *before, (keep, remove, _, _) = _ddpm_coefficients(grid.levels.tobytes())
+        return Ancestral(self.temperature), [*before, (keep, remove, -math.inf, 0.0)]
 
 
 @lru_cache(maxsize=4096)
 def _ddpm_coefficients(levels: bytes) -> list[tuple[float, float, float, float]]:
-    """Per step: factors of x and of the predicted noise in the posterior mean, and the log deviation's line.
+    """Per step: factors of x and of the predicted noise in the posterior mean, and the line in the network's variance
+    value (-1 low, 1 high) that is the log deviation between its two bounds.
 
     The two products of the textbook form are merged in float64: at small abar they nearly cancel.
     """
@@ -105,6 +101,9 @@ class DDIM(Walking, GridSolver):
             if deviation:
                 x.add_(noise[i], alpha=deviation)
         return x
+
+    def in_rows(self, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]]:
+        return Linear(self.stochastic), _ddim_coefficients(grid.levels.tobytes(), self.eta)
 
 
 @lru_cache(maxsize=4096)

@@ -13,8 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from disa.core.problem import Bound, BoundEach, Prediction, RaggedField, TimeGrid
-from disa.runtime.constants import constant
+from disa.core.constants import constant
+from disa.core.problem import Bound, Prediction, TimeGrid
+from disa.core.ragged import BoundEach, FieldInRows, RaggedField
 from disa.runtime.fused import guided, number_for
 from disa.runtime.parts import CHANGES
 
@@ -84,6 +85,15 @@ class RaggedNetwork(Network):
         """Bind rows (indices [R]) to grids, as `RaggedField.on_each` has them. What it says is [count + G, *shape]."""
         raise NotImplementedError
 
+    def embedded(self, network_times: Tensor) -> Tensor:
+        """As `FieldInRows.embedded`."""
+        raise NotImplementedError
+
+    def at(self, x: Tensor, times: Tensor, num_halves: int) -> Prediction:
+        """What it says at x [R', *shape] of the first rows under so many conditions [P, R', *shape]; times: [R', D]
+        embedded."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Guided(RaggedField):
@@ -110,17 +120,23 @@ class Guided(RaggedField):
         return replace(self, network=self.network.select(rows))
 
     def on(self, grid: TimeGrid) -> Bound:
-        costs = self._costs(grid)
+        costs = self.costs(grid)
         return _BoundGuided(self.network.on(grid, costs), costs, self.scale, self.source_scale)
 
     def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], sizes: Sequence[int]) -> BoundEach | None:
         if not isinstance(self.network, RaggedNetwork) or self.network.num_halves > 2:
             return None
-        costs = [self._costs(grid) for grid in grids]
+        costs = [self.costs(grid) for grid in grids]
         together = rows_together(sizes, costs, rows.device)
         return _BoundGuidedEach(self.network.on_each(rows, grids, together), together, costs, self.scale)
 
-    def _costs(self, grid: TimeGrid) -> list[int]:
+    def in_rows(self) -> FieldInRows | None:
+        if not isinstance(self.network, RaggedNetwork) or self.network.num_halves > 2:
+            return None
+        return _GuidedInRows(self, self.network)
+
+    def costs(self, grid: TimeGrid) -> list[int]:
+        """[n] halves of each denoising step."""
         most = self.network.num_halves if self.mixes else 1
         return [most if acts else 1 for acts in grid.within(self.interval)]
 
@@ -160,6 +176,23 @@ class _BoundGuidedEach:
         elif len(guided):
             mixed = mixed.index_copy(0, guided, torch.lerp(value[count:], mixed[guided], self.scale))
         return Prediction(mixed, None if variance is None else variance[:count])
+
+
+class _GuidedInRows:
+    def __init__(self, field: Guided, network: RaggedNetwork) -> None:
+        self.costs, self.embedded, self.network, self.scale = field.costs, network.embedded, network, field.scale
+
+    def __call__(self, x: Tensor, times: Tensor, guided: Tensor | None) -> Prediction:
+        if guided is None:
+            value, variance = self.network.at(x, times, 1)
+            return Prediction(value[0], None if variance is None else variance[0])
+        value, variance = self.network.at(x, times, 2)
+        # A scale of 1 by a number of the kernel: one beside it would be copied from the host.
+        scales = self._scale(value).expand(len(x)).masked_fill(~guided, 1.0).view(-1, *[1] * (x.dim() - 1))
+        return Prediction(torch.lerp(value[1], value[0], scales), None if variance is None else variance[0])
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return self.scale if isinstance(self.scale, Tensor) else like.new_full((), self.scale)
 
 
 class Lookahead:

@@ -175,6 +175,14 @@ class HeadNetwork(ConditionedHead, RaggedNetwork):
     def on_each(self, rows: Tensor, grids: Sequence[TimeGrid], together: list[Together]) -> BoundNetwork:
         return _BoundHeadEach(self.select(rows), grids, together)
 
+    def embedded(self, network_times: Tensor) -> Tensor:
+        return self.head.time_table(network_times)
+
+    def at(self, x: Tensor, times: Tensor, num_halves: int) -> Prediction:
+        h = self.head.input(x.to(self.condition.dtype)).repeat(num_halves, 1)
+        modulation = self.head.modulation(swish(times + self.condition[:num_halves, : len(x)]).flatten(0, 1))
+        return self.head.said(self.head.denoise(h, modulation).float().unflatten(0, (num_halves, -1)))
+
 
 class BoundHead:
     """A `ConditionedHead` on one grid."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.library import Library
 from torch.nn import functional as F
 
-from disa.core import noise
+from disa.core import formulas, noise
 from disa.errors import warn
 from disa.runtime.kernels import linear, swish
 from disa.values import first_line
@@ -139,13 +139,14 @@ def _tensors(value: Any) -> list[Tensor]:
 
 
 def _shape_of_normals(
-    key: Tensor, image: Tensor, position: Tensor, ar_step: Tensor, first: int, count: int, values: int
+    key: Tensor, image: Tensor, position: Tensor, ar_step: Tensor, first: int, count: int, values: int, *_: Any
 ) -> Tensor:
     return key.new_empty(count, len(image), values, dtype=torch.float32)
 
 
 normals = Operator(
-    "normals(Tensor key, Tensor image, Tensor position, Tensor ar_step, int first, int count, int values) -> Tensor",
+    "normals(Tensor key, Tensor image, Tensor position, Tensor ar_step, int first, int count, int values, "
+    "Tensor? later=None) -> Tensor",
     noise.normals,
     _shape_of_normals,
     numbers=[3],
@@ -184,6 +185,19 @@ gated_norm = Operator(
     lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)),
 )
 """x + gate y, and the modulated RMS norm of that."""
+
+
+def _added_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x = x + y
+    return x, F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+
+added_norm = Operator(
+    "added_norm(Tensor x, Tensor y, Tensor weight, Tensor bias, float eps) -> (Tensor, Tensor)",
+    _added_norm,
+    lambda x, *_: (x.new_empty(x.shape), x.new_empty(x.shape)),
+)
+"""x + y, and the layer norm of that."""
 
 
 def _gelu_gate(gate: Tensor, value: Tensor) -> Tensor:
@@ -283,3 +297,16 @@ guided = Operator(
 )
 """unconditional + scale (conditional - unconditional) of value [P, R, ..., C], and the conditional half of variance, in
 float32; with one half of value, that."""
+
+
+# -- solvers -------------------------------------------------------------------------------------------------------
+
+
+ancestral = Operator(
+    "ancestral(Tensor x, Tensor value, Tensor? variance, Tensor? noise, float[] numbers, Tensor? each, "
+    "float temperature) -> Tensor",
+    formulas.ancestral.plain,
+    lambda x, *_: x.new_empty(x.shape),
+)
+"""`formulas.ancestral`, DDPM's step, which calls it from here on."""
+formulas.ancestral.form = ancestral

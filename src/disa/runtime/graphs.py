@@ -9,15 +9,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from disa.core.constants import kept_in
 from disa.core.work import Work as Count
 from disa.core.work import ran, unheard
 from disa.errors import warn
-from disa.runtime.constants import kept_in
 from disa.values import first_line
 
 TOLERANCE = {torch.bfloat16: 3e-2}
@@ -41,6 +42,18 @@ class Tape(Protocol):
 
     def renew(self) -> None:
         """What is captured from now on takes no memory that graphs which are gone have left."""
+        ...
+
+
+class Records(Protocol):
+    """What is asked for graphs."""
+
+    def recorded(self, work: Work, written: Sequence[Tensor], what: str, changed: bool = False) -> Recording | None:
+        """See `record`."""
+        ...
+
+    def has_room(self, session: Any) -> bool:
+        """Whether more may be recorded."""
         ...
 
 
@@ -105,27 +118,42 @@ class Recording:
         ran(self.counted.tokens, self.counted.operations)
 
 
-def record(tape: Tape, work: Work, written: Sequence[Tensor], what: str) -> Recording | None:
-    """Do a work, and record it. None where that fails or a replay gives something else, which one warning tells; what
-    it wrote is then that of eager mode. What blocks count meanwhile is kept, and heard by nobody.
+def record(tape: Tape, work: Work, written: Sequence[Tensor], what: str, changed: bool = False) -> Recording | None:
+    """Do a work once, and record it. None where that fails or a replay gives something else, which one warning tells;
+    what it wrote is then that of eager mode. What blocks count meanwhile is kept, and heard by nobody.
 
-    written: tensors from outside that it writes to; a second time it must write the same. what: its name in a warning.
+    written: tensors from outside that it writes to; a second time it must write the same, or, where they are changed,
+    the same if they are what they were before. what: its name in a warning.
     """
     constants, counted = dict[Hashable, Tensor](), Count()
+    before = [each.clone() for each in written] if changed else []
     with kept_in(constants), unheard():
-        with counted:
-            expected = [each.clone() for each in (*tape.eager(work), *written)]
+        try:
+            with counted:
+                expected = [each.clone() for each in (*tape.eager(work), *written)]
+        except torch.OutOfMemoryError:  # the stream of captures cannot take what is cached for another one
+            _put(before, written)
+            work()
+            return _refused(what, "it needs more memory than there is")
+        _put(before, written)
         try:
             launch, returned, size = tape.capture(work)
         except Exception as error:  # whatever a driver or a library raises
+            _put(expected[len(expected) - len(written) :], written)
             return _refused(what, first_line(error))
+    _put(before, written)
     launch()
     found = [*returned, *written]
     if all(_agree(*pair) for pair in zip(found, expected, strict=True)):
         return Recording(launch, returned, constants, size, counted)
-    for mine, right in zip(found, expected, strict=True):
-        mine.copy_(right)
+    _put(expected, found)
     return _refused(what, "its replay differs from eager mode by more than rounding")
+
+
+def _put(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
+    """Write values to the first of some tensors, as many as there are."""
+    for value, tensor in zip(values, tensors, strict=False):
+        tensor.copy_(value)
 
 
 def _refused(what: str, reason: str) -> None:
@@ -146,3 +174,13 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
 def nbytes(tensors: Sequence[Any]) -> int:
     """Bytes of the values of tensors."""
     return sum(each.nbytes for each in tensors if isinstance(each, Tensor))
+
+
+def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    """Copy tensors into others of their shapes, by one call for each type."""
+    pairs = sorted(zip(targets, sources, strict=True), key=lambda pair: str((pair[0].dtype, pair[1].device)))
+    for _, group in groupby(pairs, key=lambda pair: (pair[0].dtype, pair[1].device)):
+        some = list(group)
+        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
+            [target for target, _ in some], [source for _, source in some], non_blocking=True
+        )

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from disa.core.generate import Drawing
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARModel, DenoisingProblem, Noise, TimeGrid
+from disa.core.ragged import Way
 from disa.core.request import Request
 from disa.core.reuse import NONE
-from disa.core.solver import Solver
+from disa.core.solve import Looked
+from disa.core.solver import Solver, WalkingSolver
 from disa.runtime import fused
 from disa.runtime.graphs import CudaTape, Recording, Tape, record
 from disa.runtime.parts import Unknown, apart
@@ -33,7 +35,8 @@ class Recorder:
     def __init__(self, tape: Tape, most: int) -> None:
         """most: bytes of all graphs and slots; a shape that is not recorded for want of room is drawn without."""
         self.tape, self.most = tape, most
-        self.sessions, self.met, self.lock = OrderedDict[Hashable, Session](), set[Hashable](), RLock()
+        self.sessions, self.lock = OrderedDict[Hashable, Session](), RLock()
+        self.met, self.refused = set[Hashable](), set[Hashable]()
 
     def begin(self, model: ARModel, request: Request, noise: Noise) -> Drawing:
         """A generation; from graphs where its shape was met before, and no other one is under way on them."""
@@ -55,28 +58,35 @@ class Recorder:
     def _session(self, model: ARModel, request: Request, noise: Noise) -> Session | None:
         if not isinstance(noise, SeededNoise) or request.reuse != NONE:  # what is kept is no part of a state's slots
             return None
+        if not getattr(model, "can_be_replayed", True):
+            return None
         key = key_of(model, request, noise)
         if key in self.sessions:
             self.sessions.move_to_end(key)
             return None if self.sessions[key].busy else self.sessions[key]
+        if key in self.refused:
+            return None
         if key not in self.met:
             if len(self.met) >= MOST_KEYS:
                 self.met.clear()
+                self.refused.clear()
             self.met.add(key)
             return None
         if not self.has_room(None):
             return None
         try:
             self.sessions[key] = Session(self, model, request, noise)
-        except Unknown:
-            self.met.discard(key)
+        except (Unknown, torch.OutOfMemoryError):
+            self.refused.add(key)
             return None
         return self.sessions[key]
 
-    def recorded(self, work: Callable[[], Sequence[Tensor]], written: Sequence[Tensor], what: str) -> Recording | None:
+    def recorded(
+        self, work: Callable[[], Sequence[Tensor]], written: Sequence[Tensor], what: str, changed: bool = False
+    ) -> Recording | None:
         """Record a work, see `record`; one at a time."""
         with self.lock:
-            return record(self.tape, work, written, what)
+            return record(self.tape, work, written, what, changed)
 
     def has_room(self, session: Session | None) -> bool:
         """Whether more may be recorded; for that what was not used for longest is let go, if nothing goes on on it."""
@@ -127,6 +137,16 @@ class Replayed(Drawing):
     def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
         found = None if self.posed is None else self.session.along(self.posed, solver, grid)
         return super().along(problem, solver, grid) if found is None else found
+
+    def look(self, problem: DenoisingProblem, solver: WalkingSolver) -> Looked:
+        found = None if self.posed is None else self.session.look(self.posed, solver)
+        return super().look(problem, solver) if found is None else found
+
+    def along_each(
+        self, problem: DenoisingProblem, solver: Solver, ways: Sequence[Way], looked: Looked | None = None
+    ) -> tuple[Tensor, int]:
+        found = None if self.posed is None else self.session.along_each(self.posed, solver, ways, looked)
+        return super().along_each(problem, solver, ways, looked) if found is None else found
 
     def accept(self, tokens: Tensor) -> None:
         super().accept(tokens)

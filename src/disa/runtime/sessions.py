@@ -8,6 +8,7 @@ the state of a generation lies in; every graph of it reads and writes there. Cap
 | begin | session | labels or prompts, keys of the noise | slots |
 | pose | AR step | slots | slots; the box of the problem |
 | the way from noise to tokens | box and way along a grid | the box, keys of the noise | tokens |
+| a denoising step of rows that have counts of their own | box, formula, bucket | see rows.py | their states |
 
 A box holds the tensors of problems of one shape, with the AR step and the scale of guidance as tensors, so that the
 AR steps which are alike but for these have one graph. What is handed out lies where graphs write; if somebody still
@@ -19,35 +20,25 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import groupby
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from disa.core.noise import SeededNoise
 from disa.core.problem import ARModel, DenoisingProblem, TimeGrid
+from disa.core.ragged import Way as OneWay
 from disa.core.request import Request
-from disa.core.solve import from_noise
-from disa.core.solver import Solver, walks
+from disa.core.solve import Looked, from_noise, look_along
+from disa.core.solver import NUM_LOOKS, Solver, WalkingSolver, walks
+from disa.core.solvers import grid_for
 from disa.core.work import unheard
-from disa.runtime.graphs import Recording, nbytes
-from disa.runtime.parts import Unknown, apart, assigned, fresh, rebuilt
+from disa.runtime.graphs import Recording, Records, copy_all, nbytes
+from disa.runtime.parts import T, Unknown, apart, assigned, fresh, rebuilt
+from disa.runtime.rows import RowSteps, capacity_for, courses_of
 
 LARGE = 1 << 20
 """Bytes from which on a tensor of a state is not copied into a box but read where it is."""
-
-
-class Records(Protocol):
-    """What a session asks for graphs."""
-
-    def recorded(self, work: Callable[[], Sequence[Tensor]], written: Sequence[Tensor], what: str) -> Recording | None:
-        """See `disa.runtime.graphs.record`."""
-        ...
-
-    def has_room(self, session: Session | None) -> bool:
-        """Whether more may be recorded."""
-        ...
 
 
 class Lent:
@@ -132,10 +123,11 @@ class Posed:
 
 @dataclass(eq=False)
 class Way:
-    """The graph of a way from noise to tokens."""
+    """The graph of a way from noise to tokens, or of a look."""
 
     recording: Recording
-    evaluations: int
+    found: Any
+    """What it gives, on other tensors."""
 
 
 class Session:
@@ -152,13 +144,15 @@ class Session:
         self.template, self.slots = state, [part.clone() for part in parts]
         self.large = {slot.untyped_storage().data_ptr() for slot in self.slots if slot.nbytes >= LARGE}
         self.begun, self.poses, self.ways = self._begun(request), dict[int, Posed | None](), dict[Any, Way | None]()
+        self.rows = dict[Hashable, RowSteps]()
         self.boxes, self.lent, self.last = dict[Hashable, Box](), Lent(), lambda: None
 
     @property
     def size(self) -> int:
         """Bytes."""
         graphs = [self.begun, *(each and each.recording for each in (*self.poses.values(), *self.ways.values()))]
-        return nbytes(self.slots) + sum(graph.size for graph in graphs if graph is not None)
+        own = nbytes(self.slots) + sum(rows.size for rows in self.rows.values())
+        return own + sum(graph.size for graph in graphs if graph is not None)
 
     # -- begin ---------------------------------------------------------------------------------------------------
 
@@ -294,11 +288,23 @@ class Session:
 
     def along(self, posed: Posed, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int] | None:
         """Tokens at the end of a way, and evaluations; None where it cannot be recorded."""
-        asked: Any = solver
-        if not walks(asked):
+        what = f"a way of {grid.num_evaluations} denoising steps for {posed.problem.num_rows} rows"
+        return self._found(posed, solver, grid, lambda problem: from_noise(problem, solver, grid, self.noise), what)
+
+    def look(self, posed: Posed, solver: WalkingSolver) -> Looked | None:
+        """The first evaluations of all rows; None where they cannot be recorded."""
+        grid = grid_for(solver, posed.problem.process, NUM_LOOKS)
+        what = f"a look at {posed.problem.num_rows} rows"
+        return self._found(posed, solver, grid, lambda problem: look_along(problem, solver, self.noise), what)
+
+    def _found(
+        self, posed: Posed, solver: Any, grid: TimeGrid, find: Callable[[DenoisingProblem], T], what: str
+    ) -> T | None:
+        """What is found from a problem, a solver and a grid, from a graph."""
+        if not walks(solver):
             return None
         times = (each.tobytes() for each in (grid.network_times, grid.levels, grid.times))
-        key = posed.key, type(solver), asked.way(grid), *times
+        key = what, posed.key, type(solver), solver.way(grid), *times
         try:
             known = key in self.ways
         except TypeError:  # a solver of the caller that cannot be compared
@@ -306,30 +312,47 @@ class Session:
         if not known:
             if not self.recorder.has_room(self):
                 return None
-            self.ways[key] = self._way(posed, solver, grid)
+            self.ways[key] = self._way(posed, find, what)
         way = self.ways[key]
         if way is None:
             return None
         if known:
             self.lent.own(way)
             way.recording.replay()
-        return self.lent.lend(way, way.recording.returned[0]), way.evaluations
+        return rebuilt(way.found, (self.lent.lend(way, each) for each in way.recording.returned))
 
-    def _way(self, posed: Posed, solver: Solver, grid: TimeGrid) -> Way | None:
+    def _way(self, posed: Posed, find: Callable[[DenoisingProblem], Any], what: str) -> Way | None:
         """Record it."""
-        box, made = posed.box, list[int]()
-        field = rebuilt(posed.problem.field, iter(box.parts))
-        ar_step: Any = box.ar_step
-        problem = replace(posed.problem, field=field, ar_step=ar_step, condition=None)
+        problem, kept = self._on_box(posed), list[Any]()
 
         def work() -> list[Tensor]:
-            tokens, evaluations = from_noise(problem, solver, grid, self.noise)
-            made[:] = [evaluations]
-            return [tokens]
+            kept[:] = [find(problem)]
+            return apart(kept[0])[1]
 
-        what = f"a way of {grid.num_evaluations} denoising steps for {problem.num_rows} rows"
-        recording = self.recorder.recorded(work, box.tensors, what)
-        return None if recording is None else Way(recording, made[0])
+        recording = self.recorder.recorded(work, posed.box.tensors, what)
+        return None if recording is None else Way(recording, kept[0])
+
+    def _on_box(self, posed: Posed) -> DenoisingProblem:
+        """The problem whose tensors, AR step and scale of guidance are those of the box."""
+        field, ar_step = rebuilt(posed.problem.field, iter(posed.box.parts)), cast(Any, posed.box.ar_step)
+        return replace(posed.problem, field=field, ar_step=ar_step, condition=None)
+
+    def along_each(
+        self, posed: Posed, solver: Solver, ways: Sequence[OneWay], looked: Looked | None
+    ) -> tuple[Tensor, int] | None:
+        """Tokens of rows at the ends of ways of their own, and evaluations beside those of a look; None where their
+        denoising steps cannot be recorded."""
+        problem = self._on_box(posed)
+        found = courses_of(problem, solver, ways)
+        if found is None:
+            return None
+        formula, courses = found
+        key = posed.key, formula, capacity_for(courses)
+        if key not in self.rows:
+            if not self.recorder.has_room(self):
+                return None
+            self.rows[key] = RowSteps(self.recorder, problem, formula, self.noise, courses)
+        return self.rows[key].run(courses, looked)
 
 
 def check(model: Any, request: Request) -> None:
@@ -342,13 +365,3 @@ def adopt(state: Any, other: Any) -> None:
     for each in fields(state):
         if not isinstance(value := getattr(other, each.name), Request):
             object.__setattr__(state, each.name, value)
-
-
-def copy_all(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
-    """Copy tensors into others of their shapes, by one call for each type."""
-    pairs = sorted(zip(targets, sources, strict=True), key=lambda pair: str((pair[0].dtype, pair[1].device)))
-    for _, group in groupby(pairs, key=lambda pair: (pair[0].dtype, pair[1].device)):
-        some = list(group)
-        torch._foreach_copy_(  # pyright: ignore[reportPrivateImportUsage]
-            [target for target, _ in some], [source for _, source in some], non_blocking=True
-        )

@@ -17,9 +17,11 @@ from torch import Tensor
 from disa.runtime.triton_linear import gated_linear as gated_linear
 from disa.runtime.triton_linear import modulated_linear as modulated_linear
 from disa.runtime.triton_linear import rows_of
-
-BLOCK = 1024
-"""Values of a program that goes value by value."""
+from disa.runtime.triton_pointwise import BLOCK
+from disa.runtime.triton_pointwise import ancestral as ancestral
+from disa.runtime.triton_pointwise import gelu_gate as gelu_gate
+from disa.runtime.triton_pointwise import guided as guided
+from disa.runtime.triton_pointwise import turned as turned
 
 
 @triton.jit
@@ -34,6 +36,8 @@ def _normals(
     first,
     values,
     ar_step,
+    later,
+    LATER: tl.constexpr,
     BLOCKS: tl.constexpr,
     SIZE: tl.constexpr,
 ):
@@ -45,12 +49,15 @@ def _normals(
     low = tl.load(key + whose, mask=inside, other=0)
     high = tl.load(key + num_images + whose, mask=inside, other=0)
     where = tl.load(position + row, mask=inside, other=0)
+    number = draw + first
+    if LATER:
+        number += tl.load(later)
     purpose = tl.zeros_like(place) + (tl.load(ar_step) * 2 + 1)
     a, b, c, d = tl.philox(
         low | (high << 32),
         block.to(tl.uint32),
         where.to(tl.uint32),
-        (draw + first).to(tl.uint32),
+        number.to(tl.uint32),
         purpose.to(tl.uint32),
     )
     here = out + (draw * num_rows + row) * values + block
@@ -67,7 +74,14 @@ def _normals(
 
 
 def normals(
-    key: Tensor, image: Tensor, position: Tensor, ar_step: Tensor, first: int, count: int, values: int
+    key: Tensor,
+    image: Tensor,
+    position: Tensor,
+    ar_step: Tensor,
+    first: int,
+    count: int,
+    values: int,
+    later: Tensor | None = None,
 ) -> Tensor:
     num_rows, blocks = len(image), -(-values // 4)
     out = torch.empty(count, num_rows, values, dtype=torch.float32, device=key.device)
@@ -83,6 +97,8 @@ def normals(
         first,
         values,
         ar_step,
+        ar_step if later is None else later,
+        LATER=later is not None,
         BLOCKS=blocks,
         SIZE=BLOCK,
     )
@@ -214,132 +230,37 @@ def gated_norm(x: Tensor, gate: Tensor, y: Tensor, shift: Tensor, scale: Tensor,
 
 
 @triton.jit
-def _turned(
-    x,
-    cos,
-    sin,
-    out,
-    total,
-    images,
-    heads,
-    length,
-    s_pair,
-    s_image,
-    s_head,
-    s_token,
-    HALF: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = place < total
-    plane, token = place % HALF, place // HALF % length
-    head = place // (HALF * length) % heads
-    image = place // (HALF * length * heads) % images
-    pair = place // (HALF * length * heads * images)
-    here = x + pair * s_pair + image * s_image + head * s_head + token * s_token + 2 * plane
-    even = tl.load(here, mask=inside, other=0.0).to(tl.float32)
-    odd = tl.load(here + 1, mask=inside, other=0.0).to(tl.float32)
-    c = tl.load(cos + token * HALF + plane, mask=inside, other=0.0)
-    s = tl.load(sin + token * HALF + plane, mask=inside, other=0.0)
-    there = out + 2 * place
-    tl.store(there, (even * c - odd * s).to(out.dtype.element_ty), mask=inside)
-    tl.store(there + 1, (odd * c + even * s).to(out.dtype.element_ty), mask=inside)
+def _added_norm(x, y, weight, bias, out, normed, width, x_row, y_row, eps, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    h = tl.load(x + row * x_row + column, mask=inside, other=0.0).to(tl.float32)
+    h += tl.load(y + row * y_row + column, mask=inside, other=0.0).to(tl.float32)
+    h = h.to(out.dtype.element_ty)
+    tl.store(out + row * width + column, h, mask=inside)
+    h = _normed(h.to(tl.float32), inside, width, eps, False)
+    h *= tl.load(weight + column, mask=inside, other=0.0).to(tl.float32)
+    h += tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
+    tl.store(normed + row * width + column, h.to(normed.dtype.element_ty), mask=inside)
 
 
-def turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    wide = x if x.dim() == 5 else x[None]
-    wide = wide if wide.stride(-1) == 1 else wide.contiguous()
-    _, images, heads, length, width = wide.shape
-    total = out.numel() // 2
-    _turned[(triton.cdiv(total, BLOCK),)](
-        wide,
-        cos.contiguous(),
-        sin.contiguous(),
+def added_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    rows, more, width = rows_of(x), rows_of(y), x.shape[-1]
+    out, normed = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
+    _added_norm[(len(rows),)](
+        rows,
+        more,
+        weight,
+        bias,
         out,
-        total,
-        images,
-        heads,
-        length,
-        *wide.stride()[:4],
-        HALF=width // 2,
-        SIZE=BLOCK,
+        normed,
+        width,
+        rows.stride(0),
+        more.stride(0),
+        eps,
+        WIDTH=triton.next_power_of_2(width),
     )
-    return out
-
-
-@triton.jit
-def _gelu_gate(gate, value, out, total, SIZE: tl.constexpr):
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = place < total
-    h = tl.load(gate + place, mask=inside, other=0.0).to(tl.float32)
-    h = 0.5 * h * (1 + tl.erf(h * 0.7071067811865476))
-    h *= tl.load(value + place, mask=inside, other=0.0).to(tl.float32)
-    tl.store(out + place, h.to(out.dtype.element_ty), mask=inside)
-
-
-def gelu_gate(gate: Tensor, value: Tensor) -> Tensor:
-    out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
-    total = out.numel()
-    _gelu_gate[(triton.cdiv(total, BLOCK),)](gate.contiguous(), value.contiguous(), out, total, SIZE=BLOCK)
-    return out
-
-
-@triton.jit
-def _guided(
-    value,
-    variance,
-    mixed,
-    spread,
-    total,
-    scale,
-    half,
-    half_row,
-    channels,
-    stride,
-    TWO: tl.constexpr,
-    VARIANCE: tl.constexpr,
-    SIZE: tl.constexpr,
-):
-    place = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    inside = place < total
-    here = place // channels * stride + place % channels
-    h = tl.load(value + here, mask=inside, other=0.0).to(tl.float32)
-    if TWO:
-        without = tl.load(value + half + here, mask=inside, other=0.0).to(tl.float32)
-        h = without + tl.load(scale) * (h - without)
-    tl.store(mixed + place, h, mask=inside)
-    if VARIANCE:
-        here = place // channels * half_row + place % channels
-        tl.store(spread + place, tl.load(variance + here, mask=inside, other=0.0).to(tl.float32), mask=inside)
-
-
-def guided(value: Tensor, variance: Tensor | None, scale: Tensor) -> list[Tensor]:
-    out = [
-        torch.empty(value.shape[1:], dtype=torch.float32, device=value.device)
-        for each in (value, variance)
-        if each is not None
-    ]
-    wide = value.reshape(len(value), -1, value.shape[-1])
-    wide = wide if wide.stride(-1) == 1 else wide.contiguous()
-    other = wide[0] if variance is None else rows_of(variance[0])
-    total = out[0].numel()
-    _guided[(triton.cdiv(total, BLOCK),)](
-        wide,
-        other,
-        out[0],
-        out[-1],
-        total,
-        scale,
-        wide.stride(0),
-        other.stride(0),
-        value.shape[-1],
-        wide.stride(1),
-        TWO=len(wide) == 2,
-        VARIANCE=variance is not None,
-        SIZE=BLOCK,
-    )
-    return out
+    return out, normed
 
 
 def _modulation(part: Tensor, x: Tensor) -> tuple[Tensor, int]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from disa.core.capabilities import Capabilities
+from disa.core.constants import constant
 from disa.core.diffusion import CosineDiffusion, LossTerms, TrainingLoss
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Prompts, Request
@@ -30,7 +31,6 @@ from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, conditional, empty_cache
 from disa.models.language import WithLanguageModel, causal, check_positions, check_prompts, language_model
 from disa.models.mar.model import MAR, MARState, Positions
-from disa.runtime.constants import constant
 from disa.runtime.kernels import linear
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import sums_vary
