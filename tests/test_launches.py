@@ -10,6 +10,7 @@ import json
 import sys
 import traceback
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,34 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT / "benchmarks"))
 
-from launches import Launches, draw, on_meta, request_for, solver_of  # noqa: E402  # pyright: ignore
+from launches import META, Launches, attention_in_one_launch, draw, on_meta, request_for, solver_of  # noqa: E402  # pyright: ignore
 
 import small  # noqa: E402
+from disa.core.constants import kept_in  # noqa: E402
+from disa.core.noise import SeededNoise  # noqa: E402
+from disa.core.orders import parse_order  # noqa: E402
 from disa.core.plans import read_plan  # noqa: E402
 from disa.core.problem import DenoisingProblem, Look  # noqa: E402
 from disa.core.request import Guidance, Request  # noqa: E402
+from disa.core.solve import ways_of  # noqa: E402
 from disa.core.solver import Solver  # noqa: E402
-from disa.core.solvers import SOLVERS  # noqa: E402
+from disa.core.solvers import SOLVERS, grid_for  # noqa: E402
 from disa.core.spending import Spending  # noqa: E402
 from disa.core.steps import describe  # noqa: E402
 from disa.core.texts import parse  # noqa: E402
+from disa.core.work import Work  # noqa: E402
 from disa.policies.adaptive import policy  # noqa: E402
 from disa.policies.probe import FittedProbe  # noqa: E402
 from disa.runtime import fused  # noqa: E402
+from disa.runtime.graphs import Recording  # noqa: E402
+from disa.runtime.sessions import Session  # noqa: E402
 from disa.weights.package import in_package  # noqa: E402
+from stand_in import tensors  # noqa: E402
 
 FILE = Path(__file__).with_name("launches.json")
 EMBEDDED = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
@@ -150,6 +160,71 @@ def test_no_kept_token_waits(name: str) -> None:
     mask[:, 1:4, 2:4] = True
     request = Request(2, 3, base.labels, base.guidance, known, mask, base.prompts)
     drawn(name, "constant:2", request=request)
+
+
+class Watching(TorchDispatchMode):
+    """Writes down operators on the meta device with the shapes that they give; told of one that is given a tensor of
+    the host, it raises where that would spoil a capture."""
+
+    def __init__(self, capturing: bool) -> None:
+        super().__init__()
+        self.capturing, self.seen = capturing, list[tuple[str, list[Any]]]()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = function(*args, **(kwargs or {}))
+        made = [each for each in tensors(out) if each.is_meta]
+        given = tensors((args, list((kwargs or {}).values())))
+        from_host = bool(made) and any(not each.is_meta for each in given)
+        if self.capturing and from_host:
+            raise AssertionError(f"{function} reads memory of the host, which a replay would not find")
+        if made and not from_host:
+            self.seen.append((str(function), [each.shape for each in made]))
+        return out
+
+
+class Captured:
+    """In place of a recorder: works are gone through twice, as for a capture, and nothing is recorded."""
+
+    def __init__(self) -> None:
+        self.works = list[str]()
+
+    def recorded(self, work: Any, written: Any, what: str, changed: bool = False) -> Recording:
+        first, second, constants = Watching(False), Watching(True), dict[Any, Tensor]()
+        with kept_in(constants):
+            with first:
+                work()
+            with second:
+                returned = work()
+        assert first.seen == second.seen, what
+        self.works.append(what)
+        return Recording(lambda: None, returned, constants, 0, Work())
+
+    def has_room(self, session: Any) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name != "nextstep"])
+@pytest.mark.parametrize("order", ["random", "halton", "checkerboard"])
+def test_what_is_captured_reads_nothing_of_the_host_and_keeps_its_shapes(name: str, order: str) -> None:
+    """A copy from the host would fail in a capture, or be copied again from memory that is gone."""
+    if order != "random" and name not in ("mar-digits", "harmon-shapes"):
+        pytest.skip("this family draws in one order")
+    base, drawing, captured = request_for(PRESETS[name], 2), model(name), Captured()
+    few = base.num_ar_steps if base.num_ar_steps < 6 else 3
+    request = replace(base, num_ar_steps=few, guidance=Guidance(2.0), order=parse_order(order))
+    noise, solver = SeededNoise([0, 1], META, fused.normals), solver_of(PRESETS[name])
+    with torch.no_grad(), attention_in_one_launch():
+        session = Session(captured, drawing, request, noise)
+        state = session.begin(request, noise)
+        for ar_step in range(few):
+            problem, posed = session.pose(ar_step, state)
+            assert posed is not None
+            tokens, _ = session.along(posed, solver, grid_for(solver, problem.process, 3)) or (None, 0)
+            assert tokens is not None
+            session.along_each(posed, solver, ways_of(uneven(problem), problem, solver), None)
+            drawing.accept(state, tokens)
+    assert "the beginning of a batch" in captured.works
+    assert len(captured.works) > 2 * few
 
 
 SCORES = "mlp", "variance:draws", "variance:head", "variance:probe"

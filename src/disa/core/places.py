@@ -5,12 +5,14 @@ Shapes: B images, L tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from disa.core.constants import constant
 from disa.core.orders import Order
 
 
@@ -22,11 +24,16 @@ def ordered(order: Order, random: Tensor, grid: tuple[int, int]) -> Tensor:
     if order.name == "raster":
         return torch.arange(random.shape[1], device=random.device).flip(0).repeat(len(random), 1)
     if order.name == "halton":
-        return _moved(torch.tensor(halton(grid), device=random.device), random[:, -1], grid).flip(1)
+        return _moved(_on(random.device, halton(grid)), random[:, -1], grid).flip(1)
     if order.name == "checkerboard":
-        stages = torch.tensor(stages_of(grid, order.stages), device=random.device)
+        stages = _on(random.device, stages_of(grid, order.stages).tolist())
         return random.gather(1, stages[random].argsort(dim=1, descending=True, stable=True))
     return random
+
+
+def _on(device: torch.device, places: Sequence[int]) -> Tensor:
+    """Whole numbers [L] on a device, which follow from the grid and the order."""
+    return constant(("places", *places, device), lambda: torch.tensor(places).to(device, non_blocking=True))
 
 
 def stages_of(grid: tuple[int, int], num_stages: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from disa.core.constants import constant
 from disa.core.flow import FlowMatching
 from disa.core.problem import DenoisingProblem, Noise, Preview
 from disa.core.request import Request
@@ -126,10 +127,15 @@ class CellByCell(ClassConditioned):
         """Latents [B, C, H, W]."""
         return self.to_latents(state.tokens[: state.request.batch_size])
 
-    def places(self) -> Tensor:
+    def places(self, device: torch.device) -> Tensor:
         """[2, L] row and column of each token."""
-        places = torch.cartesian_prod(*(torch.arange(size) for size in self.config.latent_size))
-        return self.to_tokens(places.T.reshape(1, 2, *self.config.latent_size))[0].T
+        size, cell = self.config.latent_size, self.config.cell_size
+
+        def make() -> Tensor:
+            places = torch.cartesian_prod(*(torch.arange(side) for side in size))
+            return self.to_tokens(places.T.reshape(1, 2, *size))[0].T.to(device, non_blocking=True)
+
+        return constant(("places", size, cell, device), make)
 
     def to_tokens(self, latents: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, L, C], cell by cell. Raises DisaError."""

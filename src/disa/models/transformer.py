@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from disa.core.constants import constant
 from disa.core.work import attention, product, ran
 from disa.errors import DisaError
 from disa.models.layers import ClassConditioned
@@ -247,6 +248,11 @@ def check_heads(width: int, num_heads: int) -> None:
 
 def causal_mask(group_sizes: list[int], device: torch.device) -> Tensor:
     """[L, L] to add to attention scores: a token sees its own group and those before it."""
-    group = torch.repeat_interleave(torch.arange(len(group_sizes)), torch.tensor(group_sizes)).to(device)
+
+    def make() -> Tensor:
+        group = torch.repeat_interleave(torch.arange(len(group_sizes)), torch.tensor(group_sizes))
+        return group.to(device, non_blocking=True)
+
+    group = constant(("groups", *group_sizes, device), make)
     nothing = torch.zeros(len(group), len(group), dtype=torch.float32, device=device)
     return nothing.masked_fill(group[:, None] < group, -torch.inf)

@@ -134,9 +134,8 @@ class BitDance(CellByCell):
 
     def rotation(self, device: torch.device) -> Rotation:
         """Half of a head turns with the column, the other half with the row; places before the tokens do not turn."""
-        c, places = self.config, self.places() + 1.5
-        fed = torch.cat([places.new_zeros(2, c.prefix), places[:, : c.num_tokens - c.group_size]], dim=1)
-        rows, columns = fed.to(device)
+        c, places = self.config, self.places(device) + 1.5
+        rows, columns = torch.cat([places.new_zeros(2, c.prefix), places[:, : c.num_tokens - c.group_size]], dim=1)
         return Rotation.of(columns, rows, c.width // c.num_heads)
 
     def _beginning(self, embedding: Tensor) -> Tensor:

@@ -62,6 +62,8 @@ class NextStep(WithLanguageModel):
     """Language model, projections and head. State lives in `NextStepState`."""
 
     process = FlowMatching(embedding_scale=1, from_noise=True)
+    can_be_replayed = False
+    """What is kept of the language model grows with every token, so that each AR step would need a graph of its own."""
 
     def __init__(self, config: NextStepConfig) -> None:
         super().__init__()

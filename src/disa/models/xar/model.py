@@ -117,7 +117,7 @@ class XAR(CellByCell, Trunk):
 
     def rotation(self, device: torch.device) -> Rotation:
         """Of all tokens: where they stand in the whole image."""
-        rows, columns = self.places().to(device)
+        rows, columns = self.places(device)
         return Rotation.of(rows, columns, self.config.width // self.config.num_heads)
 
     # -- training ------------------------------------------------------------------------------------------------
