@@ -16,6 +16,7 @@ from disa.core.capabilities import Capabilities
 from disa.core.request import Request
 from disa.core.work import attention, product, ran
 from disa.models.kept import KeptBlock
+from disa.runtime.fused import added_norm
 from disa.runtime.kernels import attend, swish
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import in_tiles
@@ -90,8 +91,9 @@ class Block(nn.Module):
         length = x.shape[1]
         self._say(x, length if wanted is None else wanted.shape[1], kept.num_keys(length) if kept else length)
         attended = self.attn(self.norm1(x), wanted, kept)
-        x = (x if wanted is None else take(x, wanted)) + attended
-        return x + self.mlp(self.norm2(x))
+        before = x if wanted is None else take(x, wanted)
+        x, normed = added_norm(before, attended, self.norm2.weight, self.norm2.bias, self.norm2.eps)
+        return x + self.mlp(normed)
 
     def _say(self, x: Tensor, queries: int, keys: int) -> None:
         """Count what a call computes."""
