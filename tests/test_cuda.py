@@ -27,6 +27,7 @@ from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
 from disa.runtime import fused
 from disa.runtime.clock import clock_of
+from disa.runtime.graphs import CudaTape, record
 from disa.runtime.offload import offload
 from disa.runtime.surroundings import undisturbed
 from golden import replay
@@ -201,6 +202,17 @@ def test_policies_that_look_are_drawn_from_graphs(name: str) -> None:
         for steps in ("straight", "variance:draws:4-2"):
             options = {"num_ar_steps": None} if steps == "straight" else {}
             assert torch.isfinite(latents(name, 6, graphs="on", batch_size=2, steps=steps, **options)).all()
+
+
+def test_a_capture_that_fails_leaves_the_next_one_possible() -> None:
+    tape, x = CudaTape(torch.device("cuda", torch.cuda.current_device())), torch.ones(3, device=DEVICE)
+    with pytest.warns(UserWarning, match="a sum is drawn without a captured graph"):
+        assert record(tape, lambda: [x * float(x.sum())], [], "a sum") is None
+    recording = record(tape, lambda: [x * 2], [], "a product")
+    assert recording is not None
+    x.fill_(3)
+    recording.replay()
+    assert torch.equal(recording.returned[0], x * 2)
 
 
 @pytest.mark.parametrize("name", MODELS)

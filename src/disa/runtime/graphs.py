@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
@@ -90,10 +91,20 @@ class CudaTape:
                     found = work()
                 finally:
                     graph.capture_end()
+        except BaseException:
+            self._abandon()
+            raise
         finally:
             if collects:
                 gc.enable()
         return graph.replay, found, max(0, torch.cuda.memory_reserved(self.device) - before)
+
+    def _abandon(self) -> None:
+        """After a capture that failed: PyTorch then leaves the pool open, which the next capture would be refused, and
+        memory that ran out could not be found again."""
+        with suppress(RuntimeError, AttributeError):  # it is closed where the capture itself ended well
+            torch._C._cuda_endAllocateToPool(self.stream.device.index, self.pool)  # pyright: ignore
+        self.renew()
 
 
 @dataclass(frozen=True, eq=False)
