@@ -44,7 +44,8 @@ PLACES = (
 NARROWER = {
     "core": "core errors values reading",
     "models": "models errors values layout runtime codecs "
-    "core.request core.problem core.capabilities core.diffusion core.flow core.orders core.places core.reuse core.work",
+    "core.request core.problem core.fields core.constants core.capabilities core.diffusion core.flow core.orders "
+    "core.places core.reuse core.work",
 }
 
 RANK = {place: rank for rank, line in enumerate(PLACES) for place in line.split()}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from disa.core.constants import constant
+from disa.core.fields import BoundEach, FieldInRows, RaggedField
 from disa.core.problem import Bound, Prediction, TimeGrid
-from disa.core.ragged import BoundEach, FieldInRows, RaggedField
 from disa.runtime.fused import guided, number_for
 from disa.runtime.parts import CHANGES
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from disa.core.fields import FieldInRows, RaggedField
 from disa.core.formulas import Formula
 from disa.core.noise import SeededNoise
 from disa.core.problem import DenoisingProblem, Prediction
-from disa.core.ragged import FieldInRows, RaggedField, Way
+from disa.core.ragged import Way
 from disa.core.solve import Looked
 from disa.core.solver import Solver, in_rows
 from disa.runtime.graphs import Recording, Records, copy_all, nbytes
