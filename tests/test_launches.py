@@ -224,7 +224,7 @@ def test_what_is_captured_reads_nothing_of_the_host_and_keeps_its_shapes(name: s
             session.along_each(posed, solver, ways_of(uneven(problem), problem, solver), None)
             drawing.accept(state, tokens)
     assert "the beginning of a batch" in captured.works
-    assert len(captured.works) > 2 * few
+    assert len(captured.works) > few + 1
 
 
 SCORES = "mlp", "variance:draws", "variance:head", "variance:probe"
