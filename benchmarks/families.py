@@ -85,16 +85,16 @@ class Drawn:
         return Request(1, own.num_ar_steps, labels, guidance, prompts=prompts, token_grid=grid, counts=counts)
 
 
-def _drawn(name: str, measured: tuple[int, ...], grid: tuple[int, int] | None = None, **values: Any) -> Drawn:
+def _drawn(name: str, measured: tuple[int, ...], grid: tuple[int, int] | None, values: dict[str, Any]) -> Drawn:
     preset = changed(PRESETS[name], values, name) if values else PRESETS[name]
     return Drawn(preset, measured, grid)
 
 
 MODELS: dict[str, Callable[[], Drawn]] = {
-    "unipic-1": lambda: _drawn("unipic-1", (0, 10, 21, 31), (32, 32), **FEW_WORDS),
-    "emigm-base-512": lambda: _drawn("emigm-base-512", tuple(range(16))),
-    "bitdance-base": lambda: _drawn("bitdance-base", (0, 1, 85, 170, 255)),
-    "nextstep-1, 4 layers": lambda: _drawn("nextstep-1", (0, 1, 512, 1023), llm_depth=4, **FEW_WORDS),
+    "unipic-1": lambda: _drawn("unipic-1", (0, 10, 21, 31), (32, 32), FEW_WORDS),
+    "emigm-base-512": lambda: _drawn("emigm-base-512", tuple(range(16)), None, {}),
+    "bitdance-base": lambda: _drawn("bitdance-base", (0, 1, 85, 170, 255), None, {}),
+    "nextstep-1, 4 layers": lambda: _drawn("nextstep-1", (0, 1, 512, 1023), None, {"llm_depth": 4, **FEW_WORDS}),
 }
 
 
@@ -208,7 +208,7 @@ def taken(model: Any, state: Any, noise: SeededNoise) -> tuple[float, float]:
 
 def growth() -> dict[str, Any]:
     """Milliseconds of an AR step at `EARLY` and `LATE`, medians of `LONG` taken in turn."""
-    drawn, noise = _drawn("nextstep-1", (), **LIKE), SeededNoise([0])
+    drawn, noise = _drawn("nextstep-1", (), None, LIKE), SeededNoise([0])
     PRESETS["measured"] = drawn.preset
     model = prepared(random_model("measured", "fp32"), "fp32")
     states = {place: standing_at(model, drawn.request(), place - WARM, noise) for place in (EARLY, LATE)}

@@ -113,7 +113,7 @@ class Rows:
         for n in range(NUM_LOOKS, MOST + 1):
             tokens = solve(problem, Fixed(looked), n, self.noise).tokens.flatten(1)
             of_looked[:, n - 1] = (tokens - right).square().sum(1).cpu().double() * gain
-        change = look_along(problem, looked, start, self.noise)[1]
+        change = look_along(problem, looked, self.noise).change
         found = {name: score(problem).cpu().double().numpy() for name, score in self.scores.items() if score}
         rows = problem.num_rows
         self.parts.append(

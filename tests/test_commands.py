@@ -99,10 +99,9 @@ CONSTANTS: dict[str, Any] = {
     "disa.study.planning.SCALES": (1.0, 0.7),
     "disa.study.planning.VARIED": 2,
     "disa.study.tuning.FIRST": 4,
-    "disa.study.tuning.DOUBLED": 1,
+    "disa.study.tuning.ALONE": 4,
     "disa.study.tuning.MOST_IMAGES": 8,
     "disa.study.tuning.TRIED_TOGETHER": 3,
-    "disa.study.tuning.SURE": 1e-9,
     "disa.cli.tuning.MOST_TOGETHER": 2,
 }
 VARIABLES = {

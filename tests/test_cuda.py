@@ -200,7 +200,7 @@ def test_policies_that_look_are_drawn_from_graphs(name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for steps in ("straight", "variance:draws:4-2"):
-            options = {"num_ar_steps": None} if steps == "straight" else {}
+            options: dict[str, Any] = {"num_ar_steps": None} if steps == "straight" else {}
             assert torch.isfinite(latents(name, 6, graphs="on", batch_size=2, steps=steps, **options)).all()
 
 

@@ -40,7 +40,8 @@ def content(**changed: Any) -> dict[str, Any]:
 def test_the_change_is_that_of_the_data_predicted_at_the_first_two_times(process: Any):
     field, solver = GaussianField(process), planned.looking(process)
     problem, noise = problem_of(field, 5, process=process), SeededNoise([3])
-    said, change, evaluations = look_along(problem, solver.looked, noise.initial(problem), noise)
+    found = look_along(problem, solver.looked, noise)
+    said, change, evaluations = found.said, found.change, found.evaluations
     levels = solver.looked.plan(process, 2).levels
     data = [
         process.data(x, each.value, float(level)) for x, each, level in zip(field.states, said, levels, strict=False)

@@ -340,7 +340,7 @@ def judge(planning: Planning, courses: dict[str, list[list[Course]]]) -> Judged:
         for noise, end in zip(noises, ends, strict=True):
             every = [solve(problem, looked, n, noise).tokens for n in range(NUM_LOOKS, planning.most + 1)]
             squares = torch.stack([(tokens - end).square().flatten(1).sum(1) for tokens in every])
-            change = look_along(problem, solver, noise.initial(problem), noise)[1]
+            change = look_along(problem, solver, noise).change
             sums.add(f"looked {planning.stretch(problem)}", by_change(change, squares.cpu().double().numpy()))
 
     visiting(planning, "errors", planning.judging, visit)
