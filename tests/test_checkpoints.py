@@ -443,10 +443,10 @@ def test_what_cannot_be_converted_writes_nothing(folder: Path, tmp_path: Path) -
 
 
 @pytest.fixture
-def coded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
+def coded(small_presets: None) -> dict[str, Tensor]:
     """`small` with an autoencoder, whose official weights these are."""
     pytest.importorskip("diffusers")
-    monkeypatch.setitem(PRESETS, "small", small.changed(small.PRESET, codec=small.CODEC))
+    PRESETS["small"] = small.changed(small.PRESET, codec=small.CODEC)  # taken back by small_presets
     torch.manual_seed(0)
     return vae.to_official(vae.build(small.CODEC).state_dict(), small.CODEC)
 
