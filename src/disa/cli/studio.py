@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
+import time
 import warnings
 import webbrowser
 from typing import Annotated
@@ -44,4 +44,5 @@ def studio(
         if browser:
             webbrowser.open(place.url)
         place.prepare(source.load)
-        threading.Event().wait()
+        while True:
+            time.sleep(1)  # a signal that comes just before a wait without an end is not heard
