@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 # pip up to 25.2 reads the pins of the build backend from the first name, later ones from the second.
 PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN)/python -m pip --disable-pip-version-check
 
+# One process more than there are cores, since some tests wait: for other processes, or for a browser.
+WORKERS := import os; print(min(8, 1 + (os.cpu_count() or 1)))
+
 # Type checking is pinned: do not look for a newer version on the network.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
@@ -18,7 +21,7 @@ demo: $(READY)
 
 test: lint
 	@command -v chromium >/dev/null || echo "no browser: tests of the studio in one are skipped (apt-get install chromium)"
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n "$$($(BIN)/python -c '$(WORKERS)')" --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

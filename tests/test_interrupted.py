@@ -67,7 +67,7 @@ SLOW = pytest.mark.slow
         pytest.param("convert-in-place", 4, marks=SLOW),
         pytest.param("replace", 8, marks=SLOW),
         pytest.param("calibrate", 11, marks=SLOW),
-        pytest.param("plan", 18, marks=SLOW),
+        pytest.param("plan", 36, marks=SLOW),
     ],
 )
 def test_a_command_that_is_killed_before_a_write(

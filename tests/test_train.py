@@ -57,9 +57,9 @@ def test_a_stopped_run_resumes_to_the_same_weights(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_falls_and_the_files_are_whole(name: str, tmp_path: Path) -> None:
     untrained = training.Trainer(name, 0, replace(RECIPE, batch_size=8)).held_out_loss()
-    summary = training.train(name, tmp_path, 0, replace(RECIPE, iterations=24, batch_size=8, warmup=5))
+    summary = training.train(name, tmp_path, 0, replace(RECIPE, iterations=16, batch_size=8, warmup=3))
     assert json.loads((tmp_path / "training.json").read_text()) == summary
-    assert summary["held_out_loss"] < 0.95 * untrained
+    assert summary["held_out_loss"] < 0.97 * untrained
     with Image.open(tmp_path / "loss.png") as picture:
         assert min(picture.size) > 200
 
