@@ -315,7 +315,9 @@ def test_without_room_everything_is_drawn_in_eager_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "most"), [*((name, "linear:4-2", 3) for name in MODELS), ("trained MAR", uneven, 20)], ids=describe
+    ("name", "steps", "most"),
+    [*((name, "linear:4-2", 3) for name in MODELS), ("trained MAR", uneven, 20)],
+    ids=describe,
 )
 def test_a_batch_from_graphs_takes_few_calls_of_the_host(name: str, steps: Any, most: int) -> None:
     """Three in an AR step and 20 in a batch at most. Where rows have counts of their own, also one for each denoising
