@@ -1,4 +1,4 @@
-# make demo | test | lint | docs | dist | clean. Each target sets up .venv by itself; another interpreter: make PYTHON=python3.12 test
+# make demo | test | long | lint | docs | dist | clean. Each target sets up .venv by itself; another interpreter: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,10 +10,12 @@ PIP := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt $(BIN
 # One process more than there are cores, since some tests wait: for other processes, or for a browser.
 WORKERS := import os; print(min(8, 1 + (os.cpu_count() or 1)))
 
+PYTEST = OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n "$$($(BIN)/python -c '$(WORKERS)')" --dist worksteal
+
 # Type checking is pinned: do not look for a newer version on the network.
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: demo test lint docs dist clean
+.PHONY: demo test long lint docs dist clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -21,7 +23,11 @@ demo: $(READY)
 
 test: lint
 	@command -v chromium >/dev/null || echo "no browser: tests of the studio in one are skipped (apt-get install chromium)"
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n "$$($(BIN)/python -c '$(WORKERS)')" --dist worksteal
+	$(PYTEST) -m "not long"
+
+# Trainings, studies, and runs that are killed again and again.
+long: $(READY)
+	$(PYTEST) -m long
 
 lint: $(READY)
 	$(BIN)/ruff check .

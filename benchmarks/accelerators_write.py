@@ -1,4 +1,4 @@
-"""docs/accelerators.md from what `confirm.py confirm accelerators-points.json` and `composed.py` measured:
+"""docs/accelerators.md from what `confirm.py confirm accelerators-MODEL.json` and `composed.py` measured:
 
 python benchmarks/accelerators_write.py
 """
@@ -33,7 +33,8 @@ interval of its own. {scale}
 Plans and settings were chosen on seeds 300000-301999 or by `disa tune`; all images here are of seeds from 500000 on.
 [How sure a difference is](certainty.md) has the method. Seconds are of one thread on a machine that was busy otherwise.
 
-    python benchmarks/confirm.py confirm benchmarks/accelerators-points.json --results benchmarks/results/accelerators
+    python benchmarks/confirm.py confirm benchmarks/accelerators-mar-digits.json \\
+        --results benchmarks/results/accelerators
     python benchmarks/composed.py mar-base --batch 1 4 --result benchmarks/results/composed-mar-base.json
     python benchmarks/accelerators_write.py
 """
@@ -141,7 +142,8 @@ def composed() -> str:
 
 
 def main() -> None:
-    reports = [json.loads((FOLDER / f"confirm-{model}.json").read_text()) for model in MODELS]
+    paths = [FOLDER / f"confirm-{model}.json" for model in MODELS]
+    reports = [json.loads(path.read_text()) for path in paths if path.exists()]
     parts = [INTRODUCTION.format(summary=summary(reports), scale=scale(reports)), FINDINGS]
     parts += [section(report) for report in reports]
     if runs := composed():

@@ -425,7 +425,7 @@ def without_memory(place: str, device: object, shape: object) -> tuple[str, Any]
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_workers_without_memory_lose_nothing(
     disa: Command, model: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -446,7 +446,7 @@ def test_workers_without_memory_lose_nothing(
 
 
 @needs_ray
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc")
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -225,6 +225,7 @@ def confirm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         sys.modules.pop(name, None)
 
 
+@pytest.mark.long
 def test_what_is_chosen_is_confirmed_on_other_seeds(confirm: Any, tmp_path: Path) -> None:
     points = confirm.Points.read(write_points(tmp_path, POINTS))
     work, results = tmp_path / "work", tmp_path / "results"

@@ -499,6 +499,7 @@ def test_ctrl_c_while_writing(start: Callable[..., subprocess.Popen[str]], tmp_p
     only_whole(out)
 
 
+@pytest.mark.long
 def test_after_ctrl_c_what_was_drawn_is_kept_and_the_rest_resumed(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:

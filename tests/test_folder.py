@@ -204,7 +204,7 @@ def test_sample_refuses_resumes_and_replaces(disa: Command, tmp_path: Path) -> N
     assert files(tmp_path / "out") == ["grid.png", "samples/seed000001_label0009.png", "trace.json"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_9_keeps_what_is_drawn(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "disa", "sample", "--labels", "0-9", "--per-label", "16", "--steps", "constant:3"),

@@ -32,6 +32,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("one_thread")
 def test_every_family_is_measured_and_an_interrupted_call_goes_on(
     measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -87,6 +88,7 @@ def test_tests_that_take_too_long_are_stopped(tmp_path: Path) -> None:
     assert "stopped" in found["said"]
 
 
+@pytest.mark.long
 def test_what_an_original_takes_is_extrapolated_from_few_steps() -> None:
     preset = PRESETS["flowar-digits"]
     model, asked = work.on_meta(preset), work.Asked(4, "constant:12")

@@ -56,7 +56,7 @@ def texts(folder: Path) -> dict[str, str]:
 # -- commands ------------------------------------------------------------------------------------------------------
 
 
-SLOW = pytest.mark.slow
+LONG = pytest.mark.long
 
 
 @pytest.mark.parametrize(
@@ -64,10 +64,10 @@ SLOW = pytest.mark.slow
     [
         ("convert", 3),
         ("sample", 14),
-        pytest.param("convert-in-place", 4, marks=SLOW),
-        pytest.param("replace", 8, marks=SLOW),
-        pytest.param("calibrate", 11, marks=SLOW),
-        pytest.param("plan", 36, marks=SLOW),
+        pytest.param("convert-in-place", 4, marks=LONG),
+        pytest.param("replace", 8, marks=LONG),
+        pytest.param("calibrate", 11, marks=LONG),
+        pytest.param("plan", 36, marks=LONG),
     ],
 )
 def test_a_command_that_is_killed_before_a_write(

@@ -325,7 +325,7 @@ def test_a_stopped_run_resumes_to_the_same_weights_which_draw_and_describe(tmp_p
     assert set(described[0].split()) <= set(sampler.text.tokenizer.get_vocab())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_losses_fall(tmp_path: Path, codec_folder: Path) -> None:
     recipe = replace(RECIPE, iterations=25, batch_size=8, warmup=5, ema=0.5)
     trainer = training.Trainer(NAME, 0, recipe, codec_folder)
@@ -388,7 +388,7 @@ def test_the_embedded_model_draws_what_it_is_told() -> None:
     assert score(images, captions[1:] + captions[:1]).overall.value <= 0.1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_embedded_model_draws_what_no_picture_of_its_training_shows() -> None:
     captions = held_out_captions(60, seed=3)
     seeds = list(range(len(captions)))

@@ -39,7 +39,7 @@ def stop_after(iteration: int):
     return on_step
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["mar-digits", "xar-digits"])
 def test_a_stopped_run_resumes_to_the_same_weights(name: str, tmp_path: Path) -> None:
     whole = training.train(name, tmp_path / "whole", 3, RECIPE, save_every=1)
@@ -53,7 +53,7 @@ def test_a_stopped_run_resumes_to_the_same_weights(name: str, tmp_path: Path) ->
     assert whole["held_out_loss"] == resumed["held_out_loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", MODELS)
 def test_the_loss_falls_and_the_files_are_whole(name: str, tmp_path: Path) -> None:
     untrained = training.Trainer(name, 0, replace(RECIPE, batch_size=8)).held_out_loss()
