@@ -39,7 +39,22 @@ Plans and settings were chosen on seeds 300000-301999 or by `disa tune`; all ima
     python benchmarks/accelerators_write.py
 """
 
-FINDINGS = """## What was found
+FINDINGS = """## What was found on mar-digits
+
+- **Fewer AR steps**: in a random order, along a Halton sequence or in stages, the Fréchet distance shows no loss. The
+  energy distance sees a little: 16 AR steps along Halton or a checkerboard lose a fifth of what `constant:5` does;
+  in a random order, and in stages, none is shown. Drawn row by row, or with many tokens first and few last, the same
+  AR steps are far worse.
+- **Reuse costs next to nothing**: less the same setting without it, `tokens:2`, `residual:3` and `residual:9` differ by
+  at most 0.01, with intervals of 0.005 to 0.017 on each side.
+- **Together** (a plan, stages, `residual:9`, with guidance) they draw in less than half of the time of the guided plan;
+  no Fréchet distance tells them apart from it, the energy distance has them at a quarter of what `constant:5` loses.
+- **Rows that get counts of their own** gain nothing here: `mlp` is not told apart from `linear` at equal evaluations,
+  and `frequency` is worse.
+- **How sure this is.** No interval is narrower than a tenth of what `constant:5` loses, which would take tens of
+  thousands of digits. The original with guidance was not drawn: guided settings are held against the guided plan, and
+  against the original without guidance. harmon-shapes has its points (`benchmarks/accelerators-harmon-shapes.json`) and
+  was not drawn.
 """
 
 
@@ -49,18 +64,19 @@ def kept(point: dict[str, Any]) -> bool:
 
 
 def _to_original(point: dict[str, Any]) -> dict[str, Any]:
-    """The difference to the original setting; of what is guided, to the guided original."""
+    """The difference to the original setting; of what is guided, to the guided original where it was drawn."""
     return point["to_base"] if (point["base"] or "").endswith("original") else point["to_original"]
 
 
 def summary(reports: list[dict[str, Any]]) -> str:
-    """Of each model the original, its plan, and the fastest settings that show no loss."""
+    """Of each model its plan, the fastest setting that shows no loss, and the fastest of these with guidance reused."""
     rows = []
     for report in reports:
         original, *others = report["points"]
-        fast = sorted((each for each in others if kept(each)), key=lambda each: each["cpu_seconds_per_image"])
+        shown = [each for each in others if kept(each) and each["name"] != "plan"]
+        shown.sort(key=lambda each: each["cpu_seconds_per_image"])
         plan = next(each for each in others if each["name"] == "plan")
-        for point in [plan, *[each for each in fast[:2] if each is not plan]]:
+        for point in [plan, *shown[:1], *[each for each in shown[1:] if "residual" in each["name"]][:1]]:
             rows.append(
                 [
                     report["model"],
