@@ -126,7 +126,7 @@ def tuned_plot(report: Mapping[str, Any], title: str) -> bytes:
     """What `disa tune` found: loss over speed-up, confirmed settings with their bounds, and what was searched."""
     from matplotlib.figure import Figure  # heavy
 
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    figure = Figure(figsize=(8, 5.6), layout="constrained")
     axes: Any = figure.add_subplot()
     tolerance, front = report["tolerance"], report["front"]
     searched = [(each["speedup"], 100 * each["loss"]) for each in report["searched"]]
@@ -147,7 +147,7 @@ def tuned_plot(report: Mapping[str, Any], title: str) -> bytes:
     axes.set_xticks(ticks, map(str, ticks))
     axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8, loc="upper left")
+    figure.legend(fontsize=8, loc="outside lower center", ncols=2)
     return plot_png(figure, 110)
 
 
