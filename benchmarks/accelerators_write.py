@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from composed import show
-from confirm_write import claim_cell
+from confirm_write import claim_cell, claim_cells, options_cell
 from tables import RESULTS, ROOT, table
 
 from disa.files import write_text
@@ -30,7 +30,7 @@ this page (95 %, Holm). Fréchet distances (mar-digits) are better if smaller, s
 is the energy distance between the images of a setting and the original's, as a share of that of `constant:5`, with an
 interval of its own. {scale}
 
-Plans and settings were chosen on seeds 300000-301999 or by `disa tune`; all images here are of seeds from 500000 on.
+The budgets of plans were chosen on seeds 300000-301999, all else beforehand. All images are of seeds from 500000 on.
 [How sure a difference is](certainty.md) has the method. Seconds are of one thread on a machine that was busy otherwise.
 
     python benchmarks/confirm.py confirm benchmarks/accelerators-mar-digits.json \\
@@ -64,6 +64,11 @@ SIZES = """Wall time of one whole image with each setting, two threads, guidance
 AR steps."""
 
 
+def point_of(report: dict[str, Any], name: str) -> dict[str, Any]:
+    """The point of that name."""
+    return next(each for each in report["points"] if each["name"] == name)
+
+
 def kept(point: dict[str, Any]) -> bool:
     """Whether no difference to its original was shown."""
     return not _to_original(point)["corrected"]["shown"]
@@ -81,7 +86,7 @@ def summary(reports: list[dict[str, Any]]) -> str:
         original, *others = report["points"]
         shown = [each for each in others if kept(each) and each["name"] != "plan"]
         shown.sort(key=lambda each: each["cpu_seconds_per_image"])
-        plan = next(each for each in others if each["name"] == "plan")
+        plan = point_of(report, "plan")
         for point in [plan, *shown[:1], *[each for each in shown[1:] if "residual" in each["name"]][:1]]:
             rows.append(
                 [
@@ -92,12 +97,12 @@ def summary(reports: list[dict[str, Any]]) -> str:
                     claim_cell(_to_original(point)),
                 ]
             )
-    return table(["model", "setting", "times as fast", "less operations, times", "less the original's"], rows)
+    return table(["model", "setting", "times as fast", "times fewer operations", "less the original's"], rows)
 
 
 def section(report: dict[str, Any]) -> str:
     """The table of a model."""
-    crude = next(each for each in report["points"] if each["name"] == CRUDE)["energy_distance"]["value"]
+    crude = point_of(report, CRUDE)["energy_distance"]["value"]
     first, last = report["seeds"]
     name = "Fréchet distance" if "frechet" in report["points"][0]["quality"] else "score"
     columns = [
@@ -124,20 +129,18 @@ def section(report: dict[str, Any]) -> str:
 
 
 def _row(point: dict[str, Any], crude: float) -> list[str]:
-    headline, unlike = point["headline"], point["energy_distance"]
+    unlike = point["energy_distance"]
+    shares = {part: f"{unlike[part] / crude:.0%}" for part in ("value", "low", "high")} if unlike else {}
     return [
         point["name"],
-        ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in point["options"].items()),
+        options_cell(point),
         f"{point['evaluations_per_row']:.1f}",
         f"{point['backbone_tokens_per_image']:.0f}",
         f"{point['gflop_per_image']:.2f}",
         f"{point['cpu_seconds_per_image']:.3f}",
-        f"{headline['value']:.3f}",
-        claim_cell(point["to_original"]),
-        f"{point['base']}: {claim_cell(point['to_base'])}" if point["base"] else "",
-        "{:.0%} [{:.0%}, {:.0%}]".format(*(unlike[part] / crude for part in ("value", "low", "high")))
-        if unlike
-        else "",
+        f"{point['headline']['value']:.3f}",
+        *claim_cells(point),
+        "{value} [{low}, {high}]".format(**shares) if shares else "",
     ]
 
 
@@ -145,8 +148,7 @@ def scale(reports: list[dict[str, Any]]) -> str:
     """What `constant:5` loses, beside what a difference is known to."""
     told = []
     for report in reports:
-        crude = next(each for each in report["points"] if each["name"] == CRUDE)["to_original"]
-        plan = next(each for each in report["points"] if each["name"] == "plan")["to_original"]
+        crude, plan = (point_of(report, name)["to_original"] for name in (CRUDE, "plan"))
         half = (plan["high"] - plan["low"]) / 2
         told.append(
             f"{crude['value']:+.3f} [{crude['low']:.3f}, {crude['high']:.3f}] on {report['model']}, where a plan's is "

@@ -193,9 +193,10 @@ def _measure(
     claims: list[Claim] = []
     found, unlike = {}, {}
     for model, sampler in samplers.items():
-        count, asked = stage.count(sampler), points.models[model]
-        unlike[model] = energies(sampler, list(folders[model].values()), count, stage.first)
-        found[model] = measured(sampler, list(folders[model].values()), count, stage.first)
+        asked = points.models[model]
+        images = [folder.images(stage.count(sampler)) for folder in folders[model].values()]
+        unlike[model] = energies(sampler, images, stage.first)
+        found[model] = measured(sampler, images, stage.first)
         for place, point in enumerate(asked[1:], 1):
             for base in sorted({0, point.base or 0} - {place}):
                 claims.append(Claim(model, place, base, found[model].difference(place, base)))

@@ -37,20 +37,20 @@ def write(
     asked: Sequence[dict[str, Any]],
     folders: Sequence[PointFolder],
     found: Measured,
-    unlike: Sequence[Spread],
+    unlike: Sequence[Spread | None],
     claims: Sequence[Claim],
     results: Path,
 ) -> None:
     """STAGE-MODEL.json and STAGE-MODEL.md."""
     points = []
-    for place, (point, folder) in enumerate(zip(asked, folders, strict=True)):
+    for place, (point, folder, distance) in enumerate(zip(asked, folders, unlike, strict=True)):
         own = {claim.base: claim for claim in claims if claim.point == place}
         base = max(own, default=0)
         points.append(
             {**point, "base": asked[base]["name"] if base else None}
             | folder.costs()
             | {"headline": asdict(found.headline(place)), "quality": asdict(found.qualities[place])}
-            | {"energy_distance": asdict(unlike[place]) if place else None}
+            | {"energy_distance": distance and asdict(distance)}
             | {"to_original": own[0].report() if own else None, "to_base": own[base].report() if base else None}
         )
     comparisons = about["comparisons"]
@@ -99,17 +99,26 @@ def page(report: dict[str, Any]) -> str:
 
 def _row(point: dict[str, Any]) -> list[str]:
     headline = point["headline"]
-    base = f"{point['base']}: {claim_cell(point['to_base'])}" if point["base"] else ""
     return [
         point["name"],
-        ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in point["options"].items()),
+        options_cell(point),
         f"{point['evaluations_per_row']:.1f}",
         f"{point['cpu_seconds_per_image']:.3f}",
         f"{point['seconds_per_image']:.3f}",
         f"{headline['value']:.3f} [{headline['low']:.3f}, {headline['high']:.3f}]",
-        claim_cell(point["to_original"]),
-        base,
+        *claim_cells(point),
     ]
+
+
+def options_cell(point: dict[str, Any]) -> str:
+    """The options of a point; its steps say what they are."""
+    return ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in point["options"].items())
+
+
+def claim_cells(point: dict[str, Any]) -> list[str]:
+    """A point's differences to the original and to its base."""
+    base = f"{point['base']}: {claim_cell(point['to_base'])}" if point["base"] else ""
+    return [claim_cell(point["to_original"]), base]
 
 
 def claim_cell(claim: dict[str, Any] | None) -> str:

@@ -22,7 +22,7 @@ from disa.draw.resizing import read_picture
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.evaluate.spaces import EFFICIENTNET, Space, load_space, usual_space
+from disa.evaluate.spaces import load_space, space_at_hand
 from disa.files import write_json
 from disa.study.likeness import energy_distance
 from disa.study.measures import Measured
@@ -99,35 +99,27 @@ def draw_in_turn(folders: Mapping[str, PointFolder], num_images: int) -> None:
             each.samples.finish()
 
 
-def measured(sampler: Sampler, folders: Sequence[PointFolder], count: int, first_seed: int = 0) -> Measured:
-    """The quality of the first images of every point. Raises DisaError where they cannot be measured."""
-    inputs, by = inputs_of(sampler, count, first_seed), MEASURES[sampler.defaults.quality]
-    images = [each.images(count) for each in folders]
+def measured(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) -> Measured:
+    """The quality of the images of every point. Raises DisaError where they cannot be measured."""
+    inputs, by = inputs_of(sampler, len(images[0]), first_seed), MEASURES[sampler.defaults.quality]
     if refusal := by.refusal(images[0], inputs):
         raise DisaError(f"what is drawn of {sampler.preset.name} cannot be measured: {refusal}.")
     return by.measure(images, inputs)
 
 
-def energies(sampler: Sampler, folders: Sequence[PointFolder], count: int, first_seed: int = 0) -> list[Spread]:
-    """How far the first images of every point are from those of the first point, by the features of `disa tune`."""
-    space = _space_of(sampler)
-    groups = inputs_of(sampler, count, first_seed).labels  # hardly two captions are the same
+def energies(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) -> list[Spread | None]:
+    """How far the images of every point are from those of the first point, by the features of `disa tune`; None for
+    that point."""
+    space = load_space(space_at_hand(sampler.image_shape[1:]), sampler.device)
+    groups = inputs_of(sampler, len(images[0]), first_seed).labels  # hardly two captions are the same
 
-    def features(folder: PointFolder) -> np.ndarray:
-        pixels = (folder.images(count) * 255).round().to(torch.uint8)
+    def features(drawn: Tensor) -> np.ndarray:
+        pixels = (drawn * 255).round().to(torch.uint8)
         with torch.no_grad():
-            parts = [space.network(part.expand(-1, space.channels, -1, -1))[0] for part in pixels.split(CHUNK)]
-        return torch.cat(parts).numpy()
+            return torch.cat([space.features(part) for part in pixels.split(CHUNK)]).numpy()
 
-    original = features(folders[0])
-    return [energy_distance(features(each), original, groups) for each in folders]
-
-
-def _space_of(sampler: Sampler) -> Space:
-    try:
-        return load_space(usual_space(sampler.image_shape[1:]), sampler.device)
-    except DisaError:  # images of another size
-        return load_space(EFFICIENTNET, sampler.device)
+    original, *others = map(features, images)
+    return [None, *(energy_distance(each, original, groups) for each in others)]
 
 
 def at_root(work: Callable[[], None]) -> int:

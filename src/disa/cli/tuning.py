@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from disa.draw.sampler import Sampler
     from disa.evaluate.spaces import Space
     from disa.models.spec import Preset
-    from disa.study.pool import Features
     from disa.study.tuned import Found, Tuned
 
 PLAN, COUNTS = "plan.json", "counts.json"
@@ -75,7 +74,6 @@ def tune(
     Draw with --recipe OUT/recipe.json. An interrupted search goes on where it was.
     """
     from disa import __version__
-    from disa.evaluate.spaces import load_space
     from disa.files import json_bytes, make_folder, write_together
     from disa.runtime.devices import gains_by_bf16
     from disa.study.plots import tuned_plot
@@ -84,14 +82,13 @@ def tune(
 
     if asked.seeds is not None or asked.per_label is not None or asked.per_prompt is not None:
         raise DisaError(
-            "tune takes seeds of its own, two of each label or prompt in turn: leave seeds and numbers out."
+            f"tune takes seeds of its own, {OF_EACH} of each label or prompt in turn: leave seeds and numbers out."
         )
     if settings.steps is not None or settings.recipe is not None:
         raise DisaError("tune finds steps, beside those of the original: leave --steps and --recipe out.")
     sampler = source.load(lambda preset: _all_of(asked, preset).in_turn(preset, 1))
     base = sampler.settings(settings, steps=sampler.defaults.original)
-    space = load_space(features or _usual(sampler, base), sampler.device)
-    seen = _seen_by(space, sampler.shape_of(base.size))
+    space = _space(features, sampler, sampler.shape_of(base.size))
     inputs = partial(_inputs, sampler, _all_of(asked, sampler.preset))
     make_folder(out)
     chosen = _plan(sampler, inputs, base, plan, out)
@@ -101,7 +98,7 @@ def tune(
         def on_turn(share: float) -> None:
             advance(int(60 * minutes * share))
 
-        tuned = run_tune(sampler, inputs, seen, base, minutes, chosen, tolerance, keep, on_turn)
+        tuned = run_tune(sampler, inputs, space.features, base, minutes, chosen, tolerance, keep, on_turn)
     report = tuned.report() | {"model": sampler.preset.name, "features": space.name, "disa": __version__}
     files, halved = dict[str, bytes](), None
     if tuned.best is not None:
@@ -109,7 +106,7 @@ def tune(
         about = {"model": sampler.preset.name, "weights": sampler.weights_hash, "features": space.name}
         files |= _recipe(settings, found, tuned, chosen, about | {"disa": __version__})
         if source.dtype == "fp32" and gains_by_bf16(sampler.device):
-            halved = in_dtype(sampler, "bf16", inputs, seen, base, tuned, keep)
+            halved = in_dtype(sampler, "bf16", inputs, space.features, base, tuned, keep)
             report["bf16"] = halved and halved.report()
     files["tuned.json"] = json_bytes(report)
     write_together(out, files, {"tuned.png": tuned_plot(report, f"{sampler.preset.name}, by {space.name}")})
@@ -133,21 +130,14 @@ def _inputs(sampler: Sampler, asked: AskedInTurn, count: int, first_seed: int) -
     return replace(each.part([i // OF_EACH for i in range(count)]), seeds=list(range(first_seed, first_seed + count)))
 
 
-def _usual(sampler: Sampler, base: Settings) -> str:
-    from disa.evaluate.spaces import EFFICIENTNET, usual_space
-
-    try:
-        return usual_space(sampler.shape_of(base.size)[1:])
-    except DisaError:
-        return EFFICIENTNET
-
-
-def _seen_by(space: Space, shape: tuple[int, int, int]) -> Features:
-    """Features of images of a shape by the space; grey images become coloured. Raises DisaError where it cannot."""
+def _space(name: str | None, sampler: Sampler, shape: tuple[int, int, int]) -> Space:
+    """The space of that name, or one that is at hand. Raises DisaError where it cannot take images of this shape."""
     from disa.evaluate.features import check_takes
+    from disa.evaluate.spaces import load_space, space_at_hand
 
+    space = load_space(name or space_at_hand(shape[1:]), sampler.device)
     check_takes(space, shape, "those of this model")
-    return lambda images: space.network(images.expand(-1, space.channels, -1, -1))[0]
+    return space
 
 
 def _plan(

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from disa.core.problem import ARModel, ARStep, DenoisingProblem, Moment, Moments, Noise, TimeGrid
-from disa.core.ragged import Way
+from disa.core.problem import ARModel, ARStep, DenoisingProblem, Moment, Moments, Noise
 from disa.core.request import Request
-from disa.core.solve import Looked, Meter, Plainly, from_noise, solve
-from disa.core.solver import Solver, WalkingSolver
+from disa.core.solve import Meter, Plainly, solve
+from disa.core.solver import Solver
 from disa.core.steps import StepPolicy, fresh
 from disa.core.work import Work
 
@@ -21,31 +20,18 @@ Clock = Callable[[], Moment]
 """What time it is; a fair clock tells when the device is done with the work that it was given before."""
 
 
-class Drawing:
+class Drawing(Plainly):
     """One generation under way: what the loop asks for, computed as it is asked. A runtime may compute it otherwise,
     with the same results."""
 
     def __init__(self, model: ARModel, request: Request, noise: Noise) -> None:
-        self.model, self.noise = model, noise
+        super().__init__(noise)
+        self.model = model
         self.state: Any = model.begin(request, noise)
 
     def pose(self) -> DenoisingProblem:
         """The problem of the next AR step."""
         return self.model.pose(self.state)
-
-    def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
-        """From noise along a grid, all rows together; and how many evaluations that makes."""
-        return from_noise(problem, solver, grid, self.noise)
-
-    def look(self, problem: DenoisingProblem, solver: WalkingSolver) -> Looked:
-        """The first evaluations of all rows from noise."""
-        return Plainly(self.noise).look(problem, solver)
-
-    def along_each(
-        self, problem: DenoisingProblem, solver: Solver, ways: Sequence[Way], looked: Looked | None = None
-    ) -> tuple[Tensor, int]:
-        """From noise along grids of their own, and how many evaluations that makes beside those of a look."""
-        return Plainly(self.noise).along_each(problem, solver, ways, looked)
 
     def accept(self, tokens: Tensor) -> None:
         """Take in the tokens of the problem posed last."""

@@ -91,11 +91,11 @@ class Ways(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class Plainly(Ways):
     """Every step is computed as it is asked for."""
 
-    noise: Noise
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
 
     def along(self, problem: DenoisingProblem, solver: Solver, grid: TimeGrid) -> tuple[Tensor, int]:
         return from_noise(problem, solver, grid, self.noise)

@@ -95,11 +95,10 @@ class DDIM(Walking, GridSolver):
         return self.eta != 0
 
     def walk(self, process: Process, grid: TimeGrid, x: Tensor, noise: Tensor) -> Walk:
-        for i, (keep, remove, deviation) in enumerate(_ddim_coefficients(grid.levels.tobytes(), self.eta)):
-            value = (yield x, i).value
-            x = x.mul_(keep).add_(value, alpha=remove)
-            if deviation:
-                x.add_(noise[i], alpha=deviation)
+        formula = Linear(self.stochastic)
+        for i, numbers in enumerate(_ddim_coefficients(grid.levels.tobytes(), self.eta)):
+            said, deviation = (yield x, i), numbers[-1]
+            x, _ = formula.step(x, x, said, noise[i] if deviation else None, numbers)
         return x
 
     def in_rows(self, process: Process, grid: TimeGrid) -> tuple[Formula, Sequence[Sequence[float]]]:

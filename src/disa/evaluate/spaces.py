@@ -62,6 +62,10 @@ class Space:
         """What features are stored under."""
         return f"{self.name}:{self.weights[:32]}"
 
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, D] of images uint8 [B, 1 or channels, height, width]; grey becomes coloured where need be."""
+        return self.network(images.expand(-1, self.channels, -1, -1))[0]
+
 
 def load_space(text: str, device: torch.device) -> Space:
     """The space of that name, on a device. Raises DisaError, also where a library is missing."""
@@ -85,6 +89,14 @@ def usual_space(size: tuple[int, int]) -> str:
     if size == (IMAGE_SIZE, IMAGE_SIZE):
         return DIGITS
     raise DisaError(f"images of {size[0]}x{size[1]} have no usual features: give --features {', '.join(SPACES[1:])}.")
+
+
+def space_at_hand(size: tuple[int, int]) -> str:
+    """The name of a space for images of this size whose weights need no file: the usual one, else EfficientNet's."""
+    try:
+        return usual_space(size)
+    except DisaError:
+        return EFFICIENTNET
 
 
 def _digits(device: torch.device) -> Space:

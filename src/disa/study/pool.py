@@ -6,7 +6,7 @@ Shapes: N images, B of a batch, D features.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -82,11 +82,15 @@ class Pool:
     def distance(self, settings: Settings, original: Settings, count: int) -> Spread:
         """How far the first images of a setting are from the original's."""
         own, theirs = (self.of(each).first(count) for each in (settings, original))
-        return energy_distance(own, theirs, None if self.groups is None else self.groups[:count])
+        return energy_distance(own, theirs, self.groups_of(count))
 
     def spread(self, settings: Settings, count: int) -> float:
         """The mean distance of two images of a setting with the same label or prompt."""
-        return spread_within(self.of(settings).first(count), None if self.groups is None else self.groups[:count])
+        return spread_within(self.of(settings).first(count), self.groups_of(count))
+
+    def groups_of(self, count: int) -> Sequence[Hashable] | None:
+        """The labels or prompts of the first inputs, within which images are compared; None without any."""
+        return None if self.groups is None else self.groups[:count]
 
     def _key(self, settings: Settings) -> str:
         told = [digest(self.sampler.about() | settings.to_json()), settings.batch_size, self.inputs.seeds[0]]

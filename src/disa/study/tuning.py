@@ -32,7 +32,7 @@ from disa.errors import DisaError
 from disa.runtime.surroundings import undisturbed
 from disa.study.likeness import energy_distance, halves
 from disa.study.metrics import Spread, student_quantile
-from disa.study.pool import Features, Pool
+from disa.study.pool import Drawn, Features, Pool
 from disa.study.tuned import Found, Tuned
 from disa.study.ways import Mix, Way, ladders, mixes, ways_for
 
@@ -44,7 +44,7 @@ FIRST, ALONE, MOST_IMAGES = 64, 256, 4096
 """Images: of the original before anything else, of each way alone, and the most of a setting in each of the two
 parts."""
 GAINED = 1.05
-"""What a larger batch must gain in speed."""
+"""What a larger batch or another dtype must gain in speed."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class Tuning:
         self.search, self.confirm = pools
         self.first = 0
         """Images of each way alone."""
+        self.unit = 0.0
+        """The distance that is a loss of 1."""
 
     def settings(self, mix: Mix) -> Settings:
         with warnings.catch_warnings(action="ignore"):  # what was measured for other settings is measured here
@@ -108,7 +110,7 @@ class Tuning:
     # -- the search ----------------------------------------------------------------------------------------------
 
     def measure_alone(self, axes: dict[str, list[Way]], share: float) -> dict[Way, Alone]:
-        """What every way that is not surely worse does: steps beside the original, others beside the mildest steps."""
+        """What every way does: steps beside the original, others beside the mildest steps."""
         mildest, found = axes["steps"][0], dict[Way, Alone]()
         mixes_of = {
             way: Mix((way,) if axis == "steps" else (mildest, way)) for axis, ways in axes.items() for way in ways
@@ -174,19 +176,22 @@ class Tuning:
         count = self.draw(self.confirm, everything, len(self.confirm.inputs), 1.0)
         if count < 2:
             raise DisaError("the time was too short to confirm anything: give more minutes.")
-        original = self._found("original", {}, self.base, Spread(0, 0, 0, 0), 0.0, count)
+        before = self.confirm.of(self.base).seconds_per_image
+        original = found_of("original", {}, self.confirm.of(self.base), before, Spread(0, 0, 0, 0), 1, count)
         found = []
         for mix, each in settings.items():
-            loss = self.loss(self.confirm, each, count)
-            found.append(self._found(str(mix), mix.options, each, loss, bound_of(loss, len(settings)), count))
+            loss, drawn = self.loss(self.confirm, each, count), self.confirm.of(each)
+            found.append(found_of(str(mix), mix.options, drawn, before, loss, len(settings), count))
         return original, sorted(found, key=lambda each: each.seconds_per_image)
 
-    def _found(
-        self, name: str, options: dict[str, Any], settings: Settings, loss: Spread, bound: float, count: int
-    ) -> Found:
-        own, theirs = self.confirm.of(settings), self.confirm.of(self.base)
-        seconds, before = own.seconds_per_image, theirs.seconds_per_image
-        return Found(name, options, seconds, before / seconds, own.evaluations_per_row, loss, bound, count)
+
+def found_of(
+    name: str, options: dict[str, Any], drawn: Drawn, before: float, loss: Spread, together: int, count: int
+) -> Found:
+    """What is reported of a setting. before: seconds of an image of the original; together: with how many others its
+    bound holds."""
+    seconds, bound = drawn.seconds_per_image, bound_of(loss, together)
+    return Found(name, options, seconds, before / seconds, drawn.evaluations_per_row, loss, bound, count)
 
 
 def as_share(distance: Spread, unit: float) -> Spread:
@@ -261,8 +266,8 @@ def tune(
     tried = tuning.promising(axes, alone)
     left = tuning.halved(tried, SEARCHING)
     original, front = tuning.confirmed(left)
-    own, groups = tuning.confirm.of(settings).first(original.images), tuning.confirm.groups
-    chance = halves(own, None if groups is None else groups[: original.images])
+    own, count = tuning.confirm.of(settings), original.images
+    chance = halves(own.first(count), tuning.confirm.groups_of(count))
     return Tuned(
         original,
         front,
@@ -283,13 +288,13 @@ def in_dtype(
     features: Features,
     base: Settings,
     tuned: Tuned,
-    keep: Path | None = None,
+    keep: Path,
 ) -> Found | None:
     """The best setting for the seeds that confirmed it, with the model in another dtype, in which it stays; None if
-    that is no faster. Other arguments are those of `tune`."""
+    that is no faster. keep: what `tune` was given, which has the original's images. Other arguments are its own."""
     best, pool = tuned.best, Pool(sampler, inputs(MOST_IMAGES, CONFIRM_SEED), features, keep)
     assert best is not None
-    original, groups = pool.of(base).first(best.images), pool.groups and pool.groups[: best.images]
+    original = pool.of(base).first(best.images)
     with warnings.catch_warnings(action="ignore"):
         settings = sampler.settings(base, **best.options)
         sampler.to(dtype=dtype)
@@ -298,12 +303,9 @@ def in_dtype(
                 pass
             if GAINED * pool.of(settings).seconds_per_image > best.seconds_per_image:
                 return None
-    drawn = pool.of(settings)
-    loss = as_share(energy_distance(drawn.first(best.images), original, groups), tuned.unit)
-    seconds, before = drawn.seconds_per_image, tuned.original.seconds_per_image
-    bound = bound_of(loss, len(tuned.front) + 1)
-    name, made = f"{best.name}, {dtype}", drawn.evaluations_per_row
-    return Found(name, best.options, seconds, before / seconds, made, loss, bound, best.images)
+    drawn, before = pool.of(settings), tuned.original.seconds_per_image
+    loss = as_share(energy_distance(drawn.first(best.images), original, pool.groups_of(best.images)), tuned.unit)
+    return found_of(f"{best.name}, {dtype}", best.options, drawn, before, loss, len(tuned.front) + 1, best.images)
 
 
 def fastest_batch(sampler: Sampler, inputs: Inputs, settings: Settings, most: int = 1024) -> int:
