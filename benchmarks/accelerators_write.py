@@ -84,6 +84,7 @@ def summary(reports: list[dict[str, Any]]) -> str:
     rows = []
     for report in reports:
         original, *others = report["points"]
+        crude = point_of(report, CRUDE)["energy_distance"]["value"]
         shown = [each for each in others if kept(each) and each["name"] != "plan"]
         shown.sort(key=lambda each: each["cpu_seconds_per_image"])
         plan = point_of(report, "plan")
@@ -95,9 +96,11 @@ def summary(reports: list[dict[str, Any]]) -> str:
                     f"{original['cpu_seconds_per_image'] / point['cpu_seconds_per_image']:.1f}",
                     f"{original['gflop_per_image'] / point['gflop_per_image']:.1f}",
                     claim_cell(_to_original(point)),
+                    _unlike(point, crude),
                 ]
             )
-    return table(["model", "setting", "times as fast", "times fewer operations", "less the original's"], rows)
+    columns = ["model", "setting", "times as fast", "times fewer operations"]
+    return table([*columns, "less the original's", "unlike"], rows)
 
 
 def section(report: dict[str, Any]) -> str:
@@ -129,8 +132,6 @@ def section(report: dict[str, Any]) -> str:
 
 
 def _row(point: dict[str, Any], crude: float) -> list[str]:
-    unlike = point["energy_distance"]
-    shares = {part: f"{unlike[part] / crude:.0%}" for part in ("value", "low", "high")} if unlike else {}
     return [
         point["name"],
         options_cell(point),
@@ -140,8 +141,17 @@ def _row(point: dict[str, Any], crude: float) -> list[str]:
         f"{point['cpu_seconds_per_image']:.3f}",
         f"{point['headline']['value']:.3f}",
         *claim_cells(point),
-        "{value} [{low}, {high}]".format(**shares) if shares else "",
+        _unlike(point, crude),
     ]
+
+
+def _unlike(point: dict[str, Any], crude: float) -> str:
+    """The energy distance to the original, as a share of that of the crude setting."""
+    distance = point["energy_distance"]
+    if distance is None:
+        return ""
+    value, low, high = (f"{distance[part] / crude:.0%}" for part in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def scale(reports: list[dict[str, Any]]) -> str:
