@@ -168,7 +168,7 @@ def annealing(name: str) -> dict[str, Any]:
                 began = time.perf_counter()
                 solve(problem, solver, counts[ar_step], noise)
                 head[text][ar_step].append(time.perf_counter() - began)
-            note(f"{name}: turn {turn}, AR step {ar_step}, {posed - began:.2f} s")
+            note(f"{name}: turn {turn}, AR step {ar_step}, {backbone[ar_step][-1]:.2f} s")
     for found in (backbone, *head.values()):
         del found[drawn.measured[-1]][0]
     told: dict[str, Any] = {"ar_steps": own.num_ar_steps, "measured": list(drawn.measured), "turns": TURNS}

@@ -451,16 +451,18 @@ def test_workers_without_memory_lose_nothing(
 def test_a_run_that_is_killed_ends_as_one_that_is_not(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The short form of `python tests/soak.py`: a worker and a driver are killed."""
+    """The short form of `python tests/soak.py`: a worker and a driver are killed. A chunk takes some tenths of a second
+    and the run many, since a driver tells who its workers are every two seconds."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    draws = ["--model", str(model), "--labels", "0-9", "--per-label", "30", *map(str, QUICK[:-2])]
+    slow = ("--steps", "constant:10", "--num-ar-steps", "16", "--device", "cpu")
+    draws = ["--model", str(model), "--labels", "0-9", "--per-label", "30", *slow]
     undisturbed = soak.Soak(tmp_path / "undisturbed", draws, ["--workers", "0", "--batch-size", "64"])
     assert undisturbed.start().wait() == 0
     run = soak.Soak(tmp_path / "killed", draws, ["--workers", "2", "--chunk", "7"])
     process = run.start()
     for victim in ("worker", "driver"):
-        assert run.wait_until_drawing(process)
-        assert run.kill(victim, process)
+        assert run.wait_until_drawing(process), soak.log_of(run)
+        assert run.kill(victim, process), soak.log_of(run)
     process.wait()
     assert run.start().wait() == 0, soak.log_of(run)
     assert soak.compare(run.folder, undisturbed.folder) == []
