@@ -104,6 +104,18 @@ def test_a_pool_goes_on_where_it_was(sampler: Sampler, base: Settings, tmp_path:
     assert len(others[1].of(sampler.settings(base, steps="constant:3"))) == 0
 
 
+def test_a_pool_knows_its_images_though_the_autoencoder_is_read_late(tmp_path: Path) -> None:
+    for keep in (None, tmp_path):
+        fresh = Sampler.from_pretrained("mar-digits", device="cpu")
+        quick = fresh.settings(steps="constant:1", num_ar_steps=1)
+        pool = Pool(fresh, inputs(4, 5), pixels, keep)
+        assert len(pool.of(quick)) == 0
+        assert len(list(pool.batches(quick, 4))) == 1
+        assert len(pool.of(quick)) == 4
+    another = Sampler.from_pretrained("mar-digits", device="cpu")
+    assert len(Pool(another, inputs(4, 5), pixels, tmp_path).of(another.settings(quick))) == 4
+
+
 # -- the search ----------------------------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ Shapes: N images, B of a batch, D features.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -93,8 +94,10 @@ class Pool:
         return None if self.groups is None else self.groups[:count]
 
     def _key(self, settings: Settings) -> str:
-        told = [digest(self.sampler.about() | settings.to_json()), settings.batch_size, self.inputs.seeds[0]]
-        return sha256(json.dumps([*told, self.groups]).encode()).hexdigest()[:24]
+        with warnings.catch_warnings(action="ignore"):  # they are for who draws
+            about = self.sampler.start(self.inputs.part(slice(1)), settings).about()
+        told = [digest(about), settings.batch_size, self.inputs.seeds[0], self.groups]
+        return sha256(json.dumps(told).encode()).hexdigest()[:24]
 
     def _read(self, key: str) -> Drawn:
         if self.keep is None:
