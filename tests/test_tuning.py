@@ -176,10 +176,24 @@ def test_the_fastest_that_loses_little_is_found(sampler: Sampler, base: Settings
     assert front[0].loss.value < front[0].bound < 0.1
 
 
-def test_bounds_grow_with_the_number_of_settings(sampler: Sampler, base: Settings) -> None:
-    search, _ = known({"one": (1.0, 0.05), "two": (2.0, 0.05)}, sampler, base)
-    alone, together = (search.confirmed([mix(name) for name in names])[1][0] for names in (["one"], ["one", "two"]))
-    assert alone.bound < together.bound
+def found(name: str, low: float, bound: float) -> Found:
+    return Found(name, {}, 1.0, 2.0, 5.0, Spread(low + 0.001, low, low + 0.002, 0.001), bound, 100)
+
+
+@pytest.mark.parametrize(
+    ("front", "best"),
+    [
+        ([("quick", -0.001, 0.004), ("mild", -0.001, 0.003)], "quick"),
+        ([("quick", 0.001, 0.004), ("mild", -0.001, 0.003)], "mild"),
+        ([("quick", -0.001, 0.006), ("mild", -0.001, 0.003)], "mild"),
+        ([("quick", -0.001, 0.004), ("mild", -0.001, 0.006)], None),
+        ([("quick", -0.001, 0.004), ("mild", 0.001, 0.003)], "quick"),
+    ],
+)
+def test_the_best_is_asked_for_from_the_slowest_on(front: list[tuple[str, float, float]], best: str | None) -> None:
+    settings = [found(*each) for each in front]
+    tuned = Tuned(found("original", 0, 0), settings, 0.005, 1.0, Spread(0, 0, 0, 0), [], [], 60.0)
+    assert (tuned.best and tuned.best.name) == best
 
 
 def alone(seconds: float, adds: float, std: float = 0.01) -> Alone:

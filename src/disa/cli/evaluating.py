@@ -42,7 +42,8 @@ class Judging:
     features: Annotated[
         str | None,
         typer.Option(
-            help="digits-classifier (usual for 32x32), inception:FILE, dinov2:FILE or efficientnet-lite0.",
+            help="digits-classifier (usual for 32x32), shapes-judge (of 48x48), inception:FILE, dinov2:FILE or "
+            "efficientnet-lite0.",
             show_default=False,
         ),
     ] = None

@@ -54,8 +54,8 @@ def tune(
     features: Annotated[
         str | None,
         typer.Option(
-            help="What images are compared by: digits-classifier (usual for 32x32), efficientnet-lite0 (usual for "
-            "others), inception:FILE or dinov2:FILE.",
+            help="What images are compared by: digits-classifier (usual for 32x32), shapes-judge (usual for 48x48), "
+            "efficientnet-lite0 (usual for others), inception:FILE or dinov2:FILE.",
             show_default=False,
         ),
     ] = None,
@@ -216,14 +216,14 @@ def _print(tuned: Tuned, halved: Found | None, out: Path) -> None:
     )
     if best is None:
         line(
-            f"All are told apart from the original, or may lose more than {tuned.tolerance:.2%}: give more --minutes, "
-            "or a larger --tolerance."
+            f"All are told apart from the original, or they or slower ones may lose more than {tuned.tolerance:.2%}: "
+            "give more --minutes, or a larger --tolerance."
         )
         line(f"tuned.json and tuned.png are in {out}")
         return
     line(
-        f"'At most' holds for all of these together in 95 of 100 searches; -> is the fastest of at most "
-        f"{tuned.tolerance:.2%} that {counted(original.images, 'image')} do not tell from the original."
+        f"'At most' holds in 95 of 100 searches; -> is the fastest that {counted(original.images, 'image')} do not "
+        f"tell from the original, of those where it and all slower ones lose at most {tuned.tolerance:.2%}."
     )
     line(f"draw with {command('--recipe', out / RECIPE)}; tuned.json and tuned.png are beside it")
     if halved is not None:

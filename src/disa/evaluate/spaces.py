@@ -5,6 +5,7 @@
 | `digits-classifier` | 64, of images of 32x32 in grey | the ten digits | nothing |
 | `inception:FILE` | 2048, torch-fidelity's extractor of FID | 1008, in an order of their own | disa[evaluate] |
 | `dinov2:FILE`, see `dinov2` | the class token: 384 to 1536 | none | disa[harmon], a file or a folder |
+| `shapes-judge` | 64, of images of 48x48 in colour | none | nothing |
 | `efficientnet-lite0` | 1280 | the 1000 classes of ImageNet, in the usual order | disa[evaluate] |
 
 B images, D features, K classes. Weights are data here too: torch-fidelity would run what a file says, and is therefore
@@ -31,7 +32,8 @@ from disa.weights.read import read_tensors
 from disa.weights.trust import hash_file
 
 DIGITS, INCEPTION, DINOV2, EFFICIENTNET = "digits-classifier", "inception", "dinov2", "efficientnet-lite0"
-SPACES = (DIGITS, f"{INCEPTION}:FILE", f"{DINOV2}:FILE", EFFICIENTNET)
+SHAPES = "shapes-judge"
+SPACES = (DIGITS, SHAPES, f"{INCEPTION}:FILE", f"{DINOV2}:FILE", EFFICIENTNET)
 OFFICIAL = "6726825d"
 """How the SHA-256 of weights-inception-2015-12-05 begins, which FID is defined by; the file's name says it too."""
 INSTALL = 'pip install "disa[evaluate]"'
@@ -75,6 +77,8 @@ def load_space(text: str, device: torch.device) -> Space:
         return loaders[name](path_of(place, name), device)
     if text == DIGITS:
         return _digits(device)
+    if text == SHAPES:
+        return _shapes()
     if text == EFFICIENTNET:
         return _efficientnet(device)
     if name in loaders:
@@ -88,11 +92,15 @@ def usual_space(size: tuple[int, int]) -> str:
 
     if size == (IMAGE_SIZE, IMAGE_SIZE):
         return DIGITS
-    raise DisaError(f"images of {size[0]}x{size[1]} have no usual features: give --features {', '.join(SPACES[1:])}.")
+    raise DisaError(f"images of {size[0]}x{size[1]} have no usual features: give --features {', '.join(SPACES[2:])}.")
 
 
 def space_at_hand(size: tuple[int, int]) -> str:
-    """The name of a space for images of this size whose weights need no file: the usual one, else EfficientNet's."""
+    """The name of a space for images of this size whose weights need no file."""
+    from disa.tiny.scenes import IMAGE_SIZE
+
+    if size == (IMAGE_SIZE, IMAGE_SIZE):
+        return SHAPES
     try:
         return usual_space(size)
     except DisaError:
@@ -110,6 +118,16 @@ def _digits(device: torch.device) -> Space:
         return features, classifier.logits(features)
 
     return Space(DIGITS, hash_file(Path(str(WEIGHTS))), network, 1, (IMAGE_SIZE, IMAGE_SIZE), NUM_CLASSES)
+
+
+def _shapes() -> Space:
+    from disa.tiny import judge, seen
+
+    def network(images: Tensor) -> tuple[Tensor, None]:
+        return seen.features(images), None
+
+    side = seen.IMAGE_SIZE
+    return Space(SHAPES, hash_file(Path(judge.__file__)), network, size=(side, side))
 
 
 def _inception(path: Path, device: torch.device) -> Space:

@@ -37,7 +37,7 @@ from disa.study.tuned import Found, Tuned
 from disa.study.ways import Mix, Way, ladders, mixes, ways_for
 
 FIRST_SEED, CONFIRM_SEED = 200_000, 600_000
-SEARCHING = 0.45
+SEARCHING = 0.4
 """The share of the time after which what is left is confirmed."""
 TRIED_TOGETHER, CONFIRMED = 12, 5
 FIRST, ALONE, MOST_IMAGES = 64, 256, 4096
@@ -177,20 +177,17 @@ class Tuning:
         if count < 2:
             raise DisaError("the time was too short to confirm anything: give more minutes.")
         before = self.confirm.of(self.base).seconds_per_image
-        original = found_of("original", {}, self.confirm.of(self.base), before, Spread(0, 0, 0, 0), 1, count)
+        original = found_of("original", {}, self.confirm.of(self.base), before, Spread(0, 0, 0, 0), count)
         found = []
         for mix, each in settings.items():
             loss, drawn = self.loss(self.confirm, each, count), self.confirm.of(each)
-            found.append(found_of(str(mix), mix.options, drawn, before, loss, len(settings), count))
+            found.append(found_of(str(mix), mix.options, drawn, before, loss, count))
         return original, sorted(found, key=lambda each: each.seconds_per_image)
 
 
-def found_of(
-    name: str, options: dict[str, Any], drawn: Drawn, before: float, loss: Spread, together: int, count: int
-) -> Found:
-    """What is reported of a setting. before: seconds of an image of the original; together: with how many others its
-    bound holds."""
-    seconds, bound = drawn.seconds_per_image, bound_of(loss, together)
+def found_of(name: str, options: dict[str, Any], drawn: Drawn, before: float, loss: Spread, count: int) -> Found:
+    """What is reported of a setting. before: seconds of an image of the original."""
+    seconds, bound = drawn.seconds_per_image, bound_of(loss)
     return Found(name, options, seconds, before / seconds, drawn.evaluations_per_row, loss, bound, count)
 
 
@@ -200,9 +197,9 @@ def as_share(distance: Spread, unit: float) -> Spread:
     return Spread(*values, freedom=distance.freedom)
 
 
-def bound_of(loss: Spread, together: int) -> float:
-    """What a loss is below, one-sided and at 5 % for so many together (Bonferroni)."""
-    return loss.value + student_quantile(1 - 2 * 0.05 / together, loss.freedom) * loss.std
+def bound_of(loss: Spread) -> float:
+    """What a loss is below, one-sided and at 5 %."""
+    return loss.value + student_quantile(0.9, loss.freedom) * loss.std
 
 
 def _adds(axes: dict[str, list[Way]], alone: dict[Way, Alone]) -> dict[Way, float]:
@@ -305,7 +302,7 @@ def in_dtype(
                 return None
     drawn, before = pool.of(settings), tuned.original.seconds_per_image
     loss = as_share(energy_distance(drawn.first(best.images), original, pool.groups_of(best.images)), tuned.unit)
-    return found_of(f"{best.name}, {dtype}", best.options, drawn, before, loss, len(tuned.front) + 1, best.images)
+    return found_of(f"{best.name}, {dtype}", best.options, drawn, before, loss, best.images)
 
 
 def fastest_batch(sampler: Sampler, inputs: Inputs, settings: Settings, most: int = 1024) -> int:

@@ -164,13 +164,13 @@ def _failures(wanted: Facts, kinds: Sequence[Group], seen: Sequence[Seen]) -> It
             if asked is not None and asked != found:
                 yield f"expected the {name} {asked}, found {found or f'an unclear {name}'}: {thing}"
     if wanted.relation:
-        relation = _relation(*seen)
+        relation = seen_from(*seen)
         if relation != wanted.relation:
             first, second = (describe(Facts((kind,))) for kind in kinds)
             yield f"expected {first} {wanted.relation} {second}, found it {relation or 'neither beside nor above'}"
 
 
-def _relation(first: Seen, second: Seen) -> Relation | None:
+def seen_from(first: Seen, second: Seen) -> Relation | None:
     """Where the first is, seen from the second; None where they are too close, or as far off one way as the other."""
     dx, dy = first.x - second.x, first.y - second.y
     near, far = sorted((abs(dx), abs(dy)))
