@@ -16,6 +16,7 @@ from disa.draw.loaded import Loaded
 from disa.draw.settings import Settings
 from disa.errors import DisaError, warn
 from disa.files import json_bytes
+from disa.models.registry import PRESETS
 from disa.reading import LONGEST_JSON, read_bounded, read_json
 from disa.values import command, named, path, shown
 from disa.weights.package import in_package
@@ -80,11 +81,14 @@ def with_recipe(settings: Settings, loaded: Loaded) -> Settings:
 
 
 def find_recipe(name: str, loaded: Loaded) -> Recipe:
-    """`fast`, the recipe that came with a model's folder or with the package; or one of a file. Raises DisaError."""
+    """`fast`, the recipe that came with a model's folder or with the package, which has some for published models, too;
+    or one of a file. Raises DisaError."""
     if name != FAST:
         return read_recipe(path(name, "a recipe"))
-    model, shipped = loaded.preset.name, in_package(f"{loaded.preset.name}-{FAST}.json")
-    for place in (loaded.folder and loaded.folder / RECIPE, shipped):
+    model = loaded.preset.name
+    names = [model, *([loaded.preset.spec.family] if model in PRESETS else [])]
+    shipped = [in_package(f"{each}-{FAST}.json") for each in names]
+    for place in (loaded.folder and loaded.folder / RECIPE, *shipped):
         if place and place.is_file():
             return replace(read_recipe(place), source=FAST)
     tune = command("disa", "tune", "--model", model, "--out", Path("tuned"))
