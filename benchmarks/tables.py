@@ -124,7 +124,7 @@ def annealing(found: dict[str, Any]) -> str:
                 name,
                 ", ".join(f"{each['ar_steps']} x `{text}`" for text in settings),
                 ", ".join(f"{value['evaluations']:,}".replace(",", " ") for value in settings.values()),
-                ", ".join(f"{value['seconds']:.3g}" for value in settings.values()),
+                ", ".join(f"{value['seconds']:,.0f}".replace(",", " ") for value in settings.values()),
                 f"{published['seconds'] / annealed['seconds']:.2f}x",
                 ", ".join(f"{value['seconds_head'] / value['seconds']:.0%}" for value in settings.values()),
             ]
