@@ -14,6 +14,7 @@ from disa.draw.recipes import RECIPE, read_recipe
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
+from disa.weights.package import in_package
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,22 @@ def test_a_model_keeps_the_recipe_that_it_was_loaded_with(tmp_path: Path) -> Non
 def test_where_there_is_no_fast_one_a_command_is_told(sampler: Sampler) -> None:
     with pytest.raises(DisaError, match=r"no recipe fast: make one with `disa tune --model small"):
         sampler.settings(recipe="fast")
+
+
+SHIPPED = sorted(in_package("").glob("*-fast.json"))
+
+
+@pytest.mark.parametrize("place", SHIPPED, ids=[place.stem for place in SHIPPED])
+def test_a_recipe_that_ships_was_measured_without_a_loss(place: Path) -> None:
+    content = json.loads(place.read_text())
+    sampler = Sampler.from_pretrained(content["model"], recipe="fast", device="cpu")
+    assert content["weights"] == sampler.weights_hash
+    asked = {"prompts": ["a red star"]} if sampler.preset.prompts else {"labels": [3]}
+    measured = content["measured"]
+    found = sampler.sample(**asked, seeds=[0], output_type="latent").evaluations_per_row
+    assert found == pytest.approx(measured["evaluations_per_row"], rel=0.1)
+    assert measured["loss"]["low"] <= 0 < measured["bound"] <= measured["tolerance"]
+    assert measured["speedup"] > 3
 
 
 def test_a_recipe_of_another_model_is_used_with_a_warning(sampler: Sampler, tmp_path: Path) -> None:
