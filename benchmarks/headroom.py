@@ -38,7 +38,7 @@ from disa.policies import adaptive
 from disa.study.planning import candidates_for
 from disa.study.times import Candidates
 
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
+MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 FIRST_SEED = 200_000
 MOST = 8
 """Denoising steps of a row."""

@@ -12,7 +12,7 @@ from tables import RESULTS, ROOT, spread, table
 from disa.files import write_text, write_whole
 from disa.study.plots import plot_png
 
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
+MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 
 INTRODUCTION = """# Step policies, measured
 

@@ -30,7 +30,7 @@ from disa.tiny.judge import score
 from disa.tiny.quality import measure_digits
 from disa.tiny.scenes import held_out_captions
 
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "harmon-shapes")
+MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 PACKAGE = ROOT / "src" / "disa" / "tiny" / "weights"
 SHOWN = 14
 """Images of each model in the picture, as drawn by either version."""

@@ -114,7 +114,11 @@ def shallow(name: str) -> Preset:
     """An embedded preset with one block of each kind, drawn in three AR steps."""
     own = PRESETS[name]
     less: dict[str, Any] = {each.name: 1 for each in fields(own.spec.architecture) if each.name.endswith("_depth")}
-    less |= {"flowar": {"scales": (1, 2, 4)}, "xar": {"latent_size": (4, 12), "cells": (1, 3)}}.get(own.spec.family, {})
+    less |= {
+        "flowar": {"scales": (1, 2, 4)},
+        "xar": {"latent_size": (4, 12), "cells": (1, 3)},
+        "bitdance": {"latent_size": (1, 3), "head_modulations": 1},
+    }.get(own.spec.family, {})
     return changed(own, architecture=replace(own.spec.architecture, **less), num_ar_steps=3)
 
 

@@ -26,7 +26,13 @@ from disa.weights.folders import load_folder, save_codec
 from disa.weights.package import in_package, read_embedded
 from disa.weights.tokenizers import find_tokenizer
 
-FAMILIES = {"mar": "mar-digits", "flowar": "flowar-digits", "xar": "xar-digits", "harmon": "harmon-shapes"}
+FAMILIES = {
+    "mar": "mar-digits",
+    "flowar": "flowar-digits",
+    "xar": "xar-digits",
+    "bitdance": "bitdance-digits",
+    "harmon": "harmon-shapes",
+}
 
 
 @pytest.fixture
@@ -244,6 +250,11 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("xar", {"cells": [16, 1]}, "cannot be cut into"),
     ("xar", {"num_heads": 3}, "num_heads = 3 must divide width = 128"),
     ("xar", {"num_heads": 64}, "multiples of 4 channels"),
+    ("bitdance", {"group_size": 3}, "group_size = 3 tokens are no square"),
+    ("bitdance", {"group_size": 25}, "cannot be cut into groups of 25"),
+    ("bitdance", {"num_heads": 3}, "num_heads = 3 must divide width = 128"),
+    ("bitdance", {"head_modulations": 2}, "head_modulations = 2 must divide head_depth = 3"),
+    ("bitdance", {"group_size": 4}, "head_width = 160 must be a multiple of 64"),
     ("harmon", {"llm_heads": 3}, "llm_heads = 3 must divide llm_width"),
     ("harmon", {"llm_heads": 128}, "into even numbers of channels"),
     ("harmon", {"llm_kv_heads": 3}, "llm_kv_heads = 3 must divide llm_heads = 4"),
@@ -318,6 +329,7 @@ TINY = {
     "flowar": {"scales": [1, 2, 4], "width": 32, "encoder_depth": 1, "decoder_depth": 1, "head_width": 32,
                "head_depth": 1},
     "xar": {"latent_size": [4, 4], "width": 32, "encoder_depth": 1, "decoder_depth": 1},
+    "bitdance": {"latent_size": [4, 4], "width": 32, "depth": 1, "class_tokens": 2, "head_width": 64, "head_depth": 1},
 }  # fmt: skip
 
 

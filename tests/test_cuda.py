@@ -38,12 +38,13 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here"),
 ]
 
-LABELLED = "mar-digits", "flowar-digits", "xar-digits"
+LABELLED = "mar-digits", "flowar-digits", "xar-digits", "bitdance-digits"
 MODELS = *LABELLED, "harmon-shapes"
 OPTIONS: dict[str, dict[str, Any]] = {
     "mar-digits": {"num_ar_steps": 8, "steps": "linear:8-3"},
     "flowar-digits": {"steps": "linear:8-4"},
     "xar-digits": {"steps": "linear:8-4"},
+    "bitdance-digits": {"steps": "linear:8-4"},
     "harmon-shapes": {"num_ar_steps": 6, "steps": "linear:8-3", "rewrite": False},
 }
 SAMPLED = sorted(
@@ -67,6 +68,7 @@ FEW_STEPS: dict[str, dict[str, Any]] = {
     "mar-digits": {"num_ar_steps": 3, "steps": "constant:2"},
     "flowar-digits": {"steps": "constant:2"},
     "xar-digits": {"steps": "constant:3"},
+    "bitdance-digits": {"steps": "constant:2"},
     "harmon-shapes": {"num_ar_steps": 3, "steps": "constant:2", "rewrite": False},
 }
 

@@ -31,20 +31,28 @@ from disa.weights.config import changed, from_json, parse_values, to_json
 from disa.weights.convert import convert
 from disa.weights.folders import save_model
 
-FAMILIES = {"mar": "mar-digits", "flowar": "flowar-digits", "xar": "xar-digits", "harmon": "harmon-shapes"}
+FAMILIES = {
+    "mar": "mar-digits",
+    "flowar": "flowar-digits",
+    "xar": "xar-digits",
+    "bitdance": "bitdance-digits",
+    "harmon": "harmon-shapes",
+}
 TINY = {
     "mar": {"latent_size": (4, 4), "encoder_width": 32, "encoder_depth": 1, "decoder_width": 32, "decoder_depth": 1,
             "buffer_size": 3, "head_width": 32, "head_depth": 1},
     "flowar": {"scales": (1, 2, 4), "width": 32, "decoder_depth": 1, "head_width": 32, "head_depth": 1},
     "xar": {"latent_size": (4, 4), "width": 32, "encoder_depth": 1, "decoder_depth": 1},
+    "bitdance": {"latent_size": (4, 4), "width": 32, "depth": 1, "class_tokens": 2, "head_width": 64, "head_depth": 1},
     "harmon": {"latent_size": (4, 4), "encoder_width": 32, "encoder_depth": 1, "decoder_width": 32, "decoder_depth": 1,
                "buffer_size": 3, "head_width": 32, "head_depth": 1, "llm_width": 32, "llm_hidden": 48, "llm_depth": 1},
 }  # fmt: skip
-AR_STEPS = {"mar": 5, "flowar": 3, "xar": 4, "harmon": 5}
+AR_STEPS = {"mar": 5, "flowar": 3, "xar": 4, "bitdance": 16, "harmon": 5}
 OTHER_AR_STEPS: dict[str, dict[str, Any]] = {
     "mar": {"num_ar_steps": 3},
     "flowar": {"scales": (2, 4), "num_ar_steps": 2},
     "xar": {"cells": (1, 2), "num_ar_steps": 2},
+    "bitdance": {"group_size": 4, "num_ar_steps": 4},
     "harmon": {"num_ar_steps": 7},
 }
 OTHER_SMALL = SmallVAEConfig(

@@ -32,7 +32,7 @@ from disa.runtime.surroundings import undisturbed
 from stand_in import HostCalls, StandIn
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-LABELLED = "mar-digits", "flowar-digits", "xar-digits", "bitdance"
+LABELLED = "mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "bitdance"
 MODELS = *LABELLED, "harmon-shapes"
 TRAINED = {"trained MAR": "mar-digits", "trained FlowAR": "flowar-digits"}
 NUM_AR_STEPS = {"trained MAR": 3}

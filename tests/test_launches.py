@@ -48,8 +48,9 @@ from disa.weights.package import in_package  # noqa: E402
 from stand_in import tensors  # noqa: E402
 
 FILE = Path(__file__).with_name("launches.json")
-EMBEDDED = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
-PRESETS = {name: small.shallow(name) for name in EMBEDDED} | {
+PLANNED = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
+"""Models with a plan in the package."""
+PRESETS = {name: small.shallow(name) for name in (*PLANNED, "bitdance-digits")} | {
     "bitdance": small.BITDANCE,
     "nextstep": small.NEXTSTEP,
     "emigm": small.EMIGM,
@@ -135,7 +136,7 @@ def test_no_solver_waits(name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*is stretched")
-@pytest.mark.parametrize("name", EMBEDDED)
+@pytest.mark.parametrize("name", PLANNED)
 def test_no_plan_waits(name: str) -> None:
     plan = read_plan(in_package(f"{name}-plan.json"), "plan")
     drawn(name, plan.steps(plan.bounds[0]), plan.solver)

@@ -134,7 +134,7 @@ def test_of_a_batch_that_was_handed_out_nothing_is_kept(sampler: Sampler, monkey
         gc.unfreeze()
 
 
-@pytest.mark.parametrize("name", ["mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"])
+@pytest.mark.parametrize("name", ["mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes"])
 def test_what_was_drawn_is_freed_without_a_search_for_circles(name: str) -> None:
     """Python searches seldom, and a few circles of large tensors fill the memory before it does."""
     model = Sampler.load(name, device="cpu")

@@ -16,7 +16,7 @@ from disa.models.unipic import presets as unipic
 from disa.models.xar import presets as xar
 from disa.values import did_you_mean, either, shown
 
-_DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS)
+_DIGITS = (mar.DIGITS, flowar.DIGITS, xar.DIGITS, bitdance.DIGITS)
 _PUBLISHED = (
     *mar.PUBLISHED,
     *flowar.PUBLISHED,

@@ -6,7 +6,6 @@ Shapes: B images, L tokens, C token channels, h x w latents, R rows of the head.
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from disa.codecs.binary import BinaryAE, BinaryCodec
 from disa.models.bitdance.model import BitDance
-from disa.models.bitdance.presets import DIGITS, DIGITS_CODEC
+from disa.models.bitdance.presets import DIGITS_CODEC
 from disa.tiny.data import Split, digits
-from disa.tiny.task import AutoencoderTask, ImageTask, Recipe
+from disa.tiny.task import AutoencoderTask, ImageTask
 from disa.weights.folders import codec_files
 
 
@@ -50,9 +49,6 @@ class BitDanceTask(ImageTask):
     """Times and flips as BitDance has them for ImageNet."""
 
     time_mean, time_deviation, flips = -0.8, 0.8, 0.1
-
-    def __init__(self, name: str, recipe: Recipe, vae: Path | None = None) -> None:
-        super().__init__(name, recipe, vae, DIGITS)
 
     @cached_property
     def _latents(self) -> dict[Split, tuple[Tensor, Tensor]]:

@@ -19,7 +19,6 @@ from disa.codecs.small import SmallCodec, SmallVAE, SmallVAEConfig
 from disa.errors import DisaError
 from disa.models.layers import initialise
 from disa.models.registry import PRESETS
-from disa.models.spec import Preset
 from disa.tiny.classifier import augment
 from disa.tiny.data import Split, digits
 from disa.weights.autoencoders import CODEC
@@ -129,11 +128,11 @@ class AutoencoderTask(Task):
 
 
 class ImageTask(Task):
-    """A model that draws digits, trained on samples of their latents. preset: of one that does not ship as yet."""
+    """A model that draws digits, trained on samples of their latents."""
 
-    def __init__(self, name: str, recipe: Recipe, vae: Path | None = None, preset: Preset | None = None) -> None:
+    def __init__(self, name: str, recipe: Recipe, vae: Path | None = None) -> None:
         super().__init__(name, recipe, vae)
-        self.preset: Preset = preset or PRESETS[name]
+        self.preset = PRESETS[name]
 
     def build(self, seed: int) -> Any:
         model = self.preset.build()

@@ -49,4 +49,3 @@ DIGITS = Preset(
     Assets(embedded_codec="digits-bits"),
     "BitDance, 1.7 M parameters, handwritten digits 32x32",
 )
-"""Trained by `disa train bitdance-digits`; no preset by name as long as its weights do not ship."""
