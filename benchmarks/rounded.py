@@ -1,10 +1,15 @@
-"""The embedded models with their weights rounded to bfloat16, against the weights that training wrote.
+"""The embedded models with their weights rounded, against the weights that training wrote.
 
     python benchmarks/rounded.py measure --weights FOLDER   # -> results/rounded.json, and a picture to look at
     python benchmarks/rounded.py write --weights FOLDER     # the rounded weights -> the package
 
-FOLDER holds MODEL.safetensors in float32, one for each model: the `model.safetensors` of `disa train MODEL`. Both
-versions compute in float32 and draw the same seeds with the preset's settings; only the weights differ.
+FOLDER holds MODEL.safetensors in float32, one for each model: the `model.safetensors` of `disa train MODEL`; and
+digits-bits.safetensors, the `diffusion_pytorch_model.safetensors` of `disa train digits-bits`. Both versions compute in
+float32 and draw the same seeds with the preset's settings. Only the weights differ, with BitDance those of the
+autoencoder too.
+
+All are written as bfloat16. Those of BitDance and of its autoencoder keep 4 of the 7 bits of the mantissa: a wheel is
+compressed, and stays below 20 MB so.
 """
 
 from __future__ import annotations
@@ -32,6 +37,9 @@ from disa.tiny.scenes import held_out_captions
 
 MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 PACKAGE = ROOT / "src" / "disa" / "tiny" / "weights"
+CODEC = "digits-bits"
+MANTISSA = {"bitdance-digits": 4, CODEC: 4}
+"""Bits that are kept of it where they are not all."""
 SHOWN = 14
 """Images of each model in the picture, as drawn by either version."""
 
@@ -40,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("measure", "write"))
     parser.add_argument("--weights", type=Path, default=PACKAGE, help="the folder of float32 weights")
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, CODEC), default=MODELS)
     parser.add_argument("--digits", type=int, default=500, help="images of each model that draws digits")
     parser.add_argument("--captions", type=int, default=300, help="images of the model that draws from captions")
     parser.add_argument("--first-seed", type=int, default=800_000)
@@ -64,11 +72,18 @@ def main() -> None:
 
 
 def round_file(source: Path, target: Path) -> None:
-    """Write a file of float32 weights anew in bfloat16."""
-    weights = load_file(source)
+    """Write a file of float32 weights anew in bfloat16, with the bits that its name keeps."""
+    weights, bits = load_file(source), MANTISSA.get(target.stem)
     if {value.dtype for value in weights.values()} != {torch.float32}:
         raise DisaError(f"{source} is rounded already: expected the float32 weights that training wrote.")
-    target.write_bytes(save({name: value.bfloat16() for name, value in weights.items()}, {"format": "pt"}))
+    rounded = weights if bits is None else {name: with_mantissa(value, bits) for name, value in weights.items()}
+    target.write_bytes(save({name: value.bfloat16() for name, value in rounded.items()}, {"format": "pt"}))
+
+
+def with_mantissa(values: Tensor, bits: int) -> Tensor:
+    """The nearest values with so many bits of mantissa behind the leading one."""
+    mantissa, exponent = torch.frexp(values)
+    return torch.ldexp((mantissa * 2 ** (bits + 1)).round() / 2 ** (bits + 1), exponent)
 
 
 def measured(model: str, weights: Path, seeds: Sequence[int]) -> tuple[dict[str, Any], Tensor]:
@@ -78,7 +93,8 @@ def measured(model: str, weights: Path, seeds: Sequence[int]) -> tuple[dict[str,
         rounded_file = Path(folder) / exact_file.name
         round_file(exact_file, rounded_file)
         sizes = [file.stat().st_size for file in (exact_file, rounded_file)]
-        exact, rounded = (drawn(model, file, seeds) for file in (exact_file, rounded_file))
+        codec = weights / f"{CODEC}.safetensors" if model == "bitdance-digits" else None  # else that of the package
+        exact, rounded = drawn(model, exact_file, seeds, codec), drawn(model, rounded_file, seeds)
     (quality, resampled), (rounded_quality, resampled_rounded) = (quality_of(part) for part in (exact, rounded))
     gaps = (exact.images - rounded.images).abs().flatten(1).mean(1)
     row = {
@@ -100,8 +116,8 @@ def measured(model: str, weights: Path, seeds: Sequence[int]) -> tuple[dict[str,
     return row, strip
 
 
-def drawn(model: str, weights: Path, seeds: Sequence[int]) -> Samples:
-    sampler = Sampler.load(model, checkpoint=weights, device="cpu")
+def drawn(model: str, weights: Path, seeds: Sequence[int], codec: Path | None = None) -> Samples:
+    sampler = Sampler.load(model, checkpoint=weights, vae=codec, device="cpu")
     assert all(value.dtype == torch.float32 for value in sampler.model.state_dict().values())
     if model == "harmon-shapes":
         return sampler.sample(prompts=held_out_captions(len(seeds), seed=seeds[0]), seeds=seeds)
