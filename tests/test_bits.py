@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from disa.draw.sampler import Sampler
-from disa.errors import DisaError
 from disa.models.bitdance.presets import DIGITS, DIGITS_CODEC
 from disa.stopping import Stopped
 from disa.tiny import bits, task, tasks
@@ -98,9 +97,3 @@ def test_a_stopped_training_ends_as_an_unbroken_one_and_its_model_draws(autoenco
     assert whole.read_bytes() == broken.read_bytes()
     sampler = Sampler.load(tmp_path / "whole", device="cpu")
     assert sampler.sample([3], 0, steps="constant:1").images.shape == (1, 1, 32, 32)
-
-
-def test_without_its_autoencoder_it_says_how_to_make_one() -> None:
-    if not (Path(bits.__file__).parent / "weights" / "digits-bits.safetensors").is_file():
-        with pytest.raises(DisaError, match="the weights of digits-bits do not ship yet: make them with `disa train"):
-            BitDanceTask("bitdance-digits", RECIPE).autoencoder()

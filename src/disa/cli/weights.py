@@ -36,13 +36,13 @@ def presets(as_json: AsJSON = False) -> None:
 
 
 def _place_of_weights(preset: Preset) -> str:
-    """Where weights are, or how they are made."""
+    """Where weights are."""
     from disa.weights.package import ships
 
     if ships(preset.name):
         return "in the package"
     assets = preset.assets
-    return assets.weights.repo if assets.weights else assets.page or f"disa train {preset.name}"
+    return assets.weights.repo if assets.weights else assets.page or ""
 
 
 @dataclass(frozen=True)
