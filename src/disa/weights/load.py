@@ -76,7 +76,8 @@ def load_codec(preset: Preset, path: Path | None = None) -> LatentCodec:
     if config is None:
         raise DisaError(f"{preset.name} has no autoencoder: its tokens are pixels.")
     if path is None and assets.embedded_codec:
-        return _own(config, read_embedded(assets.embedded_codec), assets.embedded_codec)
+        state = {name: value.float() for name, value in read_embedded(assets.embedded_codec).items()}
+        return _own(config, state, assets.embedded_codec)
     if isinstance(config, SmallVAEConfig):
         if path is None:
             raise DisaError(_missing_codec("a folder that disa wrote"))
