@@ -23,7 +23,11 @@ from disa.files import make_folder, write_json
 from disa.policies import adaptive
 from disa.study.calibrate import FIRST_SEED, NUM_IMAGES, calibrate, costs_of
 
-BUDGETS = {"mar-digits": (0.2, 0.1, 0.05, 0.025), "harmon-shapes": (0.2, 0.1, 0.05, 0.025)}
+BUDGETS = {
+    "mar-digits": (0.2, 0.1, 0.05, 0.025),
+    "harmon-shapes": (0.2, 0.1, 0.05, 0.025),
+    "bitdance-digits": (0.2, 0.1, 0.05),
+}
 BUDGETS_OF_FLOWS = (0.7, 0.4, 0.2, 0.1)
 SOLVERS = {
     "noise": (("ddpm", None), ("ddim", "uniform"), ("dpm-solver++-2", None)),
