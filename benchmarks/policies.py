@@ -20,6 +20,7 @@ from pathlib import Path
 from point_folders import at_root
 from policies_draw import draw
 from policies_measure import measure
+from policies_plan import Kinds
 from policies_write import MODELS, write
 from tables import ROOT
 
@@ -31,6 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2000, help="images per point")
     parser.add_argument("--budget", type=float, action="append", default=[], help="a share, instead of the usual ones")
     parser.add_argument("--without-solvers", action="store_true", help="leave other solvers out")
+    parser.add_argument("--without-adaptive", action="store_true", help="leave policies out that look at rows")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "policies", help="where images are kept")
     parser.add_argument("--result", type=Path, help="what measure writes, instead of a file in benchmarks/results")
     given = parser.parse_args()
@@ -45,7 +47,8 @@ def main() -> int:
 
     def work_on() -> None:
         if given.what == "draw":
-            draw(given.model, given.images, work, given.budget, not given.without_solvers)
+            kinds = Kinds(not given.without_adaptive, not given.without_solvers)
+            draw(given.model, given.images, work, given.budget, kinds)
         elif given.what == "measure":
             measure(given.model, work, result)
         else:

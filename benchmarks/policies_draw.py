@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from point_folders import PointFolder, draw_in_turn
-from policies_plan import BUDGETS, BUDGETS_OF_FLOWS, Point, inputs_of, plan
+from policies_plan import BUDGETS, BUDGETS_OF_FLOWS, Kinds, Point, inputs_of, plan
 
 from disa.draw.sampler import Sampler
 from disa.files import make_folder, write_json
@@ -16,10 +16,10 @@ from disa.files import make_folder, write_json
 PLAN = "plan.json"
 
 
-def draw(model: str, num_images: int, work: Path, budgets: Sequence[float], solvers: bool) -> None:
+def draw(model: str, num_images: int, work: Path, budgets: Sequence[float], kinds: Kinds) -> None:
     """Every point's images; those that are there stay, also where there are more than `num_images`."""
     sampler, folder = Sampler.load(model), make_folder(work / model)
-    points = plan(sampler, budgets or BUDGETS.get(model, BUDGETS_OF_FLOWS), solvers)
+    points = plan(sampler, budgets or BUDGETS.get(model, BUDGETS_OF_FLOWS), kinds)
     before = json.loads((folder / PLAN).read_text())["images"] if (folder / PLAN).exists() else 0
     total = max(num_images, before)
     write_json(folder / PLAN, {"images": total, "points": [asdict(point) for point in points]})

@@ -114,8 +114,16 @@ def _families(preset_steps: str) -> dict[str, Callable[[int], str]]:
     }
 
 
-def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point]:
-    """Every point of a model at these budgets, and those of other solvers if wanted. `linear` is as close to a budget
+@dataclass(frozen=True)
+class Kinds:
+    """What is drawn beside fixed schedules with the official solver."""
+
+    adaptive: bool = True
+    solvers: bool = True
+
+
+def plan(sampler: Sampler, shares: Sequence[float], kinds: Kinds) -> list[Point]:
+    """Every point of a model at these budgets, of the kinds that are wanted. `linear` is as close to a budget
     as it can be, everything else as close to `linear`."""
     preset, costs = sampler.preset, Costs(sampler)
     families, weights = _families(preset.defaults.steps), sampler.weights_hash
@@ -129,12 +137,12 @@ def plan(sampler: Sampler, shares: Sequence[float], solvers: bool) -> list[Point
             points.append(Point(kind, costs.nearest(family, spent), _hash(weights), share))
         text = f"table:{path.relative_to(ROOT)}"
         points.append(Point("calibrated", text, _hash(weights, path.read_text()), share))
-        for kind, text in _adaptive(sampler, spent):
+        for kind, text in _adaptive(sampler, spent) if kinds.adaptive else ():
             points.append(Point(kind, text, _hash(weights, probe.metadata()), share))
     for n in (2, 1):
         text = f"constant:{n}"
         points.append(Point("constant", text, _hash(weights), round(costs.of(_schedule(text)) / whole, 4)))
-    for solver, grid in SOLVERS[sampler.model.process.predicts] if solvers else ():
+    for solver, grid in SOLVERS[sampler.model.process.predicts] if kinds.solvers else ():
         other = Costs(sampler, solver, grid)
         for share in SOLVER_BUDGETS:
             for kind in ("constant", "linear"):
