@@ -86,7 +86,7 @@ def test_a_recipe_that_ships_was_measured_without_a_loss(place: Path) -> None:
     content = json.loads(place.read_text())
     sampler = Sampler.from_pretrained(content["model"], recipe="fast", device="cpu")
     assert content["weights"] == sampler.weights_hash
-    asked = {"prompts": ["a red star"]} if sampler.preset.prompts else {"labels": [3]}
+    asked: dict[str, Any] = {"prompts": ["a red star"]} if sampler.preset.prompts else {"labels": [3]}
     measured = content["measured"]
     found = sampler.sample(**asked, seeds=[0], output_type="latent").evaluations_per_row
     assert found == pytest.approx(measured["evaluations_per_row"], rel=0.1)
