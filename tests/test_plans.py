@@ -188,9 +188,11 @@ def test_what_is_no_text_of_a_plan(text: str, sampler: Sampler) -> None:
 
 
 def test_a_plan_that_no_model_ships(sampler: Sampler) -> None:
-    assert "needs a model, whose plan it takes: name a file" in refused(lambda: disa.parse("plan@8"))
-    assert "'plan@8' needs a model" in refused(lambda: sampler.settings(steps="plan@8"))
-    assert "'plan' needs a model" in refused(lambda: sampler.settings(solver="plan"))
+    assert "takes the plan that comes with a model, and there is none here: name a file" in refused(
+        lambda: disa.parse("plan@8")
+    )
+    assert "'plan@8' takes the plan that comes with a model" in refused(lambda: sampler.settings(steps="plan@8"))
+    assert "'plan' takes the plan that comes with a model" in refused(lambda: sampler.settings(solver="plan"))
 
 
 def test_a_plan_that_a_model_ships(sampler: Sampler, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

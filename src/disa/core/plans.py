@@ -187,7 +187,10 @@ def parse_plan(text: str, shipped: Path | None = None) -> tuple[StepPlan, float 
     """The plan and the budget that a text names; shipped: the file where it names none. Raises DisaError."""
     file, budget = plan_parts(text)
     if file is None and shipped is None:
-        raise DisaError(f"{shown(text)} needs a model, whose plan it takes: name a file, as in plan:FILE@8.5.")
+        raise DisaError(
+            f"{shown(text)} takes the plan that comes with a model, and there is none here: name a file, as in "
+            "plan:FILE@8.5, which `disa calibrate` makes."
+        )
     return read_plan(file or shipped, "plan" if file is None else f"plan:{file}"), budget  # pyright: ignore[reportArgumentType]
 
 

@@ -47,5 +47,5 @@ DIGITS = Preset(
     Spec("bitdance-digits", "bitdance", _DIGITS, DIGITS_CODEC),
     replace(PUBLISHED[0].defaults, num_ar_steps=64, guidance=2.0, batch_size=100, quality="digits"),
     Assets(embedded_codec="digits-bits"),
-    "BitDance, 1.7 M parameters, handwritten digits 32x32",
+    "BitDance, 1.7 M parameters, handwritten digits 32x32; ships with the package",
 )
