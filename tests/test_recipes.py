@@ -14,6 +14,8 @@ from disa.draw.recipes import RECIPE, read_recipe
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
+from disa.models.registry import PRESETS
+from disa.weights.config import changed
 from disa.weights.package import in_package
 
 
@@ -78,7 +80,7 @@ def test_where_there_is_no_fast_one_a_command_is_told(sampler: Sampler) -> None:
         sampler.settings(recipe="fast")
 
 
-SHIPPED = sorted(in_package("").glob("*-fast.json"))
+SHIPPED = sorted(place for place in in_package("").glob("*-fast.json") if place.stem.removesuffix("-fast") in PRESETS)
 
 
 @pytest.mark.parametrize("place", SHIPPED, ids=[place.stem for place in SHIPPED])
@@ -92,6 +94,19 @@ def test_a_recipe_that_ships_was_measured_without_a_loss(place: Path) -> None:
     assert found == pytest.approx(measured["evaluations_per_row"], rel=0.1)
     assert measured["loss"]["low"] <= 0 < measured["bound"] <= measured["tolerance"]
     assert measured["speedup"] > 3
+
+
+@pytest.mark.parametrize("name", ["mar-base", "mar-large", "mar-huge"])
+def test_published_models_are_drawn_by_what_their_family_bears(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of random weights of that architecture, small."""
+    less = {"encoder_width": 64, "encoder_depth": 1, "decoder_width": 64, "decoder_depth": 1, "head_width": 64}
+    monkeypatch.setitem(PRESETS, name, changed(PRESETS[name], less | {"head_depth": 1}, name))
+    sampler = Sampler(PRESETS[name], PRESETS[name].build().eval(), device="cpu")
+    with pytest.warns(UserWarning, match="fast was measured for model mar-digits"):
+        found = sampler.settings(recipe="fast")
+    assert (found.num_ar_steps, str(found.solver)) == (32, "dpm-solver++-2@logsnr")
+    assert found.counts is not None
+    assert found.counts.known(256, 32)[0] == 0
 
 
 def test_a_recipe_of_another_model_is_used_with_a_warning(sampler: Sampler, tmp_path: Path) -> None:
