@@ -20,8 +20,9 @@ What every step policy costs and keeps, on the models that ship with the package
 
 **In short.** Times and updates matter far more than counts: calibrated plans, which choose all three together, need a
 fraction of the evaluations of anything on this page ([plans.md](plans.md) has them on fresh seeds). On official solvers
-and grids, few steps late are as good as many everywhere, the reverse is worse, and with a tenth of the evaluations or
-less every schedule loses something. Looking at rows gains little ([headroom.md](headroom.md)).
+and grids, few steps late are as good as many everywhere, the reverse is worse wherever the order is not row by row, and
+with a tenth of the evaluations or less every schedule loses something there. Looking at rows gains little
+([headroom.md](headroom.md)).
 
 ## What holds on fresh seeds
 
@@ -47,10 +48,15 @@ The fresh seeds are 400000-400999 on harmon-shapes and 710000-710499 on mar-digi
         --steps variance:probe:24-2@9.594 --steps table:benchmarks/results/tables/harmon-shapes-0.1.json
     disa compare --model mar-digits --seeds 710000-710499 --steps linear:50-5 --steps linear:6-1
 
-Two results are too large to be chance. Reversing a schedule is significantly worse on every model, at the latest with a
-tenth of the evaluations. And on xar-digits the solver matters more than the schedule: with 8.8 evaluations per row,
+Two results are too large to be chance. Reversing a schedule is significantly worse on mar-, flowar- and xar-digits and on
+harmon-shapes, at the latest with a tenth of the evaluations. And on xar-digits the solver matters more than the schedule: with 8.8 evaluations per row,
 `constant:5` is 0.31 [0.01, 0.65] worse than the original on the official solver and grid, and -0.08 [-0.32, 0.15] with
 `--solver heun --grid uniform`.
+
+**Row by row, annealing is as good as anything else, and no better.** bitdance-digits draws its tokens in raster order,
+where later tokens are hardly more constrained than earlier ones ([evidence.md](evidence.md)). At equal evaluations no
+schedule is told from another: not annealed from constant, and not reversed from annealed. What a saving costs depends on
+how many steps are left, not on when they are made: a twentieth of the evaluations shows no loss, two steps do.
 
 ## How to read the tables
 
