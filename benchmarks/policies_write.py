@@ -49,9 +49,9 @@ The fresh seeds are 400000-400999 on harmon-shapes and 710000-710499 on mar-digi
     disa compare --model mar-digits --seeds 710000-710499 --steps linear:50-5 --steps linear:6-1
 
 Two results are too large to be chance. Reversing a schedule is significantly worse on mar-, flowar- and xar-digits and on
-harmon-shapes, at the latest with a tenth of the evaluations. And on xar-digits the solver matters more than the schedule: with 8.8 evaluations per row,
-`constant:5` is 0.31 [0.01, 0.65] worse than the original on the official solver and grid, and -0.08 [-0.32, 0.15] with
-`--solver heun --grid uniform`.
+harmon-shapes, at the latest with a tenth of the evaluations. And on xar-digits the solver matters more than the
+schedule: with 8.8 evaluations per row, `constant:5` is 0.31 [0.01, 0.65] worse than the original on the official solver
+and grid, and -0.08 [-0.32, 0.15] with `--solver heun --grid uniform`.
 
 **Row by row, annealing is as good as anything else, and no better.** bitdance-digits draws its tokens in raster order,
 where later tokens are hardly more constrained than earlier ones ([evidence.md](evidence.md)). At equal evaluations no
