@@ -111,7 +111,8 @@ def energies(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) ->
     """How far the images of every point are from those of the first point, by the features of `disa tune`; None for
     that point."""
     space = load_space(space_at_hand(sampler.image_shape[1:]), sampler.device)
-    groups = inputs_of(sampler, len(images[0]), first_seed).labels  # hardly two captions are the same
+    inputs = inputs_of(sampler, len(images[0]), first_seed)
+    groups = inputs.labels if inputs.prompts is None else inputs.prompts  # a caption that comes once counts nothing
 
     def features(drawn: Tensor) -> np.ndarray:
         pixels = (drawn * 255).round().to(torch.uint8)
