@@ -54,8 +54,8 @@ FINDINGS = """## What was found on mar-digits
   at most 0.01, with intervals of 0.005 to 0.017 on each side.
 - **Together** (a plan, stages, `residual:9`, with guidance) they draw in less than half of the time of the guided plan;
   no Fréchet distance tells them apart from it, the energy distance has them at a quarter of what `constant:5` loses.
-  `linear:12-3` of `dpm-solver++-2` in place of the plan is as good: -0.021 [-0.190, 0.148] of the guided original's. That
-  is what `--recipe fast` takes for published MAR models.
+  `linear:12-3` of `dpm-solver++-2` in place of the plan is as good: -0.021 [-0.190, 0.148] of the guided original's.
+  That is what `--recipe fast` takes for published MAR models.
 - **The tuned recipe** (`disa tune`, 15 minutes: `plan@2.8` in 24 AR steps) shows no loss on these seeds either. At its
   setting, `mlp` gains nothing on its table of counts, and `linear:4-1`, with fewer evaluations, is not told from it.
 - **Rows that get counts of their own** gain nothing here: `mlp` is not told apart from `linear` at equal evaluations,
@@ -65,8 +65,8 @@ FINDINGS = """## What was found on mar-digits
 
 ## What was found on harmon-shapes
 
-- **The tuned recipe** (`disa tune`, 20 minutes: `plan@6.2` with `residual:3`) shows no loss on 3 000 fresh captions; neither
-  does `plan@9`.
+- **The tuned recipe** (`disa tune`, 20 minutes: `plan@6.2` with `residual:3`) shows no loss on 3 000 fresh captions;
+  neither does `plan@9`.
 - **Fewer AR steps lose**: `disa tune` tells 12 and 9 of 24 from the original ([tune.md](tune.md)).
 """
 

@@ -48,15 +48,15 @@ The fresh seeds are 400000-400999 on harmon-shapes and 710000-710499 on mar-digi
         --steps variance:probe:24-2@9.594 --steps table:benchmarks/results/tables/harmon-shapes-0.1.json
     disa compare --model mar-digits --seeds 710000-710499 --steps linear:50-5 --steps linear:6-1
 
-Two results are too large to be chance. Reversing a schedule is significantly worse on mar-, flowar- and xar-digits and on
-harmon-shapes, at the latest with a tenth of the evaluations. And on xar-digits the solver matters more than the
+Two results are too large to be chance. Reversing a schedule is significantly worse on mar-, flowar- and xar-digits and
+on harmon-shapes, at the latest with a tenth of the evaluations. And on xar-digits the solver matters more than the
 schedule: with 8.8 evaluations per row, `constant:5` is 0.31 [0.01, 0.65] worse than the original on the official solver
 and grid, and -0.08 [-0.32, 0.15] with `--solver heun --grid uniform`.
 
 **Row by row, annealing is as good as anything else, and no better.** bitdance-digits draws its tokens in raster order,
 where later tokens are hardly more constrained than earlier ones ([evidence.md](evidence.md)). At equal evaluations no
-schedule is told from another: not annealed from constant, and not reversed from annealed. What a saving costs depends on
-how many steps are left, not on when they are made: a twentieth of the evaluations shows no loss, two steps do.
+schedule is told from another: not annealed from constant, and not reversed from annealed. What a saving costs depends
+on how many steps are left, not on when they are made: a twentieth of the evaluations shows no loss, two steps do.
 
 ## How to read the tables
 

@@ -99,7 +99,7 @@ def test_a_recipe_that_ships_was_measured_without_a_loss(place: Path) -> None:
 @pytest.mark.parametrize("name", ["mar-base", "mar-large", "mar-huge"])
 def test_published_models_are_drawn_by_what_their_family_bears(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of random weights of that architecture, small."""
-    less = {"encoder_width": 64, "encoder_depth": 1, "decoder_width": 64, "decoder_depth": 1, "head_width": 64}
+    less = {"encoder_width": 192, "encoder_depth": 1, "decoder_width": 192, "decoder_depth": 1, "head_width": 64}
     monkeypatch.setitem(PRESETS, name, changed(PRESETS[name], less | {"head_depth": 1}, name))
     sampler = Sampler(PRESETS[name], PRESETS[name].build().eval(), device="cpu")
     with pytest.warns(UserWarning, match="fast was measured for model mar-digits"):
