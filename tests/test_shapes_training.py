@@ -411,7 +411,9 @@ def test_the_embedded_model_rewrites_captions_to_all_there_is_to_say() -> None:
     assert sum(one != other for one, other in zip(written, others, strict=True)) > 0.5 * len(captions)
 
 
-def test_weights_that_do_not_ship_yet_say_how_to_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_left_out_of_a_package_say_how_to_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("disa.weights.package.resources.files", lambda package: tmp_path)
     with pytest.raises(DisaError, match="disa train harmon-shapes --out FOLDER"):
         Sampler.load(NAME)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from disa.errors import DisaError
 from disa.weights.read import read_safetensors
 
 
@@ -23,4 +24,8 @@ def ships(name: str) -> bool:
 
 def read_embedded(name: str) -> Mapping[str, Tensor]:
     """Weights that ship with the package. Raises DisaError."""
+    if not ships(name):
+        raise DisaError(
+            f"the weights of {name} are not in this package: make them with `disa train {name} --out FOLDER`."
+        )
     return read_safetensors(in_package(f"{name}.safetensors"))
