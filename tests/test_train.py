@@ -23,7 +23,7 @@ from disa.tiny.classifier import load_classifier, train_classifier
 from disa.tiny.data import digits
 from disa.weights.folders import save_codec
 
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits")
+MODELS = "mar-digits", "flowar-digits", "xar-digits", pytest.param("bitdance-digits", marks=pytest.mark.long)
 RECIPE = replace(tasks.find_recipe("mar-digits"), iterations=4, batch_size=4, warmup=2)
 
 
