@@ -22,7 +22,7 @@ CRUDE, GUIDED = "constant:5", "guided original"
 COMPOSED_FOR_MAR = "guided few steps, stages, residual:9"
 """The point of mar-digits that published MAR models are drawn by, with the AR steps of theirs."""
 FOLDER = RESULTS / "accelerators"
-COMPOSED = ("composed-mar-base.json", "composed-mar-huge.json", "composed-harmon-0.5b.json")
+COMPOSED = ("composed-mar-base.json", "composed-mar-base-4.json", "composed-mar-huge.json", "composed-harmon-0.5b.json")
 
 INTRODUCTION = """# Less backbone, measured
 
@@ -40,7 +40,7 @@ The budgets of plans were chosen on seeds 300000-301999, all else beforehand. Al
 
     python benchmarks/confirm.py confirm benchmarks/accelerators-MODEL.json --results benchmarks/results/accelerators
     python benchmarks/composed.py mar-base --repeats 1 --ar-steps 6 --only "few steps, stages, residual:9" \\
-        --result benchmarks/results/composed-mar-base.json
+        --result benchmarks/results/composed-mar-base.json  # and --batch 4 --ar-steps 3
     python benchmarks/accelerators_write.py
 """
 
@@ -73,7 +73,8 @@ FINDINGS = """## What was found on mar-digits
 """
 
 SIZES = """Wall time of one whole image with each setting, two threads, guidance 2.9. Of the original (256 AR steps,
-`constant:100`, the plain order of work) six AR steps were taken, and scaled; other work ran beside it. *Annealed* is
+`constant:100`, the plain order of work) six AR steps were taken at batch 1 and three at batch 4, and scaled; other work
+ran beside it. *Annealed* is
 `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with `dpm-solver++-2` on `logsnr`, in stages of 24, 6 and 2
 AR steps."""
 
