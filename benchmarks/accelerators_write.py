@@ -74,9 +74,8 @@ FINDINGS = """## What was found on mar-digits
 
 SIZES = """Wall time of one whole image with each setting, two threads, guidance 2.9. Of the original (256 AR steps,
 `constant:100`, the plain order of work) six AR steps were taken at batch 1 and three at batch 4, and scaled; other work
-ran beside it. *Annealed* is
-`linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with `dpm-solver++-2` on `logsnr`, in stages of 24, 6 and 2
-AR steps."""
+ran beside it. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with `dpm-solver++-2` on
+`logsnr`, in stages of 24, 6 and 2 AR steps."""
 
 
 def point_of(report: dict[str, Any], name: str) -> dict[str, Any]:

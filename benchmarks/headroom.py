@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from policies_plan import inputs_of
-from tables import RESULTS, ROOT
+from tables import EMBEDDED, RESULTS, ROOT
 
 from disa.core.allocate import allocate
 from disa.core.courses import stretch_of
@@ -38,7 +38,6 @@ from disa.policies import adaptive
 from disa.study.planning import candidates_for
 from disa.study.times import Candidates
 
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 FIRST_SEED = 200_000
 MOST = 8
 """Denoising steps of a row."""
@@ -294,7 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
     measuring = commands.add_parser("measure")
-    measuring.add_argument("model", choices=MODELS)
+    measuring.add_argument("model", choices=EMBEDDED)
     measuring.add_argument("--images", type=int, default=32)
     measuring.add_argument("--plan", default="plan")
     commands.add_parser("write")
@@ -303,7 +302,7 @@ def main() -> None:
     if asked.command == "measure":
         write_json(RESULTS / f"headroom-{asked.model}.json", measure(asked.model, asked.images, asked.plan))
         return
-    paths = [RESULTS / f"headroom-{model}.json" for model in MODELS]
+    paths = [RESULTS / f"headroom-{model}.json" for model in EMBEDDED]
     write([json.loads(Path(path).read_text()) for path in paths if path.exists()])
 
 

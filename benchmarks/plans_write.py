@@ -9,8 +9,7 @@ import json
 from typing import Any
 
 from confirm_write import page
-from policies_write import MODELS
-from tables import RESULTS, ROOT, table
+from tables import EMBEDDED, RESULTS, ROOT, table
 
 from disa.files import write_text
 
@@ -63,7 +62,7 @@ def _row(report: dict[str, Any], original: dict[str, Any], point: dict[str, Any]
 
 
 def main() -> None:
-    paths = [RESULTS / f"confirm-{model}.json" for model in MODELS]
+    paths = [RESULTS / f"confirm-{model}.json" for model in EMBEDDED]
     reports = [json.loads(path.read_text()) for path in paths if path.exists()]
     sections = [f"## {report['model']}\n\n{page(report)}" for report in reports]
     write_text(ROOT / "docs" / "plans.md", "\n".join([INTRODUCTION.format(summary=summary(reports)), *sections]))

@@ -21,14 +21,14 @@ from point_folders import at_root
 from policies_draw import draw
 from policies_measure import measure
 from policies_plan import Kinds
-from policies_write import MODELS, write
-from tables import ROOT
+from policies_write import write
+from tables import EMBEDDED, ROOT
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("draw", "measure", "write"))
-    parser.add_argument("model", nargs="?", choices=MODELS)
+    parser.add_argument("model", nargs="?", choices=EMBEDDED)
     parser.add_argument("--images", type=int, default=2000, help="images per point")
     parser.add_argument("--budget", type=float, action="append", default=[], help="a share, instead of the usual ones")
     parser.add_argument("--without-solvers", action="store_true", help="leave other solvers out")

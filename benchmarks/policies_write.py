@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from policies_plan import TABLES
-from tables import RESULTS, ROOT, spread, table
+from tables import EMBEDDED, RESULTS, ROOT, spread, table
 
 from disa.files import write_text, write_whole
 from disa.study.plots import plot_png
-
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 
 INTRODUCTION = """# Step policies, measured
 
@@ -86,7 +84,7 @@ def page() -> str:
 
 def _reports() -> dict[str, dict[str, Any]]:
     """The result file of every model that has one."""
-    paths = {model: RESULTS / f"policies-{model}.json" for model in MODELS}
+    paths = {model: RESULTS / f"policies-{model}.json" for model in EMBEDDED}
     return {model: json.loads(path.read_text()) for model, path in paths.items() if path.exists()}
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from common import machine, note, publish
 from safetensors.torch import load_file, save
-from tables import RESULTS, ROOT
+from tables import EMBEDDED, RESULTS, ROOT
 from torch import Tensor
 
 from disa import Sampler, Samples
@@ -35,7 +35,6 @@ from disa.tiny.judge import score
 from disa.tiny.quality import measure_digits
 from disa.tiny.scenes import held_out_captions
 
-MODELS = ("mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes")
 PACKAGE = ROOT / "src" / "disa" / "tiny" / "weights"
 CODEC = "digits-bits"
 MANTISSA = {"bitdance-digits": 4, CODEC: 4}
@@ -48,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("measure", "write"))
     parser.add_argument("--weights", type=Path, default=PACKAGE, help="the folder of float32 weights")
-    parser.add_argument("--models", nargs="+", choices=(*MODELS, CODEC), default=MODELS)
+    parser.add_argument("--models", nargs="+", choices=(*EMBEDDED, CODEC), default=EMBEDDED)
     parser.add_argument("--digits", type=int, default=500, help="images of each model that draws digits")
     parser.add_argument("--captions", type=int, default=300, help="images of the model that draws from captions")
     parser.add_argument("--first-seed", type=int, default=800_000)

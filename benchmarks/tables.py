@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+EMBEDDED = "mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes"
+"""The models that ship."""
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "certainty.md", "gpu.md")))
 

@@ -33,6 +33,15 @@ from disa.weights.folders import save_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
+EMBEDDED = {
+    "mar": "mar-digits",
+    "flowar": "flowar-digits",
+    "xar": "xar-digits",
+    "bitdance": "bitdance-digits",
+    "harmon": "harmon-shapes",
+}
+"""The model of each family that ships."""
+
 CONFIG = MARConfig(
     latent_size=(8, 8), latent_channels=1, patch_size=2, encoder_width=32, encoder_depth=1, encoder_heads=4,
     decoder_width=32, decoder_depth=2, decoder_heads=4, num_classes=10, buffer_size=4, head_width=32, head_depth=2,

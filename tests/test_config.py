@@ -26,14 +26,6 @@ from disa.weights.folders import load_folder, save_codec
 from disa.weights.package import in_package, read_embedded
 from disa.weights.tokenizers import find_tokenizer
 
-FAMILIES = {
-    "mar": "mar-digits",
-    "flowar": "flowar-digits",
-    "xar": "xar-digits",
-    "bitdance": "bitdance-digits",
-    "harmon": "harmon-shapes",
-}
-
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
@@ -272,7 +264,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("mar", {"steps": "linear:0-0"}, "at least 1 denoising step"),
     *[
         (family, {name: HUGE if not isinstance(value, tuple) else [HUGE] * len(value)}, "from")
-        for family, preset in FAMILIES.items()
+        for family, preset in small.EMBEDDED.items()
         for name, value in vars(PRESETS[preset].spec.architecture).items()
         if not isinstance(value, bool | float)
     ],
@@ -280,7 +272,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
 
 
 def said(family: str, values: dict[str, Any]) -> dict[str, Any]:
-    content = copy.deepcopy(to_json(find_preset(FAMILIES[family])))
+    content = copy.deepcopy(to_json(find_preset(small.EMBEDDED[family])))
     for name, value in values.items():
         part = next((content[each] for each in ("architecture", "defaults") if name in content[each]), content)
         part[name] = value
@@ -336,7 +328,7 @@ TINY = {
 @pytest.mark.parametrize("family", TINY)
 def test_whatever_is_read_can_be_drawn(family: str, one_thread: None) -> None:
     """Every whole number of an architecture, changed: it is refused in one line, or the model draws."""
-    base, drawn = changed(find_preset(FAMILIES[family]), TINY[family]), 0
+    base, drawn = changed(find_preset(small.EMBEDDED[family]), TINY[family]), 0
     for name, value in to_json(base)["architecture"].items():
         if name == "latent_channels" or isinstance(value, bool | float):
             continue

@@ -31,13 +31,6 @@ from disa.weights.config import changed, from_json, parse_values, to_json
 from disa.weights.convert import convert
 from disa.weights.folders import save_model
 
-FAMILIES = {
-    "mar": "mar-digits",
-    "flowar": "flowar-digits",
-    "xar": "xar-digits",
-    "bitdance": "bitdance-digits",
-    "harmon": "harmon-shapes",
-}
 TINY = {
     "mar": {"latent_size": (4, 4), "encoder_width": 32, "encoder_depth": 1, "decoder_width": 32, "decoder_depth": 1,
             "buffer_size": 3, "head_width": 32, "head_depth": 1},
@@ -80,7 +73,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def mine(family: str, variant: str) -> Preset:
     """A preset that is not in the registry, and whose name is not either."""
-    preset = find_preset(FAMILIES[family])
+    preset = find_preset(small.EMBEDDED[family])
     values = {**TINY[family], "num_ar_steps": AR_STEPS[family], "steps": "linear:3-2", "rewrite": False, "name": "mine"}
     values |= OTHER_AR_STEPS[family] if variant == "other AR steps" else VARIANTS[variant]
     fields = asdict(preset.spec.architecture)
@@ -102,7 +95,7 @@ def asked(preset: Preset) -> dict[str, Any]:
     return {**what, "seeds": [3, 1 << 40]}
 
 
-@pytest.fixture(params=[(family, variant) for family in FAMILIES for variant in VARIANTS], ids=" ".join)
+@pytest.fixture(params=[(family, variant) for family in small.EMBEDDED for variant in VARIANTS], ids=" ".join)
 def own(request: pytest.FixtureRequest) -> Sampler:
     """A sampler of a model that no preset describes."""
     family, variant = request.param
@@ -141,7 +134,7 @@ def test_official_names_and_options_make_the_same_folder(own: Sampler, tmp_path:
     """From a preset of the package by `--set` alone, as for a checkpoint of someone else's training."""
     folder = own.save_pretrained(tmp_path / "folder")
     convert(folder, None, tmp_path / "official", official=True)
-    said, base = to_json(own.preset), find_preset(FAMILIES[own.preset.spec.family])
+    said, base = to_json(own.preset), find_preset(small.EMBEDDED[own.preset.spec.family])
     before = to_json(base)
     values = {
         name: value
@@ -157,7 +150,7 @@ def test_official_names_and_options_make_the_same_folder(own: Sampler, tmp_path:
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", FAMILIES.values())
+@pytest.mark.parametrize("name", small.EMBEDDED.values())
 def test_json_there_and_back(name: str) -> None:
     preset = find_preset(name)
     assert from_json(json.loads(json.dumps(to_json(preset)))) == preset
@@ -205,7 +198,7 @@ def test_only_defaults_of_a_folder_can_be_set_anew(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["mar", "flowar", "xar"])
 @pytest.mark.parametrize("official", [False, True])
 def test_a_checkpoint_of_other_classes_says_how_to_load_it(tmp_path: Path, family: str, official: bool) -> None:
-    base = find_preset(FAMILIES[family])
+    base = find_preset(small.EMBEDDED[family])
     other = small.changed(base, architecture=replace(base.spec.architecture, num_classes=7))
     state = small.randomised(other.build()).state_dict()
     path = tmp_path / "seven.pth"
