@@ -39,14 +39,15 @@ MOST, TRIALS = 400, 3
 TABLES = RESULTS / "tables"
 
 
-def inputs_of(sampler: Sampler, count: int, first: int = 0) -> Inputs:
-    """Seeds with the labels, or held-out captions, in turn."""
+def inputs_of(sampler: Sampler, count: int, first: int = 0, of_each: int = 1) -> Inputs:
+    """Seeds with the labels, or held-out captions, in turn; of a caption, `of_each` before it is the next one's turn."""
     seeds = list(range(first, first + count))
     if not sampler.preset.prompts:
         return Inputs(seeds, labels=[seed % sampler.model.config.num_classes for seed in seeds])
     from disa.tiny.scenes import held_out_captions
 
-    return Inputs(seeds, prompts=held_out_captions(count, seed=first))
+    captions = held_out_captions(-(-count // of_each), seed=first)
+    return Inputs(seeds, prompts=[captions[place // of_each] for place in range(count)])
 
 
 @dataclass(frozen=True)
