@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.requests import ClientDisconnect
 
 from command import Command, complaint
 from disa.draw.folder import TEXT
@@ -526,6 +527,14 @@ def test_a_page_of_another_site_gets_no_answer() -> None:
     for host in ("evil.example", "evil.example:7860", None):
         assert answer(host)[0] == 403
     assert answer("studio.example", only_here=False)[0] == 200
+
+
+def test_who_leaves_while_sending_is_no_fault() -> None:
+    async def left(scope: Any, receive: Any, send: Any) -> None:
+        raise ClientDisconnect
+
+    scope = {"type": "http", "headers": [(b"host", b"localhost")]}
+    asyncio.run(Guard(left, True)(scope, None, None))
 
 
 def test_browsers_ask_nobody_else() -> None:

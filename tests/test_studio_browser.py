@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -324,6 +326,21 @@ def test_the_keyboard_is_enough(visit: Visitors) -> None:
     assert {"Draw", "restore"} <= set(reached)
     here.page.keyboard.press("Enter")
     here.wait("#draw-stage button.save")
+
+
+def test_who_leaves_while_sending_is_no_fault(url: str) -> None:
+    """The studio says nothing of it, as `url` holds."""
+    address = urlsplit(url)
+    assert address.hostname
+    assert address.port
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: 100000\r\n"
+        "Content-Type: multipart/form-data; boundary=cut\r\n\r\n"
+        '--cut\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\nhalf'
+    )
+    with socket.create_connection((address.hostname, address.port), timeout=10) as connection:
+        connection.sendall(head.encode())
+        time.sleep(0.5)  # until it is read
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,7 +62,10 @@ class Guard:
                 message = message | {"headers": [*headers, (b"content-security-policy", POLICY.encode())]}
             await send(message)
 
-        await self.app(scope, receive, with_policy)
+        from starlette.requests import ClientDisconnect
+
+        with suppress(ClientDisconnect):  # whoever left while a picture was sent hears no answer
+            await self.app(scope, receive, with_policy)
 
 
 @dataclass(frozen=True)
