@@ -25,7 +25,7 @@ from disa.core.solvers import make_solver
 from disa.models.emigm.config import EMIGMConfig
 from disa.models.emigm.model import EMIGM
 from disa.models.emigm.names import official_names
-from disa.models.mar.model import MARState
+from disa.models.mar.state import MARState
 from disa.models.registry import find_preset
 
 Found = Iterator[tuple[str, Any, Any]]

@@ -55,10 +55,11 @@ def sampler(name: str) -> Sampler:
 def request_for(name: str, batch: int = 2, first: int = 3, guidance: Guidance | None = None, **options: Any) -> Request:
     own = sampler(name).defaults
     guidance = guidance or Guidance(own.guidance, own.ramp, own.interval)
-    num_ar_steps = NUM_AR_STEPS.get(name, own.num_ar_steps)
+    num_ar_steps = options.pop("num_ar_steps", NUM_AR_STEPS.get(name, own.num_ar_steps))
     if name in ("harmon-shapes", "nextstep"):
         ids = [[first + i, 2, 5] for i in range(batch)]
-        return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(ids + [[1, 4, 4]] * batch))
+        prompts = Prompts.of(ids + [[1, 4, 4]] * batch)
+        return Request(batch, num_ar_steps, guidance=guidance, prompts=prompts, **options)
     return Request(batch, num_ar_steps, (torch.arange(batch) + first) % 10, guidance, **options)
 
 
@@ -115,12 +116,28 @@ def test_every_family_is_drawn_as_in_eager_mode(name: str, steps: str) -> None:
     assert tape.replays > replays
 
 
-@pytest.mark.parametrize("reuse", ["residual:2", "tokens:2"])
-def test_what_keeps_parts_of_the_backbone_is_drawn_as_in_eager_mode(reuse: str) -> None:
-    """It is drawn without graphs."""
+def reusing(text: str) -> dict[str, Any]:
+    return {"guidance": Guidance(2.0), "reuse": parse_reuse(text), "num_ar_steps": 9}
+
+
+REUSES = [
+    *(("mar-digits", reuse) for reuse in ("residual:2", "tokens:2", "residual:3+tokens:2")),
+    ("harmon-shapes", "residual:2"),
+]
+
+
+@pytest.mark.parametrize(("name", "reuse"), REUSES)
+def test_what_keeps_parts_of_the_backbone_is_drawn_as_in_eager_mode(name: str, reuse: str) -> None:
     tape = StandIn()
-    agrees("mar-digits", recorder(tape), 2, guidance=Guidance(2.0), reuse=parse_reuse(reuse))
-    assert not tape.captures
+    recording, options = recorder(tape), reusing(reuse)
+    turns = options["reuse"].turns([True] * options["num_ar_steps"])
+    assert any(turn.adds or turn.light for turn in turns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        agrees(name, recording, 2, **options)
+        captured = tape.captures
+        agrees(name, recording, 2, **options)
+    assert tape.captures == captured > options["num_ar_steps"]
 
 
 def test_other_orders_have_graphs_of_their_own() -> None:
@@ -315,19 +332,25 @@ def test_without_room_everything_is_drawn_in_eager_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "steps", "most"),
-    [*((name, "linear:4-2", 3) for name in MODELS), ("trained MAR", uneven, 20)],
+    ("name", "steps", "most", "options"),
+    [
+        *((name, "linear:4-2", 3, {}) for name in MODELS),
+        ("mar-digits", "linear:4-2", 3, reusing("residual:3+tokens:2")),
+        ("trained MAR", uneven, 20, {}),
+    ],
     ids=describe,
 )
-def test_a_batch_from_graphs_takes_few_calls_of_the_host(name: str, steps: Any, most: int) -> None:
+def test_a_batch_from_graphs_takes_few_calls_of_the_host(
+    name: str, steps: Any, most: int, options: dict[str, Any]
+) -> None:
     """Three in an AR step and 20 in a batch at most. Where rows have counts of their own, also one for each denoising
     step, and indices are sorted on the host, which counts here."""
     tape = StandIn()
     recording = recorder(tape)
     for _ in range(2):
-        latents(name, recording.begin, steps)
+        latents(name, recording.begin, steps, **options)
     replays, calls = tape.replays, HostCalls()
-    model, request, own = sampler(name).model, request_for(name), sampler(name).defaults
+    model, request, own = sampler(name).model, request_for(name, **options), sampler(name).defaults
     solver = make_solver(own.solver, own.grid)
     with undisturbed(), calls:
         noise = SeededNoise([8, 9])

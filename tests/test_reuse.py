@@ -110,6 +110,11 @@ def test_the_unconditional_half_is_the_conditional_one_and_what_was_kept() -> No
     assert sorted(kept) == [6, 7, 9, 10]
 
 
+def room(model: MAR) -> list[Tensor]:
+    """Memory for the keys and values of a batch, which are zero."""
+    return model.begin(request("tokens:2"), SeededNoise(SEEDS)).kept
+
+
 @torch.no_grad()
 def test_new_tokens_alone_are_exact_where_all_are_new() -> None:
     """What is kept is overwritten everywhere: keys and values of zero would show."""
@@ -118,10 +123,11 @@ def test_new_tokens_alone_are_exact_where_all_are_new() -> None:
     state.ar_step, state.tokens = 6, torch.randn(state.tokens.shape, generator=torch.Generator().manual_seed(0))
     visible, positions = state.visible[6], state.positions
     undrawn = torch.cat(state.drawn[6:], dim=1)
-    kept: dict[int, Tensor] = {}
+    kept = room(model)
     expected = model.condition(state.tokens, state.embedding, visible, undrawn, positions, kept)
     assert len(kept) == 3
-    kept = {number: torch.zeros_like(pair) for number, pair in kept.items()}
+    assert all(pair.any() for pair in kept)
+    kept = room(model)
     found = model.renewed(state.tokens, state.embedding, visible, visible, undrawn, positions, kept)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -132,7 +138,7 @@ def test_tokens_that_nothing_has_changed_are_exact_when_kept() -> None:
     model = small.model()
     state = model.begin(request("none"), SeededNoise(SEEDS))
     state.ar_step, state.tokens = 6, torch.randn(state.tokens.shape, generator=torch.Generator().manual_seed(0))
-    visible, drawn, kept = state.visible[6], state.drawn[6], dict[int, Tensor]()
+    visible, drawn, kept = state.visible[6], state.drawn[6], room(model)
     expected = model.condition(state.tokens, state.embedding, visible, drawn, state.positions, kept)
     given = state.tokens, state.embedding, visible
     found = model.renewed(*given, state.drawn[5], drawn, state.positions, kept)

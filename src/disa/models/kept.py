@@ -6,13 +6,28 @@ H heads, d head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-Pairs = dict[int, Tensor]
-"""Keys and values of each block, by its number: [2, B', H, S, d]."""
+from disa.core.reuse import Turn
+
+if TYPE_CHECKING:
+    from disa.models.layers import Block
+
+Pairs = list[Tensor]
+"""Keys and values of each block, by its number: [2, B', H, S, d]. They are allocated once, and written in place."""
+
+
+def room_for_pairs(blocks: Sequence[Block], turns: Sequence[Turn], batch: int, num_places: int, like: Tensor) -> Pairs:
+    """Memory for what AR steps keep of all blocks for the next, on the device and in the type of `like`; none where
+    they keep nothing."""
+    halves = max((turn.num_halves for turn in turns if turn.keeps), default=0)
+    sizes = [(block.attn.num_heads, block.attn.qkv.in_features) for block in blocks if halves]
+    return [like.new_zeros(2, halves * batch, heads, num_places, width // heads) for heads, width in sizes]
 
 
 @dataclass(frozen=True)
@@ -41,11 +56,9 @@ class Keeping:
     def through(self, number: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keep [B', H, n, d] of a block; returns what is attended to, [B', H, m, d]."""
         now = torch.stack([key, value])
-        if not self.renews:
-            nothing = now.new_zeros(*now.shape[:3], self.num_places, now.shape[4])
-            self.pairs[number] = nothing.scatter_(3, self._index(self.places, now), now)
-            return key, value
         pair = self.pairs[number][:, : len(key)].scatter_(3, self._index(self.places, now), now)
+        if not self.renews:
+            return key, value
         key, value = pair if self.seen is None else pair.gather(3, self._index(self.seen, pair))
         return key, value
 

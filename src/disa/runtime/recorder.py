@@ -15,7 +15,6 @@ from disa.core.noise import SeededNoise
 from disa.core.problem import ARModel, DenoisingProblem, Noise, TimeGrid
 from disa.core.ragged import Way
 from disa.core.request import Request
-from disa.core.reuse import NONE
 from disa.core.solve import Looked
 from disa.core.solver import Solver, WalkingSolver
 from disa.runtime import fused
@@ -56,9 +55,7 @@ class Recorder:
         return Drawing(model, request, noise)
 
     def _session(self, model: ARModel, request: Request, noise: Noise) -> Session | None:
-        if not isinstance(noise, SeededNoise) or request.reuse != NONE:  # what is kept is no part of a state's slots
-            return None
-        if not getattr(model, "can_be_replayed", True):
+        if not isinstance(noise, SeededNoise) or not getattr(model, "can_be_replayed", True):
             return None
         key = key_of(model, request, noise)
         if key in self.sessions:

@@ -30,7 +30,8 @@ from disa.errors import DisaError
 from disa.models.harmon.config import HarmonConfig
 from disa.models.harmon.language import Prefix, conditional, empty_cache
 from disa.models.language import WithLanguageModel, causal, check_positions, check_prompts, language_model
-from disa.models.mar.model import MAR, MARState, Positions
+from disa.models.mar.model import MAR
+from disa.models.mar.state import MARState, Positions
 from disa.runtime.kernels import linear
 from disa.runtime.packing import Linear
 from disa.runtime.tiles import sums_vary

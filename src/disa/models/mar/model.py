@@ -11,7 +11,8 @@ D width, K AR steps; B' is B, or 2 B with guidance: conditional images first.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -28,52 +29,11 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.kept import Keeping, Pairs
+from disa.models.kept import Keeping, Pairs, room_for_pairs
 from disa.models.layers import Block, class_embeddings, patchified, table, take, unpatchified
 from disa.models.mar.config import MARConfig
+from disa.models.mar.state import MARState, Positions
 from disa.runtime.packing import Linear
-
-
-@dataclass(frozen=True)
-class Positions:
-    """The position tables for one grid of tokens. encoder, decoder: [P + L, D]; head: [L, D]."""
-
-    encoder: Tensor
-    decoder: Tensor
-    head: Tensor
-
-
-@dataclass
-class MARState:
-    """One generation under way. tokens: [B, L, C]; orders: [B, L]; the lists hold one index tensor per AR step, and
-    scales [K] its guidance."""
-
-    request: Request
-    tokens: Tensor
-    orders: Tensor
-    num_masked: list[int]
-    visible: list[Tensor]
-    drawn: list[Tensor]
-    embedding: Tensor
-    positions: Positions
-    scales: list[float]
-    turns: list[Turn]
-    ar_step: int = 0
-    residual: Tensor | None = None
-    """[B, N', D] unconditional less conditional vectors, of the tokens of later AR steps."""
-    kept: Pairs = field(default_factory=dict)
-    """Keys and values of every block, for AR steps that compute new tokens alone."""
-
-    @property
-    def turn(self) -> Turn:
-        """What this AR step computes; where guidance does not act, nothing unconditional."""
-        return self.turns[self.ar_step]
-
-    @property
-    def wanted(self) -> Tensor:
-        """[B, N + N'] the tokens whose condition vectors this AR step computes: its own, then those of AR steps for
-        which it keeps the difference between the halves."""
-        return torch.cat([self.drawn[k] for k in (self.ar_step, *self.turn.ahead)], dim=1)
 
 
 class MAR(nn.Module):
@@ -124,7 +84,8 @@ class MAR(nn.Module):
         num_masked = request.counts.masked(num_unknown, request.num_ar_steps)
         spans = list(zip(num_masked[1:], num_masked[:-1], strict=True))
         shares = [(num_tokens - max(self.masked_at_last, masked)) / num_tokens for masked in num_masked[1:]]
-        scales = request.guidance.scales(shares)
+        scales, positions = request.guidance.scales(shares), self.positions(request.token_grid)
+        turns = request.reuse.turns([scale != 1 and has_halves for scale in scales])
         return MARState(
             request,
             known,
@@ -133,9 +94,13 @@ class MAR(nn.Module):
             visible=[orders[:, masked:].sort(1).values for _, masked in spans],
             drawn=[orders[:, after:before].sort(1).values for after, before in spans],
             embedding=embedding,
-            positions=self.positions(request.token_grid),
+            positions=positions,
             scales=scales,
-            turns=request.reuse.turns([scale != 1 and has_halves for scale in scales]),
+            turns=turns,
+            residual=self._room_for_residual(known, turns),
+            kept=room_for_pairs(
+                [*self.encoder, *self.decoder], turns, len(known), len(positions.decoder), self.no_class
+            ),
         )
 
     def pose(self, state: MARState) -> DenoisingProblem:
@@ -171,16 +136,23 @@ class MAR(nn.Module):
         )
 
     def _with_residual(self, state: MARState, z: Tensor) -> Tensor:
-        """Condition vectors [B', N, D] of both halves where guidance acts. What is kept for later AR steps is put by,
-        and taken in their order."""
+        """Condition vectors [B', N, D] of both halves where guidance acts. What later AR steps need is put by."""
         count = state.drawn[state.ar_step].shape[1]
+        if state.residual is None:
+            return z
         if state.turn.ahead:
             conditional, unconditional = z[:, count:].chunk(2)
-            z, state.residual = z[:, :count], unconditional - conditional
-        if state.turn.adds and state.residual is not None:
-            now, state.residual = state.residual[:, :count], state.residual[:, count:]
-            z = torch.cat([z, z + now])
+            places = torch.cat(state.later, dim=1)[:, :, None].expand_as(conditional)
+            z = z[:, :count]
+            state.residual.scatter_(1, places, unconditional - conditional)
+        if state.turn.adds:
+            z = torch.cat([z, z + take(state.residual, state.drawn[state.ar_step])])
         return z
+
+    def _room_for_residual(self, tokens: Tensor, turns: Sequence[Turn]) -> Tensor | None:
+        """What `MARState` keeps, for tokens [B, L, C]; None where nothing is kept."""
+        keeps = any(turn.ahead for turn in turns)
+        return self.no_class.new_zeros(*tokens.shape[:2], self.config.decoder_width) if keeps else None
 
     def accept(self, state: MARState, tokens: Tensor) -> None:
         """tokens: [B N, C] of the problem posed last."""
