@@ -40,7 +40,7 @@ TABLES = RESULTS / "tables"
 
 
 def inputs_of(sampler: Sampler, count: int, first: int = 0, of_each: int = 1) -> Inputs:
-    """Seeds with the labels, or held-out captions, in turn; of a caption, `of_each` before it is the next one's turn."""
+    """Seeds with the labels, or held-out captions, in turn; `of_each` of a caption before the next one."""
     seeds = list(range(first, first + count))
     if not sampler.preset.prompts:
         return Inputs(seeds, labels=[seed % sampler.model.config.num_classes for seed in seeds])
