@@ -24,7 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -33,12 +33,10 @@ from typing import Any
 import torch
 from common import machine, note, processor, random_model, rounded
 from gpu_write import FORMS, page
-from launches import request_for, solver_of
-from work import SETTINGS, Asked, read
+from work import SETTINGS, Asked, read, recipe_of
 
 from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.texts import parse
 from disa.errors import DisaError
 from disa.files import write_text
 from disa.models.registry import PRESETS
@@ -89,10 +87,11 @@ EMIGM = (
     *(f"emigm-{size}" for size in ("xsmall", "small", "base", "large", "huge")),
     *(f"emigm-{size}-512" for size in ("xsmall", "small", "base", "large")),
 )
-BF16, FP32, DISA, ORIGINAL, BEST = ("bf16",), ("fp32",), ("disa",), ("original",), ("graphs",)
+BF16, FP32, DISA, ORIGINAL, QUICKEST, BEST = ("bf16",), ("fp32",), ("disa",), ("original",), ("fast",), ("graphs",)
 BATCHES = 1, 8, 64, 256
 STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int, ...], tuple[str, ...]], ...] = (
     (BASE, BF16, DISA, (1, 64), FORMS),
+    (BASE, BF16, QUICKEST, (1, 64), BEST),
     (SMALL, BF16, DISA, (1, 64), FORMS),
     (("harmon-0.5b",), BF16, DISA, (1,), FORMS),
     (BASE, BF16, ORIGINAL, (1,), BEST),
@@ -111,11 +110,11 @@ STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int
 )
 """Models, dtypes, settings, batch sizes and forms; the most telling first."""
 SMALL_MODELS = "mar-digits", "flowar-digits", "xar-digits", "harmon-shapes"
+QUICK_STEPS = {"disa": "linear:3-2", "original": "constant:4"}
 QUICK = (
-    (SMALL_MODELS, FP32, SETTINGS, (2,), FORMS),
+    (SMALL_MODELS, FP32, tuple(QUICK_STEPS), (2,), FORMS),
     (SMALL_MODELS[:1], BF16, DISA, (1,), FORMS),
 )
-QUICK_STEPS = {"disa": "linear:3-2", "original": "constant:4"}
 QUICK_AR_STEPS = {"mar-digits": 3, "harmon-shapes": 3}
 
 
@@ -179,6 +178,8 @@ class Bench:
         return sorted(missing, key=lambda cell: cell.name in known)
 
     def possible(self, cell: Cell) -> bool:
+        if cell.settings == "fast" and not recipe_of(PRESETS[cell.model]).exists():
+            return False
         return not (cell.model.startswith(("harmon", "nextstep")) and "transformers" in self.result["missing"])
 
     def expected(self, cell: Cell) -> float:
@@ -224,7 +225,7 @@ class Bench:
         model, asked = self.model(cell.model, cell.dtype), self.asked(cell)
         self.begin = self.beginning(cell)
         with fused.plain_forms() if cell.form == "plain" else nullcontext():
-            warm = [asked, asked] if cell.form == "graphs" else [Asked(asked.num_ar_steps, "constant:2")]
+            warm = [asked, asked] if cell.form == "graphs" else [replace(asked, steps="constant:2")]
             for settings in warm:
                 self.draw(model, cell, settings)
             if self.device.type == "cuda":
@@ -252,11 +253,11 @@ class Bench:
 
     def draw(self, model: Any, cell: Cell, asked: Asked) -> int:
         """One batch to its latents, waited for: its evaluations. Raises TooLate."""
-        preset, evaluations, step = PRESETS[cell.model], 0, None
+        evaluations, step = 0, None
         with undisturbed():
             noise = SeededNoise(range(cell.batch), self.device, fused.normals)
-            request = request_for(preset, cell.batch, asked.num_ar_steps)
-            for step in generate_steps(model, request, parse(asked.steps), solver_of(preset), noise, begin=self.begin):
+            request, policy, solver = asked.drawing(PRESETS[cell.model], cell.batch)
+            for step in generate_steps(model, request, policy, solver, noise, begin=self.begin):
                 evaluations += step.evaluations
                 if self.left < 0:
                     raise TooLate

@@ -11,6 +11,7 @@ import json
 import re
 import statistics
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _row(
         return [*first, *(_told(forms.get(form)) for form in FORMS), "", "", "", "", ""]
     best = min(done, key=lambda form: done[form])
     cell, counted = forms[best], counts.get(f"{model} {settings}", {})
-    first[1] = f"{cell['num_ar_steps']} x `{cell['steps']}`"
+    first[1] = steps_cell(cell["num_ar_steps"], cell["steps"], settings)
     flops = batch * counted.get("flops", 0)
     return [
         *first,
@@ -108,14 +109,19 @@ def _columns(title: str, found: dict[str, dict[str, float]]) -> str:
 
 
 def launches(counts: dict[str, dict[str, int]]) -> str:
-    """What an image launches by the annealed settings, of the models that `work.py` has counted."""
+    """What an image launches and multiplies, of the models that `work.py` has counted."""
     lines = list[list[str]]()
-    for name in work.MODELS:
-        if counted := counts.get(f"{name} disa"):
-            asked = work.Asked.of(work.PRESETS[name], "disa")
+    for name, settings in product(work.MODELS, work.SETTINGS):
+        if counted := counts.get(f"{name} {settings}"):
+            asked = work.Asked.of(work.PRESETS[name], settings)
             forms = (f"{counted[form]:,}".replace(",", " ") for form in work.FORMS)
-            lines.append([name, f"{asked.num_ar_steps} x `{asked.steps}`", *forms])
-    return table(["model", "steps", "in plain form", "with fused operators"], lines)
+            steps = steps_cell(asked.num_ar_steps, asked.steps, settings)
+            lines.append([name, steps, *forms, f"{counted['flops'] / 1e12:.3g}"])
+    return table(["model", "steps", "in plain form", "with fused operators", "TFLOP"], lines)
+
+
+def steps_cell(num_ar_steps: int, steps: str, settings: str) -> str:
+    return f"{num_ar_steps} x `{steps}`{', fast recipe' if settings == 'fast' else ''}"
 
 
 def filled(text: str) -> str:

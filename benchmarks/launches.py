@@ -103,14 +103,15 @@ def on_meta(preset: Preset, dtype: torch.dtype = torch.bfloat16) -> Any:
     return model.to(dtype).eval().requires_grad_(False)
 
 
-def request_for(preset: Preset, batch: int, num_ar_steps: int | None = None) -> Request:
-    """A batch of the preset's own guidance; prompts are of two lengths, so that some are padded."""
+def request_for(preset: Preset, batch: int, num_ar_steps: int | None = None, **options: Any) -> Request:
+    """A batch of the preset's own guidance; prompts are of two lengths, so that some are padded. options: of a
+    request."""
     own = preset.defaults
     num_ar_steps, guidance = num_ar_steps or own.num_ar_steps, Guidance(own.guidance, own.ramp, own.interval)
     if not preset.prompts:
-        return Request(batch, num_ar_steps, torch.zeros(batch, dtype=torch.long), guidance)
+        return Request(batch, num_ar_steps, torch.zeros(batch, dtype=torch.long), guidance, **options)
     rows = [[1] * (8 + 4 * (i % 2)) for i in range(2 * batch)]
-    return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(rows))
+    return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(rows), **options)
 
 
 def solver_of(preset: Preset) -> Solver:

@@ -3,9 +3,9 @@
     python benchmarks/work.py                  # what results/work.json lacks; hours of one core for all models
     python benchmarks/work.py mar-base xar-base
 
-With the original settings and with the annealed ones, at batch 1; launches in plain form and with fused operators, as
-in `launches.py`. Each count is written as it is made, so that an interrupted call is resumed. `gpu.py` divides the
-multiplications by its times.
+With the original settings, with the annealed ones, and with the fast recipe where a family has one, at batch 1;
+launches in plain form and with fused operators, as in `launches.py`. Each count is written as it is made, so that an
+interrupted call is resumed. `gpu.py` divides the multiplications by its times.
 
 An original count is not gone through: what an AR step takes is linear in its evaluations, so that two short ones give
 it, up to the few launches that compute modulations ahead. Multiplications grow with the batch, except for embeddings
@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,24 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.flop_counter import flop_registry
 
-from disa.core.steps import constant
+from disa.core.request import Request
+from disa.core.solver import Solver
+from disa.core.solvers import make_solver
+from disa.core.steps import StepPolicy, constant
 from disa.core.texts import parse
+from disa.draw.recipes import FAST, read_recipe
 from disa.files import write_text
 from disa.models.registry import PRESETS
 from disa.models.spec import Preset
 from disa.runtime import fused
+from disa.weights.package import in_package
 
 MODELS = (
     *("mar-base", "flowar-small", "xar-base", "harmon-0.5b", "mar-large", "mar-huge"),
     *("flowar-large", "flowar-huge", "xar-large", "xar-huge", "harmon-1.5b"),
 )
-SETTINGS = "disa", "original"
+SETTINGS = "disa", "original", "fast"
+"""The annealed ones, those of the model's own paper, and the fast recipe of its family."""
 FORMS = "plain", "fused"
 """Whose launches are counted; `gpu.py` measures graphs, too, which launch what fused operators do by few calls."""
 FILE = Path(__file__).parent / "results" / "work.json"
@@ -52,14 +58,32 @@ class Asked:
 
     num_ar_steps: int
     steps: str
+    solver: Solver | None = None
+    """None for the model's own."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Of a request: order, counts, reuse."""
 
     @classmethod
     def of(cls, preset: Preset, settings: str) -> Asked:
-        """The annealed settings, or those of the model's own paper."""
+        """One of `SETTINGS`."""
         own, paper = preset.defaults, preset.paper.original
+        if settings == "fast":
+            fast = read_recipe(recipe_of(preset)).settings
+            options = {"order": fast.order, "counts": fast.counts, "reuse": fast.reuse}
+            return cls(fast.counts.num_ar_steps, str(fast.steps), make_solver(fast.solver, fast.grid), options)
         if settings == "disa":
             return cls(own.num_ar_steps, own.steps)
         return cls((paper and paper.num_ar_steps) or own.num_ar_steps, own.original)
+
+    def drawing(self, preset: Preset, batch: int) -> tuple[Request, StepPolicy, Solver]:
+        """What draws a batch."""
+        request = request_for(preset, batch, self.num_ar_steps, **self.options)
+        return request, parse(self.steps), self.solver or solver_of(preset)
+
+
+def recipe_of(preset: Preset) -> Path:
+    """The fast recipe of a published model's family, which may not be there."""
+    return in_package(f"{preset.spec.family}-{FAST}.json")
 
 
 class Work(Launches):
@@ -94,8 +118,7 @@ def count(preset: Preset, model: Any, asked: Asked, form: str) -> dict[str, int]
     """Launches and multiplications of one image."""
     work = Work()
     with fused.plain_forms() if form == "plain" else nullcontext():
-        request = request_for(preset, 1, asked.num_ar_steps)
-        draw(model, request, parse(asked.steps), solver_of(preset), work.watching())
+        draw(model, *asked.drawing(preset, 1), work.watching())
     return {"launches": work.total, "flops": work.flops}
 
 
@@ -135,7 +158,7 @@ def main() -> None:
     for settings in SETTINGS:
         for name in asked.models:
             found, key = read(asked.out), f"{name} {settings}"
-            if key not in found:
+            if key not in found and (settings != "fast" or recipe_of(PRESETS[name]).exists()):
                 found[key] = work_of(name, settings)
                 write_text(asked.out, json.dumps(found, indent=1) + "\n")
                 note(f"{key}: {found[key]}")

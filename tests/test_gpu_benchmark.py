@@ -16,6 +16,7 @@ import gpu_write  # noqa: E402  # pyright: ignore
 import work  # noqa: E402  # pyright: ignore
 
 import small  # noqa: E402
+from disa.core.diffusion import CosineDiffusion  # noqa: E402
 from disa.models.registry import PRESETS  # noqa: E402
 
 
@@ -95,6 +96,21 @@ def test_what_an_original_takes_is_extrapolated_from_few_steps() -> None:
     through, found = (how(preset, model, asked, "plain") for how in (work.count, work.extrapolated))
     assert found["flops"] == pytest.approx(through["flops"], rel=1e-6)
     assert found["launches"] == pytest.approx(through["launches"], rel=0.02)
+
+
+def test_the_fast_recipe_of_a_family_is_drawn_as_the_recipe_says() -> None:
+    preset = PRESETS["mar-base"]
+    request, policy, solver = work.Asked.of(preset, "fast").drawing(preset, 2)
+    assert (str(request.order), str(request.counts), str(request.reuse)) == (
+        "checkerboard:3",
+        "stages:24-6-2",
+        "residual:9",
+    )
+    assert (request.num_ar_steps, request.guidance.active, str(policy)) == (32, True, "linear:12-3")
+    assert solver.plan(CosineDiffusion(), 5).num_evaluations == 5
+    bench = gpu.Bench(torch.device("cpu"), False, 0, Path(), {"cells": {}, "missing": []})
+    fast = {cell.model for cell in bench.todo() if cell.settings == "fast"}
+    assert fast == {"mar-base", "mar-large", "mar-huge"}
 
 
 def test_the_page_has_the_tables_of_the_results() -> None:
