@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.codecs.base import Levels
-from disa.codecs.own import OwnCodec, ResidualConvolutions
+from disa.codecs.own import Convolution, OwnCodec, ResidualConvolutions
 from disa.errors import DisaError
 
 NORM_GROUPS, NORM_EPS = 32, 1e-6
@@ -44,7 +44,7 @@ class Upsampler(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(width, 4 * width, 3, padding=1)
+        self.conv1 = Convolution(width, 4 * width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x).unflatten(1, (2, 2, -1))
@@ -71,15 +71,15 @@ class Encoder(nn.Module):
     def __init__(self, c: BinaryConfig) -> None:
         super().__init__()
         widths, count = c.block_widths, c.layers_per_block
-        self.conv_in = nn.Conv2d(c.in_channels, widths[0], 3, padding=1, bias=False)
+        self.conv_in = Convolution(c.in_channels, widths[0], 3, padding=1, bias=False)
         self.down = nn.ModuleList(
-            _level(before, width, count, downsample=nn.Conv2d(width, width, 3, stride=2, padding=1))
+            _level(before, width, count, downsample=Convolution(width, width, 3, stride=2, padding=1))
             for before, width in zip(widths[:1] + widths, widths[:-1], strict=False)
         )
         self.down.append(_level(widths[-2:][0], widths[-1], count))
         self.mid_block = _blocks(widths[-1], widths[-1], count)
         self.norm_out = nn.GroupNorm(NORM_GROUPS, widths[-1], NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[-1], c.latent_channels, 1)
+        self.conv_out = Convolution(widths[-1], c.latent_channels, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.conv_in(images)
@@ -95,14 +95,14 @@ class Decoder(nn.Module):
         super().__init__()
         widths, count = c.block_widths, c.layers_per_block
         befores = (*widths[1:], widths[-1])
-        self.conv_in = nn.Conv2d(c.latent_channels, widths[-1], 3, padding=1)
+        self.conv_in = Convolution(c.latent_channels, widths[-1], 3, padding=1)
         self.mid_block = _blocks(widths[-1], widths[-1], count)
         self.adaptive = nn.ModuleList(AdaptiveNorm(c.latent_channels, before) for before in befores)
         self.up = nn.ModuleList([_level(befores[0], widths[0], count)])
         for before, width in zip(befores[1:], widths[1:], strict=True):
             self.up.append(_level(before, width, count, upsample=Upsampler(width)))
         self.norm_out = nn.GroupNorm(NORM_GROUPS, widths[0], NORM_EPS)
-        self.conv_out = nn.Conv2d(widths[0], c.in_channels, 3, padding=1)
+        self.conv_out = Convolution(widths[0], c.in_channels, 3, padding=1)
 
     def forward(self, latents: Tensor) -> Tensor:
         x = self.mid_block(self.conv_in(latents))

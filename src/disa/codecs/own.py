@@ -9,10 +9,29 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disa.codecs.base import LatentCodec
+
+
+class Convolution(nn.Conv2d):
+    """A convolution whose bits do not depend on the number of threads.
+
+    PyTorch computes small ones as a matrix product, which with two threads sums in another order on some processors
+    with AVX-512. oneDNN, which it leaves large ones to, does not.
+    """
+
+    by_onednn = torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        inference = not torch.is_grad_enabled() and input.dtype == torch.float32
+        if not (self.by_onednn and inference and input.device.type == "cpu"):
+            return super()._conv_forward(input, weight, bias)
+        return torch.mkldnn_convolution(  # pyright: ignore[reportAttributeAccessIssue]
+            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
+        )
 
 
 class ResidualConvolutions(nn.Module):
@@ -21,10 +40,10 @@ class ResidualConvolutions(nn.Module):
     def __init__(self, before: int, width: int, groups: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, before, eps)
-        self.conv1 = nn.Conv2d(before, width, 3, padding=1, bias=bias)
+        self.conv1 = Convolution(before, width, 3, padding=1, bias=bias)
         self.norm2 = nn.GroupNorm(groups, width, eps)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
-        self.nin_shortcut = None if before == width else nn.Conv2d(before, width, 1, bias=bias)
+        self.conv2 = Convolution(width, width, 3, padding=1, bias=bias)
+        self.nin_shortcut = None if before == width else Convolution(before, width, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))

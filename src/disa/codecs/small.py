@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from disa.codecs.base import posterior_sample, split_moments
-from disa.codecs.own import OwnCodec, ResidualConvolutions
+from disa.codecs.own import Convolution, OwnCodec, ResidualConvolutions
 from disa.errors import DisaError
 
 NORM_GROUPS = 8
@@ -115,8 +115,8 @@ class SmallCodec(OwnCodec):
         return latents * self.network.deviation.float() + self.network.mean.float()
 
 
-def _linear_encoder(c: SmallVAEConfig) -> nn.Conv2d:
-    return nn.Conv2d(c.in_channels, 2 * c.latent_channels, c.stride, c.stride)
+def _linear_encoder(c: SmallVAEConfig) -> Convolution:
+    return Convolution(c.in_channels, 2 * c.latent_channels, c.stride, c.stride)
 
 
 def _convolutional_encoder(c: SmallVAEConfig) -> nn.Sequential:
@@ -136,5 +136,5 @@ def _residual(width: int) -> ResidualConvolutions:
     return ResidualConvolutions(width, width, NORM_GROUPS)
 
 
-def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)
+def _convolution(channels_in: int, channels_out: int, stride: int = 1) -> Convolution:
+    return Convolution(channels_in, channels_out, kernel_size=3, stride=stride, padding=1)

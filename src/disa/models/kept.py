@@ -6,28 +6,13 @@ H heads, d head width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from disa.core.reuse import Turn
-
-if TYPE_CHECKING:
-    from disa.models.layers import Block
-
 Pairs = list[Tensor]
 """Keys and values of each block, by its number: [2, B', H, S, d]. They are allocated once, and written in place."""
-
-
-def room_for_pairs(blocks: Sequence[Block], turns: Sequence[Turn], batch: int, num_places: int, like: Tensor) -> Pairs:
-    """Memory for what AR steps keep of all blocks for the next, on the device and in the type of `like`; none where
-    they keep nothing."""
-    halves = max((turn.num_halves for turn in turns if turn.keeps), default=0)
-    sizes = [(block.attn.num_heads, block.attn.qkv.in_features) for block in blocks if halves]
-    return [like.new_zeros(2, halves * batch, heads, num_places, width // heads) for heads, width in sizes]
 
 
 @dataclass(frozen=True)

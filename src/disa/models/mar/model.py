@@ -29,10 +29,10 @@ from disa.core.work import product, ran
 from disa.errors import DisaError
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
-from disa.models.kept import Keeping, Pairs, room_for_pairs
+from disa.models.kept import Keeping, Pairs
 from disa.models.layers import Block, class_embeddings, patchified, table, take, unpatchified
 from disa.models.mar.config import MARConfig
-from disa.models.mar.state import MARState, Positions
+from disa.models.mar.state import MARState, Positions, room_for_pairs
 from disa.runtime.packing import Linear
 
 

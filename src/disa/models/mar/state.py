@@ -5,6 +5,7 @@ Shapes: as in `model.py`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from disa.core.request import Request
 from disa.core.reuse import Turn
 from disa.models.kept import Pairs
+from disa.models.layers import Block
 
 
 @dataclass(frozen=True)
@@ -60,3 +62,11 @@ class MARState:
     def later(self) -> list[Tensor]:
         """[B, N'] the tokens of each of those AR steps."""
         return [self.drawn[k] for k in self.turn.ahead]
+
+
+def room_for_pairs(blocks: Sequence[Block], turns: Sequence[Turn], batch: int, num_places: int, like: Tensor) -> Pairs:
+    """Memory for what AR steps keep of all blocks for the next, on the device and in the type of `like`; none where
+    they keep nothing."""
+    halves = max((turn.num_halves for turn in turns if turn.keeps), default=0)
+    sizes = [(block.attn.num_heads, block.attn.qkv.in_features) for block in blocks if halves]
+    return [like.new_zeros(2, halves * batch, heads, num_places, width // heads) for heads, width in sizes]
