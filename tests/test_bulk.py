@@ -63,14 +63,14 @@ def test_shards_are_equal_files_whoever_draws_them(tmp_path: Path, whole: Path, 
 
 def test_a_run_that_is_killed_before_any_call_is_gone_on_with(tmp_path: Path, whole: Path) -> None:
     """From some call on nothing reaches the disk; what is missing is drawn again, and the end is the same. Every
-    second call is tried."""
+    third call is tried."""
 
     def killed() -> None:
         raise KeyboardInterrupt
 
     of, call, seen, ended = record(10), 0, set[int](), False
     while not ended:
-        call += 2
+        call += 3
         folder = tmp_path / f"{call}"
         with contextlib.suppress(KeyboardInterrupt), kills.at_call(call, killed):
             draw(folder, of, chunk=2)

@@ -62,8 +62,8 @@ LONG = pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "every"),
     [
-        ("convert", 3),
-        ("sample", 14),
+        ("convert", 6),
+        ("sample", 28),
         pytest.param("convert-in-place", 4, marks=LONG),
         pytest.param("replace", 8, marks=LONG),
         pytest.param("calibrate", 11, marks=LONG),

@@ -203,8 +203,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("ctrl_c")
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("iteration", [1, 4])
+@pytest.mark.parametrize(("signum", "code", "iteration"), [(signal.SIGINT, 130, 1), (signal.SIGTERM, 143, 4)])
 def test_a_run_that_is_told_to_stop_is_saved_and_goes_on(
     tmp_path: Path, finished: Path, signum: int, code: int, iteration: int
 ) -> None:

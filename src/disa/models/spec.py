@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from disa.codecs.binary import BinaryConfig
@@ -107,6 +108,12 @@ class Paper:
     source: str = ""
 
 
+@cache
+def _official_names(family: str, architecture: Any) -> NameMap:
+    """Made once: a checkpoint that does not fit is held against those of every preset."""
+    return FAMILIES[family].official_names(architecture)
+
+
 @dataclass(frozen=True)
 class Preset:
     """A model by name."""
@@ -129,7 +136,7 @@ class Preset:
 
     def official_names(self) -> NameMap:
         """Our parameter names and the official ones."""
-        return FAMILIES[self.spec.family].official_names(self.spec.architecture)
+        return _official_names(self.spec.family, self.spec.architecture)
 
     @property
     def prompts(self) -> bool:
