@@ -1,8 +1,9 @@
 """A stand-in for CUDA graphs on a CPU: it writes down every operator with the tensors that it was given, and a replay
 does them again on the same memory. What a CUDA graph would not bear is an error, or spoils the result:
 
-- memory that was made during the capture, other than what is returned, is spoiled before each replay: a tensor that was
-  copied from the host, or kept by a cache, or read before it is written, shows;
+- memory that was made during the capture is spoiled before each replay: a tensor that was copied from the host, or kept
+  by a cache, or read before it is written, shows;
+- so is what later captures of the same pool have given back: it may lie where this one has something in between;
 - operators that look at a value raise.
 """
 
@@ -86,13 +87,15 @@ class StandIn:
     memory runs out where a work is tried."""
 
     def __init__(self, faulty: bool = False) -> None:
-        self.faulty, self.captures, self.replays, self.renewed = faulty, 0, 0, 0
+        self.faulty, self.captures, self.replays, self.pools = faulty, 0, 0, 0
         self.broken: Callable[[int], bool] = lambda _: False
         self.after: Callable[[], object] = lambda: None
         self.size, self.full = 1000, False
 
-    def renew(self) -> None:
-        self.renewed += 1
+    def new_pool(self) -> list[list[Tensor]]:
+        """What each capture has made and given back, in their order."""
+        self.pools += 1
+        return []
 
     def eager(self, work: Work) -> Sequence[Tensor]:
         found = work()
@@ -100,26 +103,28 @@ class StandIn:
             raise torch.OutOfMemoryError("out of memory")
         return found
 
-    def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
+    def capture(self, work: Work, pool: list[list[Tensor]]) -> tuple[Callable[[], object], Sequence[Tensor], int]:
         self.captures += 1
         if self.broken(self.captures):
             raise RuntimeError("operation not permitted when stream is capturing")
         writing = Writing()
         with writing:
             returned = work()
-        before, kept, made = set[int](), {memory(each) for each in returned}, dict[int, Tensor]()
+        before, made = set[int](), dict[int, Tensor]()
         for each in writing.done:
             before |= {memory(t) for t in tensors((each.args, list(each.kwargs.values()))) if strided(t)} - made.keys()
-            for out in each.out:
-                if strided(out) and memory(out) not in before | kept:
-                    made[memory(out)] = out
+            made |= {memory(out): out for out in each.out if strided(out) and memory(out) not in before}
+        given = {memory(each) for each in returned} & made.keys()
+        place = len(pool)
+        pool.append([made.pop(each) for each in given])
         spoiled, done = [(useless(each), whole(each)) for each in made.values()], list(filter(computes, writing.done))
 
         def replay() -> None:
             self.replays += 1
             with _disable_current_modes():
-                for value, place in spoiled:
-                    place.fill_(value)
+                later = [(useless(each), whole(each)) for given in pool[place + 1 :] for each in given]
+                for value, bytes_of in (*spoiled, *later):
+                    bytes_of.fill_(value)
                 for each in done:
                     again(each)
                 if self.faulty:

@@ -190,7 +190,8 @@ def test_rows_with_counts_of_their_own_are_drawn_as_in_eager_mode(name: str, dty
         warnings.simplefilter("error")
         found = latents(name, 8, dtype, graphs="on", **options)
     assert drawing._recorder is not None
-    assert any(rows.steps for session in drawing._recorder.sessions.values() for rows in session.rows.values())
+    sessions = drawing._recorder.sessions.values()
+    assert any(rows and rows.steps for session in sessions for rows in session.rows.values())
     gap = rms(found, latents(name, 8, dtype, **options))
     print(f"measured: {name} {dtype} counts of each row {gap:.2e}")
     assert gap <= SAME_SEEDS[dtype]
@@ -203,18 +204,33 @@ def test_policies_that_look_are_drawn_from_graphs(name: str) -> None:
         warnings.simplefilter("error")
         for steps in ("straight", "variance:draws:4-2"):
             options: dict[str, Any] = {"num_ar_steps": None} if steps == "straight" else {}
-            assert torch.isfinite(latents(name, 6, graphs="on", batch_size=2, steps=steps, **options)).all()
+            found = [latents(name, 6, graphs="on", batch_size=2, steps=steps, **options) for _ in range(3)]
+            assert torch.isfinite(found[0]).all()
+            assert torch.equal(found[1], found[2])  # both by replays alone
 
 
 def test_a_capture_that_fails_leaves_the_next_one_possible() -> None:
     tape, x = CudaTape(torch.device("cuda", torch.cuda.current_device())), torch.ones(3, device=DEVICE)
+    pool = tape.new_pool()
     with pytest.warns(UserWarning, match="a sum is drawn without a captured graph"):
-        assert record(tape, lambda: [x * float(x.sum())], [], "a sum") is None
-    recording = record(tape, lambda: [x * 2], [], "a product")
+        assert record(tape, pool, lambda: [x * float(x.sum())], [], "a sum") is None
+    recording = record(tape, pool, lambda: [x * 2], [], "a product")
     assert recording is not None
     x.fill_(3)
     recording.replay()
     assert torch.equal(recording.returned[0], x * 2)
+
+
+def test_a_replay_leaves_what_later_graphs_of_its_pool_have_returned() -> None:
+    tape, x = CudaTape(torch.device("cuda", torch.cuda.current_device())), torch.ones(1 << 20, device=DEVICE)
+    pool = tape.new_pool()
+    first = record(tape, pool, lambda: [((x + 1) * (x + 2)).sum()], [], "the first")
+    second = record(tape, pool, lambda: [x * 5], [], "the second")
+    assert first is not None
+    assert second is not None
+    second.replay()
+    first.replay()
+    assert torch.equal(second.returned[0], x * 5)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from disa.core.solvers import DDIM, parse_solver
 from disa.models.guided import Guided
 from disa.models.heads import DiffusionHead, HeadNetwork
 from disa.models.layers import initialise
-from disa.runtime.recorder import Recorder
+from disa.runtime.graphs import record
 from disa.runtime.rows import RowSteps, bucket, courses_of
 from gaussian import PROCESS, GaussianField, problem_of
 from planned import looking
@@ -147,7 +148,7 @@ def row_steps(tape: StandIn, posed: DenoisingProblem, noise: SeededNoise, found:
     field: Any = posed.field
     ar_step: Any = torch.tensor(posed.ar_step)
     on_box = replace(posed, field=replace(field, scale=torch.tensor(field.scale)), ar_step=ar_step)
-    return RowSteps(Recorder(tape, 1 << 40), on_box, found[0], noise, found[1])
+    return RowSteps(partial(record, tape, tape.new_pool()), on_box, found[0], noise, found[1])
 
 
 @pytest.mark.parametrize(("scale", "interval"), [(2.5, (0.2, 0.7)), (1.0, (0.0, 1.0))])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +29,8 @@ class Convolution(nn.Conv2d):
         inference = not torch.is_grad_enabled() and input.dtype == torch.float32
         if not (self.by_onednn and inference and input.device.type == "cpu"):
             return super()._conv_forward(input, weight, bias)
-        return torch.mkldnn_convolution(  # pyright: ignore[reportAttributeAccessIssue]
-            input, weight, bias, self.padding, self.stride, self.dilation, self.groups
-        )
+        padding = cast(tuple[int, ...], self.padding)
+        return torch.mkldnn_convolution(input, weight, bias, padding, self.stride, self.dilation, self.groups)
 
 
 class ResidualConvolutions(nn.Module):

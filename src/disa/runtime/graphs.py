@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
+from threading import RLock
 from typing import Any, Protocol
 
 import torch
@@ -36,75 +37,90 @@ class Tape(Protocol):
         """Do it where it would be recorded, without recording it."""
         ...
 
-    def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
-        """How to replay it, what it returned, whose memory a replay writes to, and how many bytes that and everything
-        in between takes."""
+    def new_pool(self) -> Any:
+        """Memory for captures whose replays never overlap in time. It ends with the last of them."""
         ...
 
-    def renew(self) -> None:
-        """What is captured from now on takes no memory that graphs which are gone have left."""
+    def capture(self, work: Work, pool: Any) -> tuple[Callable[[], object], Sequence[Tensor], int]:
+        """How to replay it, what it returned, and how many bytes more the pool takes. What it makes lies in the pool,
+        where a replay of any other capture may write over it."""
         ...
 
 
 class Records(Protocol):
-    """What is asked for graphs."""
+    """`record` by some tape into some pool."""
 
-    def recorded(self, work: Work, written: Sequence[Tensor], what: str, changed: bool = False) -> Recording | None:
-        """See `record`."""
-        ...
+    def __call__(self, work: Work, written: Sequence[Tensor], what: str, changed: bool = False) -> Recording | None: ...
 
-    def has_room(self, session: Any) -> bool:
-        """Whether more may be recorded."""
-        ...
+
+@dataclass(eq=False)
+class CudaPool:
+    """A pool of PyTorch's allocator, which a failed capture replaces."""
+
+    handle: Any
 
 
 class CudaTape:
-    """CUDA graphs of one device. Their memory is one pool: what a graph has in between is free for the next one."""
+    """CUDA graphs of one device.
+
+    They are captured on one stream, whose workspaces of libraries they all use. So no two replays overlap: where the
+    stream that they are launched on changes, the new one waits for the old one.
+    """
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.stream = device, torch.cuda.Stream(device)
-        self.renew()
+        self.device, self.stream, self.lock = device, torch.cuda.Stream(device), RLock()
+        self.last = self.stream
 
-    def renew(self) -> None:
-        self.pool = torch.cuda.graph_pool_handle()
+    def new_pool(self) -> CudaPool:
+        return CudaPool(torch.cuda.graph_pool_handle())
 
     def eager(self, work: Work) -> Sequence[Tensor]:
         # On the stream of the captures, whose workspaces of libraries are made here.
-        with torch.cuda.device(self.device):
+        with self.lock, torch.cuda.device(self.device):
             now = torch.cuda.current_stream(self.device)
             self.stream.wait_stream(now)
+            self.stream.wait_stream(self.last)
             with torch.cuda.stream(self.stream):
                 found = work()
             now.wait_stream(self.stream)
-        torch.cuda.synchronize(self.device)
+            torch.cuda.synchronize(self.device)
         return found
 
-    def capture(self, work: Work) -> tuple[Callable[[], object], Sequence[Tensor], int]:
+    def capture(self, work: Work, pool: CudaPool) -> tuple[Callable[[], object], Sequence[Tensor], int]:
         torch.cuda.synchronize(self.device)
         before, collects = torch.cuda.memory_reserved(self.device), gc.isenabled()
         graph = torch.cuda.CUDAGraph()
         gc.disable()  # what it frees could end the capture
         try:
             with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
-                graph.capture_begin(pool=self.pool, capture_error_mode="thread_local")
+                graph.capture_begin(pool=pool.handle, capture_error_mode="thread_local")
                 try:
                     found = work()
                 finally:
                     graph.capture_end()
         except BaseException:
-            self._abandon()
+            self._abandon(pool)
             raise
         finally:
             if collects:
                 gc.enable()
-        return graph.replay, found, max(0, torch.cuda.memory_reserved(self.device) - before)
 
-    def _abandon(self) -> None:
+        def launch() -> None:
+            with self.lock:
+                now = torch.cuda.current_stream(self.device)
+                if now != self.last:
+                    now.wait_stream(self.last)
+                    self.last = now
+                graph.replay()
+
+        return launch, found, max(0, torch.cuda.memory_reserved(self.device) - before)
+
+    def _abandon(self, pool: CudaPool) -> None:
         """After a capture that failed: PyTorch then leaves the pool open, which the next capture would be refused, and
         memory that ran out could not be found again."""
         with suppress(RuntimeError, AttributeError):  # it is closed where the capture itself ended well
-            torch._C._cuda_endAllocateToPool(self.stream.device.index, self.pool)  # pyright: ignore
-        self.renew()
+            torch._C._cuda_endAllocateToPool(self.stream.device.index, pool.handle)  # pyright: ignore
+        pool.handle = torch.cuda.graph_pool_handle()
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,12 +145,15 @@ class Recording:
         ran(self.counted.tokens, self.counted.operations)
 
 
-def record(tape: Tape, work: Work, written: Sequence[Tensor], what: str, changed: bool = False) -> Recording | None:
+def record(
+    tape: Tape, pool: Any, work: Work, written: Sequence[Tensor], what: str, changed: bool = False
+) -> Recording | None:
     """Do a work once, and record it. None where that fails or a replay gives something else, which one warning tells;
     what it wrote is then that of eager mode. What blocks count meanwhile is kept, and heard by nobody.
 
-    written: tensors from outside that it writes to; a second time it must write the same, or, where they are changed,
-    the same if they are what they were before. what: its name in a warning.
+    pool: of the tape. What the work returns is copied out of it. written: tensors from outside that it writes to; a
+    second time it must write the same, or, where they are changed, the same if they are what they were before. what:
+    its name in a warning.
     """
     constants, counted = dict[Hashable, Tensor](), Count()
     before = [each.clone() for each in written] if changed else []
@@ -142,21 +161,32 @@ def record(tape: Tape, work: Work, written: Sequence[Tensor], what: str, changed
         try:
             with counted:
                 expected = [each.clone() for each in (*tape.eager(work), *written)]
+            returned = [torch.empty_like(each) for each in expected[: len(expected) - len(written)]]
         except torch.OutOfMemoryError:  # the stream of captures cannot take what is cached for another one
             _put(before, written)
             work()
             return _refused(what, "it needs more memory than there is")
+
+        def copied() -> Sequence[Tensor]:
+            copy_all(returned, work())
+            return returned
+
         _put(before, written)
         try:
-            launch, returned, size = tape.capture(work)
+            launch, _, size = tape.capture(copied, pool)
         except Exception as error:  # whatever a driver or a library raises
-            _put(expected[len(expected) - len(written) :], written)
+            _put(expected[len(returned) :], written)
             return _refused(what, first_line(error))
     _put(before, written)
     launch()
     found = [*returned, *written]
-    if all(_agree(*pair) for pair in zip(found, expected, strict=True)):
-        return Recording(launch, returned, constants, size, counted)
+    try:
+        agrees = all(_agree(*pair) for pair in zip(found, expected, strict=True))
+    except torch.OutOfMemoryError:
+        _put(expected, found)
+        return _refused(what, "it needs more memory than there is")
+    if agrees:
+        return Recording(launch, returned, constants, size + nbytes(returned), counted)
     _put(expected, found)
     return _refused(what, "its replay differs from eager mode by more than rounding")
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from functools import partial
 from threading import RLock
 from typing import Any
 
@@ -18,7 +19,7 @@ from disa.core.request import Request
 from disa.core.solve import Looked
 from disa.core.solver import Solver, WalkingSolver
 from disa.runtime import fused
-from disa.runtime.graphs import CudaTape, Recording, Tape, record
+from disa.runtime.graphs import CudaTape, Recording, Tape, Work, record
 from disa.runtime.parts import Unknown, apart
 from disa.runtime.sessions import Posed, Session
 
@@ -72,18 +73,17 @@ class Recorder:
         if not self.has_room(None):
             return None
         try:
-            self.sessions[key] = Session(self, model, request, noise)
+            recorded = partial(self.recorded, self.tape.new_pool())
+            self.sessions[key] = Session(recorded, self.has_room, model, request, noise)
         except (Unknown, torch.OutOfMemoryError):
             self.refused.add(key)
             return None
         return self.sessions[key]
 
-    def recorded(
-        self, work: Callable[[], Sequence[Tensor]], written: Sequence[Tensor], what: str, changed: bool = False
-    ) -> Recording | None:
+    def recorded(self, pool: Any, work: Work, *others: Any, **named: Any) -> Recording | None:
         """Record a work, see `record`; one at a time."""
         with self.lock:
-            return record(self.tape, work, written, what, changed)
+            return record(self.tape, pool, work, *others, **named)
 
     def has_room(self, session: Session | None) -> bool:
         """Whether more may be recorded; for that what was not used for longest is let go, if nothing goes on on it."""
@@ -93,7 +93,6 @@ class Recorder:
                     break
                 if old is not session and not old.busy:
                     del self.sessions[key]
-                    self.tape.renew()
             return self.size <= self.most
 
     @property
@@ -126,7 +125,7 @@ class Replayed(Drawing):
     def pose(self) -> DenoisingProblem:
         try:
             problem, self.posed = self.session.pose(self.ar_step, self.state)
-        except Unknown:
+        except (Unknown, torch.OutOfMemoryError):
             self.session.poses[self.ar_step] = self.posed = None
             return super().pose()
         return problem

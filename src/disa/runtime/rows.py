@@ -78,7 +78,7 @@ class RowSteps:
 
     def __init__(
         self,
-        recorder: Records,
+        recorded: Records,
         problem: DenoisingProblem,
         formula: Formula,
         noise: SeededNoise,
@@ -86,7 +86,7 @@ class RowSteps:
     ) -> None:
         """problem: on the box. courses: some that it is for; others have the same formula and capacity."""
         rows, device, width = problem.num_rows, problem.device, NUMBERS + len(courses[0].numbers[0])
-        self.recorder, self.problem, self.formula, self.noise = recorder, problem, formula, noise
+        self.recorded, self.problem, self.formula, self.noise = recorded, problem, formula, noise
         self.places = torch.zeros(4, rows, dtype=torch.int64, device=device)
         """Sorted rows, each one's first and last step in the table, and where each row is among the sorted ones."""
         self.table = torch.zeros(capacity_for(courses), width, dtype=torch.float32, device=device)
@@ -102,7 +102,7 @@ class RowSteps:
         )
         self.field = cast(FieldInRows, cast(Any, self.sorted.field).in_rows())
         self.embedded = self.field.embedded(self.table[:, TIME])
-        self.started = recorder.recorded(self._start, self._begun(), "the beginning of rows of their own")
+        self.started = recorded(self._start, self._begun(), "the beginning of rows of their own")
         self.steps = dict[tuple[int, bool], Recording | None]()
 
     @property
@@ -195,7 +195,7 @@ class RowSteps:
             return
         state = [self.x, self.before, self.denoise_step]
         what = f"a denoising step of {count} rows"
-        self.steps[key] = self.recorder.recorded(lambda: self._step(*key), state, what, changed=True)
+        self.steps[key] = self.recorded(lambda: self._step(*key), state, what, changed=True)
 
 
 def send(values: Tensor, target: Tensor) -> None:

@@ -133,25 +133,34 @@ class Way:
 class Session:
     """Graphs for batches of one shape, and the memory that they work on."""
 
-    def __init__(self, recorder: Records, model: ARModel, request: Request, noise: SeededNoise) -> None:
-        self.recorder, self.model, self.busy = recorder, model, False
+    def __init__(
+        self,
+        recorded: Records,
+        has_room: Callable[[Session], bool],
+        model: ARModel,
+        request: Request,
+        noise: SeededNoise,
+    ) -> None:
+        """recorded: into a pool of its own. has_room: whether more may be."""
+        self.recorded, self.has_room, self.model, self.busy = recorded, has_room, model, False
         self.noise = noise.with_key(noise.key.clone())
         self.labels = None if request.labels is None else request.labels.to(noise.key.device, copy=True)
         self.ids = None if request.prompts is None else request.prompts.ids.to(noise.key.device, copy=True)
         with unheard():  # the beginning that counts is that of `begin`
             state = model.begin(request, noise)
         self.structure, parts = apart(state)
-        self.template, self.slots = state, [part.clone() for part in parts]
+        self.slots = [part.clone() for part in parts]
+        self.template = rebuilt(state, iter(self.slots))
         self.large = {slot.untyped_storage().data_ptr() for slot in self.slots if slot.nbytes >= LARGE}
         self.begun, self.poses, self.ways = self._begun(request), dict[int, Posed | None](), dict[Any, Way | None]()
-        self.rows = dict[Hashable, RowSteps]()
+        self.rows = dict[Hashable, RowSteps | None]()
         self.boxes, self.lent, self.last = dict[Hashable, Box](), Lent(), lambda: None
 
     @property
     def size(self) -> int:
         """Bytes."""
         graphs = [self.begun, *(each and each.recording for each in (*self.poses.values(), *self.ways.values()))]
-        own = nbytes(self.slots) + sum(rows.size for rows in self.rows.values())
+        own = nbytes(self.slots) + sum(rows.size for rows in self.rows.values() if rows is not None)
         return own + sum(graph.size for graph in graphs if graph is not None)
 
     # -- begin ---------------------------------------------------------------------------------------------------
@@ -170,7 +179,7 @@ class Session:
             copy_all(self.slots, apart(self.model.begin(asked, self.noise))[1])
             return []
 
-        return self.recorder.recorded(begin, self.slots, "the beginning of a batch")
+        return self.recorded(begin, self.slots, "the beginning of a batch")
 
     def begin(self, request: Request, noise: SeededNoise) -> Any:
         """The state of a generation that lies in the slots; None where it has another shape."""
@@ -202,7 +211,7 @@ class Session:
     def pose(self, ar_step: int, state: Any) -> tuple[DenoisingProblem, Posed | None]:
         """The problem of an AR step, and its graph if there is one."""
         if ar_step not in self.poses:
-            if not self.recorder.has_room(self):
+            if not self.has_room(self):
                 return self.model.pose(state), None
             with unheard():
                 self.poses[ar_step] = self._posed(ar_step, state)
@@ -259,7 +268,7 @@ class Session:
             return [] if problem.condition is None else [problem.condition]
 
         written = [*self.slots, *inputs.values(), *box.tensors]
-        recording = self.recorder.recorded(work, written, f"the pose of AR step {ar_step}")
+        recording = self.recorded(work, written, f"the pose of AR step {ar_step}")
         if recording is None:
             return None
         numbers = [buffer if isinstance(part, Tensor) else part for buffer, part in zip(box.parts, found, strict=True)]
@@ -310,7 +319,7 @@ class Session:
         except TypeError:  # a solver of the caller that cannot be compared
             return None
         if not known:
-            if not self.recorder.has_room(self):
+            if not self.has_room(self):
                 return None
             self.ways[key] = self._way(posed, find, what)
         way = self.ways[key]
@@ -329,7 +338,7 @@ class Session:
             kept[:] = [find(problem)]
             return apart(kept[0])[1]
 
-        recording = self.recorder.recorded(work, posed.box.tensors, what)
+        recording = self.recorded(work, posed.box.tensors, what)
         return None if recording is None else Way(recording, kept[0])
 
     def _on_box(self, posed: Posed) -> DenoisingProblem:
@@ -349,10 +358,14 @@ class Session:
         formula, courses = found
         key = posed.key, formula, capacity_for(courses)
         if key not in self.rows:
-            if not self.recorder.has_room(self):
+            if not self.has_room(self):
                 return None
-            self.rows[key] = RowSteps(self.recorder, problem, formula, self.noise, courses)
-        return self.rows[key].run(courses, looked)
+            try:
+                self.rows[key] = RowSteps(self.recorded, problem, formula, self.noise, courses)
+            except torch.OutOfMemoryError:
+                self.rows[key] = None
+        rows = self.rows[key]
+        return None if rows is None else rows.run(courses, looked)
 
 
 def check(model: Any, request: Request) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,11 @@ class MAR(nn.Module):
     def capabilities(self) -> Capabilities:
         return self.config.capabilities
 
+    @property
+    def blocks(self) -> list[Block]:
+        """Those of the encoder, then those of the decoder."""
+        return cast(list[Block], [*self.encoder, *self.decoder])
+
     def begin(self, request: Request, noise: Noise) -> MARState:
         """Check the request and plan every AR step from the token orders."""
         self.capabilities.check(request)
@@ -98,9 +104,7 @@ class MAR(nn.Module):
             scales=scales,
             turns=turns,
             residual=self._room_for_residual(known, turns),
-            kept=room_for_pairs(
-                [*self.encoder, *self.decoder], turns, len(known), len(positions.decoder), self.no_class
-            ),
+            kept=room_for_pairs(self.blocks, turns, len(known), len(positions.decoder), self.no_class),
         )
 
     def pose(self, state: MARState) -> DenoisingProblem:
