@@ -75,6 +75,23 @@ def test_a_model_keeps_the_recipe_that_it_was_loaded_with(tmp_path: Path) -> Non
     assert str(Sampler.from_pretrained(folder).settings().steps) == "linear:4-2"
 
 
+def test_files_of_equal_names_are_kept_apart(tmp_path: Path) -> None:
+    tables = {"steps": {"counts": [9, 8, 2, 1]}, "counts": {"tokens": [8, 4, 2, 2]}}
+    for folder, content in tables.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "t.json").write_text(json.dumps(content))
+    place = recipe(tmp_path, steps="table:steps/t.json/drawn", counts="table:counts/t.json")
+    found = read_recipe(place)
+    files = found.files()
+    assert set(files) == {"t.json", "counts-t.json", RECIPE}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    kept = read_recipe(tmp_path).settings
+    assert str(kept.steps).endswith("/drawn")
+    assert [json.loads(files[name]) for name in ("t.json", "counts-t.json")] == list(tables.values())
+    assert str(kept.counts) == str(found.settings.counts).replace("counts/t.json", "counts-t.json")
+
+
 def test_where_there_is_no_fast_one_a_command_is_told(sampler: Sampler) -> None:
     with pytest.raises(DisaError, match=r"no recipe fast: make one with `disa tune --model small"):
         sampler.settings(recipe="fast")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,30 @@ def test_a_pool_goes_on_where_it_was(sampler: Sampler, base: Settings, tmp_path:
     others = Pool(sampler, inputs(24, 6), pixels, tmp_path), Pool(sampler, inputs(24, 5), pixels, tmp_path)
     assert len(others[0].of(base)) == 0
     assert len(others[1].of(sampler.settings(base, steps="constant:3"))) == 0
+
+
+def test_seconds_of_other_threads_are_not_gone_on_with(
+    sampler: Sampler, base: Settings, tmp_path: Path, threads: Callable[[int], None]
+) -> None:
+    threads(1)
+    list(Pool(sampler, inputs(24, 5), pixels, tmp_path).batches(base, 8))
+    threads(2)
+    assert len(Pool(sampler, inputs(24, 5), pixels, tmp_path).of(base)) == 0
+
+
+def test_features_of_each_kind_are_kept_apart(disa: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = list[Path]()
+
+    def tuned(*given: Any) -> None:
+        folders.append(next(each for each in given if isinstance(each, Path)))
+        raise DisaError("stopped.")
+
+    monkeypatch.setattr("disa.study.tuning.tune", tuned)
+    for features in ("digits-classifier", "efficientnet-lite0", "digits-classifier"):
+        pytest.importorskip("efficientnet_lite_pytorch")
+        disa("tune", "--model", "mar-digits", "--features", features, "--device", "cpu", "--out", tmp_path)
+    assert len(folders) == 3
+    assert folders[0] == folders[2] != folders[1]
 
 
 def test_a_pool_knows_its_images_though_the_autoencoder_is_read_late(tmp_path: Path) -> None:

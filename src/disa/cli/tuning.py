@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 PLAN, COUNTS = "plan.json", "counts.json"
 DRAWN = "drawn"
-"""A folder with the features of what was drawn, from which an interrupted search goes on."""
+"""A folder with the features of what was drawn, of each kind, from which an interrupted search goes on."""
 MOST_TOGETHER = 512
 OF_EACH = 16
 """Images of a label or prompt before it is the next one's turn: 15 times as many pairs as of two, and as many labels as
@@ -92,7 +93,7 @@ def tune(
     inputs = partial(_inputs, sampler, _all_of(asked, sampler.preset))
     make_folder(out)
     chosen = _plan(sampler, inputs, base, plan, out)
-    keep = make_folder(out / DRAWN)
+    keep = make_folder(out / DRAWN / sha256(space.identity.encode()).hexdigest()[:16])
     with progress("tuning, seconds", int(60 * minutes)) as advance:
 
         def on_turn(share: float) -> None:
@@ -110,7 +111,7 @@ def tune(
             report["bf16"] = halved and halved.report()
     files["tuned.json"] = json_bytes(report)
     write_together(out, files, {"tuned.png": tuned_plot(report, f"{sampler.preset.name}, by {space.name}")})
-    shutil.rmtree(keep, ignore_errors=True)
+    shutil.rmtree(out / DRAWN, ignore_errors=True)
     if as_json:
         print_json(report | {"out": str(out)})
     else:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from disa.core.steps import is_planned
+from disa.core.steps import DRAWN, is_planned
 from disa.draw.loaded import Loaded
 from disa.draw.settings import Settings
 from disa.errors import DisaError, warn
@@ -25,7 +25,7 @@ FORMAT = 1
 RECIPE = "recipe.json"
 """The name of its file in the folder of a model, and in that which `disa tune` writes."""
 FAST, NONE = "fast", "none"
-_WITH_FILE = re.compile(r"(table|plan|straight)\s*:\s*(.+?)\s*(@[0-9.e-]+)?", re.DOTALL)
+_WITH_FILE = re.compile(rf"(table|plan|straight)\s*:\s*(.+?)\s*(@[0-9.e-]+|{DRAWN})?", re.DOTALL)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,9 @@ class Recipe:
             told[name] = value
             if found is not None:
                 place = Path(found[2])
-                told[name] = f"{found[1]}:{place.name}{found[3] or ''}"
-                files[place.name] = read_bounded(place, LONGEST_JSON, f"what {self.source} names")
+                content = read_bounded(place, LONGEST_JSON, f"what {self.source} names")
+                own = place.name if files.get(place.name, content) == content else f"{name}-{place.name}"
+                told[name], files[own] = f"{found[1]}:{own}{found[3] or ''}", content
         return files | {RECIPE: json_bytes({**self.content, "settings": told})}
 
 

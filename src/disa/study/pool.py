@@ -19,7 +19,7 @@ from torch import Tensor
 
 from disa.draw.inputs import Inputs
 from disa.draw.sampler import Sampler
-from disa.draw.settings import Settings, digest
+from disa.draw.settings import Settings
 from disa.files import write_whole
 from disa.study.likeness import energy_distance, spread_within
 from disa.study.metrics import Spread
@@ -52,7 +52,7 @@ class Drawn:
 
 
 class Pool:
-    """The images of many settings for the same inputs, as features. keep: a folder for them, or None."""
+    """The images of many settings for the same inputs, as features. keep: a folder for such features, or None."""
 
     def __init__(self, sampler: Sampler, inputs: Inputs, features: Features, keep: Path | None) -> None:
         self.sampler, self.inputs, self.features, self.keep = sampler, inputs, features, keep
@@ -96,8 +96,9 @@ class Pool:
     def _key(self, settings: Settings) -> str:
         with warnings.catch_warnings(action="ignore"):  # they are for who draws
             about = self.sampler.start(self.inputs.part(slice(1)), settings).about()
-        told = [digest(about), settings.batch_size, self.inputs.seeds[0], self.groups]
-        return sha256(json.dumps(told).encode()).hexdigest()[:24]
+        # Where and how it is drawn, too, since seconds are kept.
+        told = [about, self.inputs.seeds[0], self.groups, self.inputs.negative_prompt]
+        return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
 
     def _read(self, key: str) -> Drawn:
         if self.keep is None:

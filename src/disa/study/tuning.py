@@ -43,6 +43,8 @@ TRIED_TOGETHER, CONFIRMED = 12, 5
 FIRST, ALONE, MOST_IMAGES = 64, 256, 4096
 """Images: of the original before anything else, of each way alone, and the most of a setting in each of the two
 parts."""
+FEWEST_CONFIRMED = 4
+"""Images that make two halves with a distance between them."""
 GAINED = 1.05
 """What a larger batch or another dtype must gain in speed."""
 
@@ -174,7 +176,7 @@ class Tuning:
         settings = {mix: self.settings(mix) for mix in left}
         everything = [self.base, *settings.values()]
         count = self.draw(self.confirm, everything, len(self.confirm.inputs), 1.0)
-        if count < 2:
+        if count < FEWEST_CONFIRMED:
             raise DisaError("the time was too short to confirm anything: give more minutes.")
         before = self.confirm.of(self.base).seconds_per_image
         original = found_of("original", {}, self.confirm.of(self.base), before, Spread(0, 0, 0, 0), count)
