@@ -187,7 +187,7 @@ def composed() -> str:
     runs = [
         run for name in COMPOSED if (FILE := RESULTS / name).exists() for run in json.loads(FILE.read_text())["runs"]
     ]
-    return "\n\n".join(show(run["model"], run["batch"], run["rows"]) for run in runs)
+    return "\n\n".join(map(show, runs))
 
 
 def fast_mar(report: dict[str, Any]) -> dict[str, Any]:
