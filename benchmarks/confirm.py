@@ -15,8 +15,7 @@ A point may have any option of drawing (docs/options.md), as text. It is compare
 its `base` if it names one. All of these differences, of all models of the file, are one family: their intervals are
 corrected for it by Holm's method. "chosen_on" lists ranges of seeds that the points were chosen on elsewhere; those
 that `choose` used are known. `confirm` refuses them all. Fewer than 2000 digits or 3000 captions are a trial, no claim;
-"images": {"harmon-shapes": 1000} makes it one of so many, and "of_each": {"harmon-shapes": 16} draws 16 of each
-caption. Beside the quality of the images stands their energy distance
+"images": {"harmon-shapes": 1000} makes it one of so many. Beside the quality of the images stands their energy distance
 to those of the original (disa.study.likeness), which needs no reference and sees what a score does not.
 """
 
@@ -33,7 +32,6 @@ from point_folders import PointFolder, at_root, draw_in_turn, energies, measured
 from policies_plan import inputs_of
 from tables import RESULTS, ROOT
 
-from disa.draw.inputs import Inputs
 from disa.draw.prompts import slug
 from disa.draw.sampler import Sampler
 from disa.draw.settings import digest
@@ -71,8 +69,6 @@ class Points:
     chosen_on: list[Range]
     images: dict[str, int]
     """Of some models, where that is not as many as a claim needs."""
-    of_each: dict[str, int]
-    """Of some models, images of a caption, where that is not one."""
 
     @classmethod
     def read(cls, path: Path) -> Points:
@@ -81,10 +77,7 @@ class Points:
         try:
             models = {model: _asked(model, points) for model, points in content["models"].items()}
             chosen_on = [(int(first), int(last)) for first, last in content.get("chosen_on", [])]
-            images, of_each = (
-                {model: int(count) for model, count in content.get(name, {}).items()} for name in ("images", "of_each")
-            )
-            return cls(models, chosen_on, images, of_each)
+            return cls(models, chosen_on, {model: int(count) for model, count in content.get("images", {}).items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DisaError(
                 f"{path}: expected an object with models, each a list of points with a name and options, and ranges "
@@ -138,7 +131,6 @@ class Stage:
     first: int
     images: int | dict[str, int]
     """Of every model, or of some."""
-    of_each: dict[str, int]
     work: Path
 
     def count(self, sampler: Sampler) -> int:
@@ -149,18 +141,13 @@ class Stage:
     def seeds(self, sampler: Sampler) -> Range:
         return self.first, self.first + self.count(sampler) - 1
 
-    def inputs(self, sampler: Sampler, count: int) -> Inputs:
-        return inputs_of(sampler, count, self.first, self.of_each.get(sampler.preset.name, 1))
-
     def folders(self, sampler: Sampler, points: list[Asked]) -> dict[str, PointFolder]:
-        """The folder of every point, by its name; one per inputs, and for as many images as ever were asked for."""
-        each = self.of_each.get(sampler.preset.name, 1)
-        named = str(self.first) if each == 1 else f"{self.first}-of-each-{each}"
-        folder = make_folder(self.work / self.name / sampler.preset.name / named)
+        """The folder of every point, by its name; one per first seed, and for as many images as ever were asked for."""
+        folder = make_folder(self.work / self.name / sampler.preset.name / str(self.first))
         before = json_in(folder / STUDY)["images"] if (folder / STUDY).exists() else 0
         total = max(self.count(sampler), before)
         write_json(folder / STUDY, {"images": total, "seeds": [self.first, self.first + total - 1]})
-        inputs = self.inputs(sampler, total)
+        inputs = inputs_of(sampler, total, self.first)
 
         def opened(point: Asked) -> PointFolder:
             settings = sampler.settings(**point.options)
@@ -208,9 +195,8 @@ def _measure(
     for model, sampler in samplers.items():
         asked = points.models[model]
         images = [folder.images(stage.count(sampler)) for folder in folders[model].values()]
-        inputs = stage.inputs(sampler, stage.count(sampler))
-        unlike[model] = energies(sampler, images, inputs)
-        found[model] = measured(sampler, images, inputs)
+        unlike[model] = energies(sampler, images, stage.first)
+        found[model] = measured(sampler, images, stage.first)
         for place, point in enumerate(asked[1:], 1):
             for base in sorted({0, point.base or 0} - {place}):
                 claims.append(Claim(model, place, base, found[model].difference(place, base)))
@@ -223,7 +209,6 @@ def _measure(
             "stage": stage.name,
             "num_images": stage.count(sampler),
             "seeds": list(stage.seeds(sampler)),
-            "of_each": stage.of_each.get(model, 1),
             "chosen_on": [list(each) for each in chosen_on] if stage.name == "confirm" else [],
             "enough_for_a_claim": stage.count(sampler) >= ENOUGH[sampler.defaults.quality],
             "comparisons": len(claims),
@@ -250,7 +235,7 @@ def main() -> int:
 
     def work_on() -> None:
         asked = Points.read(points)
-        run(Stage(given.stage, first, given.images or asked.images, asked.of_each, work), asked, given.model, results)
+        run(Stage(given.stage, first, given.images or asked.images, work), asked, given.model, results)
 
     return at_root(work_on)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from policies_plan import inputs_of
 from tables import ROOT
 from torch import Tensor
 
@@ -98,18 +99,19 @@ def draw_in_turn(folders: Mapping[str, PointFolder], num_images: int) -> None:
             each.samples.finish()
 
 
-def measured(sampler: Sampler, images: Sequence[Tensor], inputs: Inputs) -> Measured:
+def measured(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) -> Measured:
     """The quality of the images of every point. Raises DisaError where they cannot be measured."""
-    by = MEASURES[sampler.defaults.quality]
+    inputs, by = inputs_of(sampler, len(images[0]), first_seed), MEASURES[sampler.defaults.quality]
     if refusal := by.refusal(images[0], inputs):
         raise DisaError(f"what is drawn of {sampler.preset.name} cannot be measured: {refusal}.")
     return by.measure(images, inputs)
 
 
-def energies(sampler: Sampler, images: Sequence[Tensor], inputs: Inputs) -> list[Spread | None]:
+def energies(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) -> list[Spread | None]:
     """How far the images of every point are from those of the first point, by the features of `disa tune`; None for
     that point."""
     space = load_space(space_at_hand(sampler.image_shape[1:]), sampler.device)
+    inputs = inputs_of(sampler, len(images[0]), first_seed)
     groups = inputs.labels if inputs.prompts is None else inputs.prompts  # a caption that comes once counts nothing
 
     def features(drawn: Tensor) -> np.ndarray:

@@ -38,8 +38,7 @@ def measure(model: str, work: Path, result: Path | None) -> None:
     count = min(min(each.missing, default=planned["images"]) for each in folders.values())
     if not count:
         raise DisaError(f"not every point of {model} is drawn: run draw first.")
-    inputs = folders[points[0]].inputs.part(slice(count))
-    by_point = measured(sampler, [each.images(count) for each in folders.values()], inputs)
+    by_point = measured(sampler, [each.images(count) for each in folders.values()])
     judged, yardsticks = _judged(points, by_point), by_point.yardsticks
     report = {
         "model": model,

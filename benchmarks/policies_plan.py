@@ -39,15 +39,14 @@ MOST, TRIALS = 400, 3
 TABLES = RESULTS / "tables"
 
 
-def inputs_of(sampler: Sampler, count: int, first: int = 0, of_each: int = 1) -> Inputs:
-    """Seeds with the labels, or held-out captions, in turn; `of_each` of a caption before the next one."""
+def inputs_of(sampler: Sampler, count: int, first: int = 0) -> Inputs:
+    """Seeds with the labels, or held-out captions, in turn."""
     seeds = list(range(first, first + count))
     if not sampler.preset.prompts:
         return Inputs(seeds, labels=[seed % sampler.model.config.num_classes for seed in seeds])
     from disa.tiny.scenes import held_out_captions
 
-    captions = held_out_captions(-(-count // of_each), seed=first)
-    return Inputs(seeds, prompts=[captions[place // of_each] for place in range(count)])
+    return Inputs(seeds, prompts=held_out_captions(count, seed=first))
 
 
 @dataclass(frozen=True)
