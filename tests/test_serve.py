@@ -22,6 +22,7 @@ import small
 from bodies import BODIES, GOOD, Application, as_bytes, check
 from disa.draw.inputs import Inputs
 from disa.errors import DisaError
+from disa.runtime import memory
 from disa.serve import app, server
 from disa.serve.asking import FIELDS
 from disa.serve.keys import Keys
@@ -348,6 +349,36 @@ def test_options_that_nothing_can_be_drawn_with_are_the_requests_own_fault(clien
     assert "not finite" in found.error["message"]
     ((kind, told),) = client.events(asked | {"partial_images": 0})
     assert (kind, told["error"]["type"]) == ("error", "invalid_request_error")
+
+
+@pytest.mark.parametrize("asked", [{"prompt": "3"}, {"prompt": "3", "n": 2, "settings": {"guidance": 2.0}}])
+def test_what_has_no_room_when_it_is_drawn_is_told_to_come_back(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: 1000)  # others have the rest
+    with served(service := service_of()) as client:
+        assert service.reader.read(json.dumps(asked).encode()).order.inputs.labels == [3] * asked.get("n", 1)
+        found = client.ask(asked)
+        assert (found.status, found.error["type"], found.error["param"]) == (503, "server_error", None)
+        assert re.fullmatch(
+            r"there is no room for it now \(an image of 8x8 takes about .* MiB, and .* of memory are free\): try again "
+            r"later, or ask for fewer or smaller images\.",
+            found.error["message"],
+        )
+        ((kind, told),) = client.events(asked)
+        assert (kind, told["error"]["message"]) == ("error", found.error["message"])
+
+
+def test_memory_that_runs_out_while_drawing_is_no_fault_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    sampler = small.sampler()
+    monkeypatch.setattr(sampler, "decode", decode)
+    with served(service_of(sampler)) as client:
+        found = client.ask({"prompt": "3", "steps": "constant:1"})
+    assert found.status == 503
+    assert "Tried to allocate 20.00 GiB" in found.error["message"]
 
 
 def test_a_model_that_draws_no_numbers_is_the_servers_fault(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The body of a request, checked: everything that can be wrong is found here, before it waits for its turn.
+"""The body of a request, checked: everything that can be wrong with it is found here, before it waits for its turn.
 
 | field | taken | refused |
 |---|---|---|
@@ -32,6 +32,7 @@ from disa.draw.inputs import Inputs
 from disa.draw.prompts import LONGEST_PROMPT
 from disa.draw.recipes import FAST, NONE
 from disa.draw.room import most_steps
+from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import NO_CHANGE, Settings, digest
 from disa.reading import parse_json
@@ -95,7 +96,7 @@ class Reader:
             grid = self.sampler.token_grid_of(settings.size)
             self.sampler.conditioner.check(inputs, settings, grid)
         with refusing(None):
-            self.sampler.start(inputs, settings)
+            Run(self.sampler, inputs, settings, room=False)  # others have memory now that this one has later
         negative = "" if inputs.negative_prompt is None else inputs.negative_prompt
         kind = "prompts" if inputs.prompts is not None else "none" if inputs.labels is None else "labels"
         stream = self._truth(given, "stream")
