@@ -21,11 +21,14 @@ import bodies
 import small
 from bodies import BODIES, GOOD, Application, as_bytes, check
 from disa.draw.inputs import Inputs
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
 from disa.errors import DisaError
 from disa.runtime import memory
 from disa.serve import app, server
-from disa.serve.asking import FIELDS
+from disa.serve.asking import FIELDS, Limits, Reader
 from disa.serve.keys import Keys
+from disa.serve.refusals import Refused
 from serving import PATH, Client, Gate, Never, answer, served, service_of, until
 
 KEY = "k" * 16
@@ -194,6 +197,16 @@ def test_what_is_refused(client: Client, asked: dict[str, Any], param: str) -> N
     assert found.status == 400, found.body
     assert (found.error["type"], found.error["param"]) == ("invalid_request_error", param)
     assert "passwd" not in found.error["message"] or "may not name a file" in found.error["message"]
+
+
+@pytest.mark.parametrize("negative", [5, ["blue"], "blue " * 1000])
+def test_a_negative_prompt_that_is_wrong_is_named(negative: Any) -> None:
+    reader = Reader(Sampler.load("harmon-shapes", device="cpu"), Settings(), Limits())
+    body = {"prompt": "a red circle", "negative_prompt": "blue", "n": 2}
+    assert reader.read(as_bytes(body)).order.inputs.negative_prompt == "blue"
+    with pytest.raises(Refused) as refused:
+        reader.read(json.dumps(body | {"negative_prompt": negative}).encode())
+    assert (refused.value.status, refused.value.param) == (400, "negative_prompt")
 
 
 UNREADABLE = [
