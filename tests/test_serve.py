@@ -8,6 +8,7 @@ import json
 import re
 import socket
 from base64 import b64decode
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from disa.runtime import memory
 from disa.serve import app, server
 from disa.serve.asking import FIELDS, Limits, Reader
 from disa.serve.keys import Keys
+from disa.serve.orders import Event, Order, Preview
 from disa.serve.refusals import Refused
 from serving import PATH, Client, Gate, Never, answer, served, service_of, until
 
@@ -399,6 +401,38 @@ def test_a_model_that_draws_no_numbers_is_the_servers_fault(monkeypatch: pytest.
     monkeypatch.setattr(sampler.model, "finish", lambda state: torch.full((1, 1, 8, 8), torch.nan))
     with served(service_of(sampler)) as client:
         assert client.ask({"prompt": "3"}).status == 500
+
+
+class Breaks(Never):
+    """Fails as nothing should; or its events end too early."""
+
+    def __init__(self, events: list[Event], error: Exception | None) -> None:
+        super().__init__()
+        self.events, self.error = events, error
+
+    async def draw(self, order: Order) -> AsyncGenerator[Event, None]:
+        for event in self.events:
+            yield event
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of others\nin two lines"), None])
+@pytest.mark.parametrize("previews", [0, 1])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_server_is_told_and_counted(error: Exception | None, previews: int, stream: bool) -> None:
+    breaks = Breaks([Preview({0: b"png"}, 0)] * previews, error)
+    with served(service_of(drawer=breaks)) as client:
+        if stream:
+            *others, (kind, told) = client.events({"prompt": "3"})
+            assert (len(others), kind) == (previews, "error")
+        else:
+            told = client.ask({"prompt": "3"}).json
+        assert told["error"]["type"] == "server_error"
+        assert told["error"]["message"] == "the server failed: its log says why."
+        page = client.get("/metrics").body.decode()
+    assert re.findall(r'disa_requests_total\{status="(\d+)"\} (.*)', page) == [("500", "1.0")]
+    assert "disa_left_total 0.0" in page
 
 
 def test_a_client_that_reads_no_stream_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
