@@ -11,8 +11,10 @@ import threading
 import zipfile
 from base64 import b64decode
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -40,6 +42,7 @@ from disa.studio.restoring import NO_PICTURE, Told
 from disa.studio.server import POLICY, Guard
 from disa.studio.shown import Shown
 from disa.studio.visitors import MOST_PICTURES, MOST_VISITORS, Picture, Visitor, Visitors
+from serving import until
 
 QUICK = Form("mar-digits", labels="3", seeds="0", steps="linear:3-1", num_ar_steps="4")
 
@@ -192,6 +195,54 @@ def test_cancelling_takes_effect_within_an_ar_step(handlers: Handlers) -> None:
     assert len(rest) == 1
     assert rest[0].said == "Cancelled after 2 of 8 AR steps."
     assert not rest[0].busy
+    assert not visitor.pictures
+
+
+@pytest.mark.parametrize("what", ["draw", "compare", "edit", "why"])
+def test_what_is_cancelled_while_it_waits_for_others_is_not_drawn(handlers: Handlers, what: str) -> None:
+    visitor, machine = Visitor(), handlers.machine
+    last(handlers.draw(visitor, form()))
+    handlers.take(visitor, form())
+    asked = {
+        "draw": lambda: handlers.draw(visitor, form()),
+        "compare": lambda: handlers.compare(visitor, form(), ["constant:1"]),
+        "edit": lambda: handlers.edit(visitor, form(), None, "the left half", None),
+        "why": lambda: handlers.why(visitor, form()),
+    }
+    others = threading.Event()
+    with ThreadPoolExecutor(2) as pool:
+        pool.submit(machine.do, others.wait)
+        found = pool.submit(lambda: list(asked[what]()))
+        until(lambda: machine._waiting.qsize())
+        visitor.stop(what)
+        others.set()
+        end = found.result(60)[-1]
+    assert end.said in ("Cancelled after 0 of 4 AR steps.", "Cancelled.")
+    assert not end.busy
+    assert len(visitor.pictures) == 1
+
+
+def test_nothing_begins_for_a_visitor_who_has_left(handlers: Handlers) -> None:
+    visitor = Visitor()
+    visitor.leave()
+    assert visitor.begin("draw").is_set()
+    assert last(handlers.draw(visitor, form())).said == "Cancelled after 0 of 4 AR steps."
+    assert not visitor.pictures
+
+
+def test_nothing_begins_for_a_tab_that_was_closed_while_the_model_was_loaded(handlers: Handlers) -> None:
+    from disa.studio.page import Page
+
+    page = Page()
+    run = next(each.fn for each in page.blocks.fns.values() if each.name == "run")
+    assert run is not None
+    changes = run(SimpleNamespace(session_hash="tab"), *vars(form()).values(), False)
+    next(changes)
+    visitor = page.studio.visitors.visitor("tab")
+    page.studio.visitors.leave("tab")
+    page.studio.handlers.set_result(handlers)
+    *_, end = changes
+    assert "Cancelled after 0 of 4 AR steps." in end[1]
     assert not visitor.pictures
 
 

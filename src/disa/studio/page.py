@@ -247,11 +247,12 @@ class Page:
         """What a button starts, and what ends it."""
 
         def run(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+            visitor = self.studio.visitor(request)  # who leaves while the model is waited for is known to have left
             yield _changed(Shown())
             try:
                 handlers = self.studio.handlers.result()
                 form, rest = _form(values[: len(self.form)]), list(values[len(self.form) :])
-                for each in work(handlers, self.studio.visitor(request), form, rest):
+                for each in work(handlers, visitor, form, rest):
                     yield _changed(each)
             except Exception as error:
                 yield _changed(Shown(said=_reason(error), wrong=True, busy=False))
