@@ -10,8 +10,9 @@ import sys
 import threading
 import zipfile
 from base64 import b64decode
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -198,6 +199,31 @@ def test_cancelling_takes_effect_within_an_ar_step(handlers: Handlers) -> None:
     assert not visitor.pictures
 
 
+@contextmanager
+def busy(machine: Machine) -> Iterator[None]:
+    """With something else, until this ends."""
+    begun, others = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: machine.do(lambda: begun.set() or others.wait()))
+    thread.start()
+    assert begun.wait(30)
+    try:
+        yield
+    finally:
+        others.set()
+        thread.join()
+
+
+def in_order(machine: Machine, works: list[Callable[[], Any]]) -> list[Any]:
+    """What each gives, of which none begins before all are asked for."""
+    found = list[Future[Any]]()
+    with ThreadPoolExecutor(len(works)) as pool:
+        with busy(machine):
+            for work in works:
+                found.append(pool.submit(work))
+                until(lambda: machine._waiting.qsize() == len(found))
+        return [each.result(60) for each in found]
+
+
 @pytest.mark.parametrize("what", ["draw", "compare", "edit", "why"])
 def test_what_is_cancelled_while_it_waits_for_others_is_not_drawn(handlers: Handlers, what: str) -> None:
     visitor, machine = Visitor(), handlers.machine
@@ -209,13 +235,11 @@ def test_what_is_cancelled_while_it_waits_for_others_is_not_drawn(handlers: Hand
         "edit": lambda: handlers.edit(visitor, form(), None, "the left half", None),
         "why": lambda: handlers.why(visitor, form()),
     }
-    others = threading.Event()
-    with ThreadPoolExecutor(2) as pool:
-        pool.submit(machine.do, others.wait)
-        found = pool.submit(lambda: list(asked[what]()))
-        until(lambda: machine._waiting.qsize())
-        visitor.stop(what)
-        others.set()
+    with ThreadPoolExecutor(1) as pool:
+        with busy(machine):
+            found = pool.submit(lambda: list(asked[what]()))
+            until(lambda: machine._waiting.qsize())
+            visitor.stop(what)
         end = found.result(60)[-1]
     assert end.said in ("Cancelled after 0 of 4 AR steps.", "Cancelled.")
     assert not end.busy
@@ -231,6 +255,7 @@ def test_nothing_begins_for_a_visitor_who_has_left(handlers: Handlers) -> None:
 
 
 def test_nothing_begins_for_a_tab_that_was_closed_while_the_model_was_loaded(handlers: Handlers) -> None:
+    import_gradio()
     from disa.studio.page import Page
 
     page = Page()
@@ -262,26 +287,24 @@ def test_visitors_take_turns_and_get_their_own_pictures(handlers: Handlers) -> N
 
 def test_the_machine_works_in_the_order_of_asking() -> None:
     machine, done = Machine(), list[str]()
-    begun, asked = threading.Event(), threading.Event()
 
-    def long() -> None:
-        begun.set()
-        assert asked.wait(10)
-        while "other" not in done:
-            machine.breathe()
-        done.append("long")
+    def long(name: str) -> str:
+        def work(next_turn: Callable[[], None]) -> str:
+            for i in range(3):
+                done.append(f"{name}{i}")
+                next_turn()
+            return name
 
-    worker = threading.Thread(target=lambda: machine.do(long))
-    worker.start()
-    assert begun.wait(10)
-    other = threading.Thread(target=lambda: machine.do(lambda: done.append("other")))
-    other.start()
-    asked.set()
-    other.join(10)
-    worker.join(10)
-    assert done == ["other", "long"]
-    with pytest.raises(ZeroDivisionError):
-        machine.do(lambda: 1 / 0)
+        return machine.do_in_turns(work)
+
+    works = [lambda: long("a"), lambda: long("b"), lambda: machine.do(lambda: done.append("c"))]
+    for _ in range(20):
+        done.clear()
+        assert in_order(machine, works) == ["a", "b", None]
+        assert done == ["a0", "b0", "c", "a1", "b1", "a2", "b2"]
+    for each in (machine.do, machine.do_in_turns):
+        with pytest.raises(ZeroDivisionError):
+            each(lambda *_: 1 / 0)
     assert machine.do(lambda: 3) == 3
 
 
@@ -502,6 +525,22 @@ def test_the_measurements_of_the_paper_are_shown(handlers: Handlers, monkeypatch
     assert found[-1].stage.count("<p>Variance") == 1
     assert "What can be foreseen" in found[-1].stage
     assert not found[-1].busy
+
+
+def test_measurements_take_turns(handlers: Handlers, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = explaining.Effort(draws=2, draw_steps=1, varied=2, path_steps=2, fit_images=5)
+    monkeypatch.setattr(explaining, "EFFORT", few)
+    machine, inputs, settings = handlers.machine, Inputs.paired([0, 1], 3), form().settings(sampler)
+    order, stopped = list[str](), threading.Event()
+
+    def explain(name: str) -> Any:
+        return explaining.explain(machine, sampler, inputs, settings, stopped, lambda _: order.append(name))
+
+    found = in_order(machine, [lambda: explain("a"), lambda: explain("b")])
+    assert order == ["a", "b"] * (len(order) // 2)
+    assert len(order) > 8
+    alone = explain("c")
+    assert [each.curves for each in found] == [alone.curves] * 2
 
 
 def test_a_measurement_can_be_cancelled(handlers: Handlers) -> None:
