@@ -30,10 +30,11 @@ from disa.draw.inputs import Inputs
 from disa.draw.pictures import png, text_of
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.studio import editing, explaining, gallery, shown
+from disa.studio import explaining, gallery, shown
 from disa.studio.drawing import Drawing, captions, in_turn
-from disa.studio.editing import HALVES, mask_of
+from disa.studio.editing import mask_of
 from disa.studio.form import MOST_IMAGES, Form, options_of
+from disa.studio.halves import HALVES, WHAT_I_PAINT
 from disa.studio.handlers import Handlers
 from disa.studio.imports import import_gradio
 from disa.studio.machine import Machine
@@ -379,15 +380,15 @@ def painted(*boxes: tuple[int, int, int, int], size: int = 512) -> dict[str, Any
 
 
 def test_what_is_painted_over_is_the_mask() -> None:
-    mask = mask_of(painted((0, 0, 128, 64)), "what I paint", (8, 8))
+    mask = mask_of(painted((0, 0, 128, 64)), WHAT_I_PAINT, (8, 8))
     assert mask.nonzero().tolist() == [[0, 0, 0], [0, 0, 1]]
-    assert mask_of(painted((130, 130, 132, 132)), "what I paint", (8, 8)).nonzero().tolist() == [[0, 2, 2]]
+    assert mask_of(painted((130, 130, 132, 132)), WHAT_I_PAINT, (8, 8)).nonzero().tolist() == [[0, 2, 2]]
     assert mask_of(None, "the left half", (8, 8))[0, :, :4].all()
     assert [int(mask_of(None, half, (8, 8)).sum()) for half in HALVES] == [32] * 4
     with pytest.raises(DisaError, match="nothing is painted over"):
-        mask_of(painted(), "what I paint", (8, 8))
+        mask_of(painted(), WHAT_I_PAINT, (8, 8))
     with pytest.raises(DisaError, match="nothing is painted over"):
-        mask_of(None, "what I paint", (8, 8))
+        mask_of(None, WHAT_I_PAINT, (8, 8))
 
 
 def test_what_is_not_painted_over_is_kept(handlers: Handlers) -> None:
@@ -397,7 +398,7 @@ def test_what_is_not_painted_over_is_kept(handlers: Handlers) -> None:
     easel, said = handlers.take(visitor, form())
     assert easel.size == (512, 512)
     assert "32x32" in said
-    found = list(handlers.edit(visitor, form(seeds="9"), painted((0, 0, 256, 512)), "what I paint", None))
+    found = list(handlers.edit(visitor, form(seeds="9"), painted((0, 0, 256, 512)), WHAT_I_PAINT, None))
     assert found[-1].said.startswith("32 of 64 tokens drawn again. 1 picture in ")
     after = visitor.pictures[-1]
     assert torch.equal(after.latents[..., 4:], before.latents[..., 4:])
@@ -408,7 +409,7 @@ def test_a_small_part_is_drawn_in_as_many_ar_steps_as_it_has_tokens(handlers: Ha
     visitor = Visitor()
     last(handlers.draw(visitor, form()))
     handlers.take(visitor, form())
-    end = last(handlers.edit(visitor, form(num_ar_steps=""), painted((0, 0, 64, 128)), "what I paint", ""))
+    end = last(handlers.edit(visitor, form(num_ar_steps=""), painted((0, 0, 64, 128)), WHAT_I_PAINT, ""))
     assert end.stage is not None
     assert "2 / 2" in end.stage
 
@@ -647,7 +648,11 @@ def test_the_import_tells_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert component_meta.__dict__["create_or_modify_pyi"](None, "", []) is None
 
 
-def test_edits_name_the_halves_that_the_page_offers() -> None:
-    from disa.studio.page import HALVES as OFFERED
+def test_the_page_offers_the_halves_that_edits_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_gradio()
+    from disa.studio.page import Page
 
-    assert list(OFFERED) == [editing.WHAT_I_PAINT, *editing.HALVES]
+    monkeypatch.setitem(HALVES, "the middle", (0.25, 0.25, 0.75, 0.75))
+    offered = [value for _, value in Page().where.choices]
+    assert offered == [WHAT_I_PAINT, *HALVES]
+    assert mask_of(None, "the middle", (8, 8)).sum() == 16
