@@ -110,6 +110,23 @@ def test_a_callback_sees_every_ar_step(pipeline: Pipeline) -> None:
     assert not torch.equal(seen[0][2], images)
 
 
+@pytest.mark.parametrize("name", ["flowar-digits", "xar-digits", "bitdance-digits"])
+def test_a_callback_is_told_the_rows_that_are_left(name: str) -> None:
+    left = list[int]()
+    pipeline = Pipeline.from_pretrained(name)
+    pipeline(
+        class_labels=3,
+        num_diffusion_steps=1,
+        generator=seeded(0),
+        callback_on_step_end=lambda *told: left.append(told[2]),
+    )
+    assert left == list(reversed(range(len(left))))  # scales and cells: tokens would be more
+    told = " ".join((Pipeline.__call__.__doc__ or "").split())
+    assert (
+        "how many rows of an image are still to be drawn (tokens; scales in FlowAR, cells in xAR and BitDance)" in told
+    )
+
+
 @pytest.mark.parametrize(
     ("asked", "words"),
     [

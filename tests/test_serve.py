@@ -8,6 +8,7 @@ import json
 import re
 import socket
 from base64 import b64decode
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,15 @@ import bodies
 import small
 from bodies import BODIES, GOOD, Application, as_bytes, check
 from disa.draw.inputs import Inputs
+from disa.draw.sampler import Sampler
+from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.runtime import memory
 from disa.serve import app, server
-from disa.serve.asking import FIELDS
+from disa.serve.asking import FIELDS, Limits, Reader
 from disa.serve.keys import Keys
+from disa.serve.orders import Event, Order, Preview
+from disa.serve.refusals import Refused
 from serving import PATH, Client, Gate, Never, answer, served, service_of, until
 
 KEY = "k" * 16
@@ -195,6 +201,16 @@ def test_what_is_refused(client: Client, asked: dict[str, Any], param: str) -> N
     assert "passwd" not in found.error["message"] or "may not name a file" in found.error["message"]
 
 
+@pytest.mark.parametrize("negative", [5, ["blue"], "blue " * 1000])
+def test_a_negative_prompt_that_is_wrong_is_named(negative: Any) -> None:
+    reader = Reader(Sampler.load("harmon-shapes", device="cpu"), Settings(), Limits())
+    body = {"prompt": "a red circle", "negative_prompt": "blue", "n": 2}
+    assert reader.read(as_bytes(body)).order.inputs.negative_prompt == "blue"
+    with pytest.raises(Refused) as refused:
+        reader.read(json.dumps(body | {"negative_prompt": negative}).encode())
+    assert (refused.value.status, refused.value.param) == (400, "negative_prompt")
+
+
 UNREADABLE = [
     b"",
     b"{",
@@ -350,11 +366,73 @@ def test_options_that_nothing_can_be_drawn_with_are_the_requests_own_fault(clien
     assert (kind, told["error"]["type"]) == ("error", "invalid_request_error")
 
 
+@pytest.mark.parametrize("asked", [{"prompt": "3"}, {"prompt": "3", "n": 2, "settings": {"guidance": 2.0}}])
+def test_what_has_no_room_when_it_is_drawn_is_told_to_come_back(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "free", lambda device: 1000)  # others have the rest
+    with served(service := service_of()) as client:
+        assert service.reader.read(json.dumps(asked).encode()).order.inputs.labels == [3] * asked.get("n", 1)
+        found = client.ask(asked)
+        assert (found.status, found.error["type"], found.error["param"]) == (503, "server_error", None)
+        assert re.fullmatch(
+            r"there is no room for it now \(an image of 8x8 takes about .* MiB, and .* of memory are free\): try again "
+            r"later, or ask for fewer or smaller images\.",
+            found.error["message"],
+        )
+        ((kind, told),) = client.events(asked)
+        assert (kind, told["error"]["message"]) == ("error", found.error["message"])
+
+
+def test_memory_that_runs_out_while_drawing_is_no_fault_of_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    def decode(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    sampler = small.sampler()
+    monkeypatch.setattr(sampler, "decode", decode)
+    with served(service_of(sampler)) as client:
+        found = client.ask({"prompt": "3", "steps": "constant:1"})
+    assert found.status == 503
+    assert "Tried to allocate 20.00 GiB" in found.error["message"]
+
+
 def test_a_model_that_draws_no_numbers_is_the_servers_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = small.sampler()
     monkeypatch.setattr(sampler.model, "finish", lambda state: torch.full((1, 1, 8, 8), torch.nan))
     with served(service_of(sampler)) as client:
         assert client.ask({"prompt": "3"}).status == 500
+
+
+class Breaks(Never):
+    """Fails as nothing should; or its events end too early."""
+
+    def __init__(self, events: list[Event], error: Exception | None) -> None:
+        super().__init__()
+        self.events, self.error = events, error
+
+    async def draw(self, order: Order) -> AsyncGenerator[Event, None]:
+        for event in self.events:
+            yield event
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of others\nin two lines"), None])
+@pytest.mark.parametrize("previews", [0, 1])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_fault_of_the_server_is_told_and_counted(error: Exception | None, previews: int, stream: bool) -> None:
+    breaks = Breaks([Preview({0: b"png"}, 0)] * previews, error)
+    with served(service_of(drawer=breaks)) as client:
+        if stream:
+            *others, (kind, told) = client.events({"prompt": "3"})
+            assert (len(others), kind) == (previews, "error")
+        else:
+            told = client.ask({"prompt": "3"}).json
+        assert told["error"]["type"] == "server_error"
+        assert told["error"]["message"] == "the server failed: its log says why."
+        page = client.get("/metrics").body.decode()
+    assert re.findall(r'disa_requests_total\{status="(\d+)"\} (.*)', page) == [("500", "1.0")]
+    assert "disa_left_total 0.0" in page
 
 
 def test_a_client_that_reads_no_stream_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ pytest.importorskip("ray")
 
 ORDER = Order(Inputs.paired(0, 3), {}, "")
 PREVIEW, DRAWN = Preview({0: b"p"}, 0), Drawn([b"d"], 1, 0.1, 1)
+END: Any = object()
+"""Where the events of a replica end too early."""
 JOB = Job({"model": "small"}, {}, {})
 
 
@@ -42,6 +44,8 @@ class Answers:
         found = next(self.events, None)
         if found is None:
             raise ActorDied("killed")
+        if found is END:
+            raise StopAsyncIteration
         return found
 
     def cancel(self) -> None:
@@ -102,6 +106,15 @@ def test_another_replica_draws_what_one_died_of(begin: Begin) -> None:
 def test_what_kills_every_replica_is_given_up(begin: Begin) -> None:
     drawer, serve = begin(*[[]] * 9)
     assert events_of(drawer) == [Failed("5 processes died of it: killed.")]
+    assert len(list(serve.trials)) == 4
+
+
+def test_replicas_that_say_no_more_of_an_order_are_replaced_and_then_it_is_given_up(begin: Begin) -> None:
+    drawer, serve = begin([PREVIEW, END], [END], [], [PREVIEW, DRAWN])
+    assert events_of(drawer) == [PREVIEW, PREVIEW, DRAWN]
+    assert not any(each.cancelled for each in serve.answers)
+    drawer, serve = begin([PREVIEW, END], *[[END]] * 8)
+    assert events_of(drawer) == [PREVIEW, Failed("5 processes said no more of it before it was drawn.")]
     assert len(list(serve.trials)) == 4
 
 

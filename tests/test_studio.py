@@ -10,9 +10,12 @@ import sys
 import threading
 import zipfile
 from base64 import b64decode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,10 +30,11 @@ from disa.draw.inputs import Inputs
 from disa.draw.pictures import png, text_of
 from disa.draw.sampler import Sampler
 from disa.errors import DisaError
-from disa.studio import editing, explaining, gallery, shown
+from disa.studio import explaining, gallery, shown
 from disa.studio.drawing import Drawing, captions, in_turn
-from disa.studio.editing import HALVES, mask_of
+from disa.studio.editing import mask_of
 from disa.studio.form import MOST_IMAGES, Form, options_of
+from disa.studio.halves import HALVES, WHAT_I_PAINT
 from disa.studio.handlers import Handlers
 from disa.studio.imports import import_gradio
 from disa.studio.machine import Machine
@@ -40,6 +44,7 @@ from disa.studio.restoring import NO_PICTURE, Told
 from disa.studio.server import POLICY, Guard
 from disa.studio.shown import Shown
 from disa.studio.visitors import MOST_PICTURES, MOST_VISITORS, Picture, Visitor, Visitors
+from serving import until
 
 QUICK = Form("mar-digits", labels="3", seeds="0", steps="linear:3-1", num_ar_steps="4")
 
@@ -195,6 +200,78 @@ def test_cancelling_takes_effect_within_an_ar_step(handlers: Handlers) -> None:
     assert not visitor.pictures
 
 
+@contextmanager
+def busy(machine: Machine) -> Iterator[None]:
+    """With something else, until this ends."""
+    begun, others = threading.Event(), threading.Event()
+    thread = threading.Thread(target=lambda: machine.do(lambda: begun.set() or others.wait()))
+    thread.start()
+    assert begun.wait(30)
+    try:
+        yield
+    finally:
+        others.set()
+        thread.join()
+
+
+def in_order(machine: Machine, works: list[Callable[[], Any]]) -> list[Any]:
+    """What each gives, of which none begins before all are asked for."""
+    found = list[Future[Any]]()
+    with ThreadPoolExecutor(len(works)) as pool:
+        with busy(machine):
+            for work in works:
+                found.append(pool.submit(work))
+                until(lambda: machine._waiting.qsize() == len(found))
+        return [each.result(60) for each in found]
+
+
+@pytest.mark.parametrize("what", ["draw", "compare", "edit", "why"])
+def test_what_is_cancelled_while_it_waits_for_others_is_not_drawn(handlers: Handlers, what: str) -> None:
+    visitor, machine = Visitor(), handlers.machine
+    last(handlers.draw(visitor, form()))
+    handlers.take(visitor, form())
+    asked = {
+        "draw": lambda: handlers.draw(visitor, form()),
+        "compare": lambda: handlers.compare(visitor, form(), ["constant:1"]),
+        "edit": lambda: handlers.edit(visitor, form(), None, "the left half", None),
+        "why": lambda: handlers.why(visitor, form()),
+    }
+    with ThreadPoolExecutor(1) as pool:
+        with busy(machine):
+            found = pool.submit(lambda: list(asked[what]()))
+            until(lambda: machine._waiting.qsize())
+            visitor.stop(what)
+        end = found.result(60)[-1]
+    assert end.said in ("Cancelled after 0 of 4 AR steps.", "Cancelled.")
+    assert not end.busy
+    assert len(visitor.pictures) == 1
+
+
+def test_nothing_begins_for_a_visitor_who_has_left(handlers: Handlers) -> None:
+    visitor = Visitor()
+    visitor.leave()
+    assert visitor.begin("draw").is_set()
+    assert last(handlers.draw(visitor, form())).said == "Cancelled after 0 of 4 AR steps."
+    assert not visitor.pictures
+
+
+def test_nothing_begins_for_a_tab_that_was_closed_while_the_model_was_loaded(handlers: Handlers) -> None:
+    import_gradio()
+    from disa.studio.page import Page
+
+    page = Page()
+    run = next(each.fn for each in page.blocks.fns.values() if each.name == "run")
+    assert run is not None
+    changes = run(SimpleNamespace(session_hash="tab"), *vars(form()).values(), False)
+    next(changes)
+    visitor = page.studio.visitors.visitor("tab")
+    page.studio.visitors.leave("tab")
+    page.studio.handlers.set_result(handlers)
+    *_, end = changes
+    assert "Cancelled after 0 of 4 AR steps." in end[1]
+    assert not visitor.pictures
+
+
 def test_visitors_take_turns_and_get_their_own_pictures(handlers: Handlers) -> None:
     alone = [Visitor(), Visitor()]
     asked = [form(labels="3", seeds="1"), form(labels="7", seeds="2")]
@@ -211,26 +288,24 @@ def test_visitors_take_turns_and_get_their_own_pictures(handlers: Handlers) -> N
 
 def test_the_machine_works_in_the_order_of_asking() -> None:
     machine, done = Machine(), list[str]()
-    begun, asked = threading.Event(), threading.Event()
 
-    def long() -> None:
-        begun.set()
-        assert asked.wait(10)
-        while "other" not in done:
-            machine.breathe()
-        done.append("long")
+    def long(name: str) -> str:
+        def work(next_turn: Callable[[], None]) -> str:
+            for i in range(3):
+                done.append(f"{name}{i}")
+                next_turn()
+            return name
 
-    worker = threading.Thread(target=lambda: machine.do(long))
-    worker.start()
-    assert begun.wait(10)
-    other = threading.Thread(target=lambda: machine.do(lambda: done.append("other")))
-    other.start()
-    asked.set()
-    other.join(10)
-    worker.join(10)
-    assert done == ["other", "long"]
-    with pytest.raises(ZeroDivisionError):
-        machine.do(lambda: 1 / 0)
+        return machine.do_in_turns(work)
+
+    works = [lambda: long("a"), lambda: long("b"), lambda: machine.do(lambda: done.append("c"))]
+    for _ in range(20):
+        done.clear()
+        assert in_order(machine, works) == ["a", "b", None]
+        assert done == ["a0", "b0", "c", "a1", "b1", "a2", "b2"]
+    for each in (machine.do, machine.do_in_turns):
+        with pytest.raises(ZeroDivisionError):
+            each(lambda *_: 1 / 0)
     assert machine.do(lambda: 3) == 3
 
 
@@ -305,15 +380,15 @@ def painted(*boxes: tuple[int, int, int, int], size: int = 512) -> dict[str, Any
 
 
 def test_what_is_painted_over_is_the_mask() -> None:
-    mask = mask_of(painted((0, 0, 128, 64)), "what I paint", (8, 8))
+    mask = mask_of(painted((0, 0, 128, 64)), WHAT_I_PAINT, (8, 8))
     assert mask.nonzero().tolist() == [[0, 0, 0], [0, 0, 1]]
-    assert mask_of(painted((130, 130, 132, 132)), "what I paint", (8, 8)).nonzero().tolist() == [[0, 2, 2]]
+    assert mask_of(painted((130, 130, 132, 132)), WHAT_I_PAINT, (8, 8)).nonzero().tolist() == [[0, 2, 2]]
     assert mask_of(None, "the left half", (8, 8))[0, :, :4].all()
     assert [int(mask_of(None, half, (8, 8)).sum()) for half in HALVES] == [32] * 4
     with pytest.raises(DisaError, match="nothing is painted over"):
-        mask_of(painted(), "what I paint", (8, 8))
+        mask_of(painted(), WHAT_I_PAINT, (8, 8))
     with pytest.raises(DisaError, match="nothing is painted over"):
-        mask_of(None, "what I paint", (8, 8))
+        mask_of(None, WHAT_I_PAINT, (8, 8))
 
 
 def test_what_is_not_painted_over_is_kept(handlers: Handlers) -> None:
@@ -323,7 +398,7 @@ def test_what_is_not_painted_over_is_kept(handlers: Handlers) -> None:
     easel, said = handlers.take(visitor, form())
     assert easel.size == (512, 512)
     assert "32x32" in said
-    found = list(handlers.edit(visitor, form(seeds="9"), painted((0, 0, 256, 512)), "what I paint", None))
+    found = list(handlers.edit(visitor, form(seeds="9"), painted((0, 0, 256, 512)), WHAT_I_PAINT, None))
     assert found[-1].said.startswith("32 of 64 tokens drawn again. 1 picture in ")
     after = visitor.pictures[-1]
     assert torch.equal(after.latents[..., 4:], before.latents[..., 4:])
@@ -334,7 +409,7 @@ def test_a_small_part_is_drawn_in_as_many_ar_steps_as_it_has_tokens(handlers: Ha
     visitor = Visitor()
     last(handlers.draw(visitor, form()))
     handlers.take(visitor, form())
-    end = last(handlers.edit(visitor, form(num_ar_steps=""), painted((0, 0, 64, 128)), "what I paint", ""))
+    end = last(handlers.edit(visitor, form(num_ar_steps=""), painted((0, 0, 64, 128)), WHAT_I_PAINT, ""))
     assert end.stage is not None
     assert "2 / 2" in end.stage
 
@@ -453,6 +528,22 @@ def test_the_measurements_of_the_paper_are_shown(handlers: Handlers, monkeypatch
     assert not found[-1].busy
 
 
+def test_measurements_take_turns(handlers: Handlers, sampler: Sampler, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = explaining.Effort(draws=2, draw_steps=1, varied=2, path_steps=2, fit_images=5)
+    monkeypatch.setattr(explaining, "EFFORT", few)
+    machine, inputs, settings = handlers.machine, Inputs.paired([0, 1], 3), form().settings(sampler)
+    order, stopped = list[str](), threading.Event()
+
+    def explain(name: str) -> Any:
+        return explaining.explain(machine, sampler, inputs, settings, stopped, lambda _: order.append(name))
+
+    found = in_order(machine, [lambda: explain("a"), lambda: explain("b")])
+    assert order == ["a", "b"] * (len(order) // 2)
+    assert len(order) > 8
+    alone = explain("c")
+    assert [each.curves for each in found] == [alone.curves] * 2
+
+
 def test_a_measurement_can_be_cancelled(handlers: Handlers) -> None:
     visitor = Visitor()
     measuring = handlers.why(visitor, form(num_ar_steps="16"))
@@ -557,7 +648,11 @@ def test_the_import_tells_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     assert component_meta.__dict__["create_or_modify_pyi"](None, "", []) is None
 
 
-def test_edits_name_the_halves_that_the_page_offers() -> None:
-    from disa.studio.page import HALVES as OFFERED
+def test_the_page_offers_the_halves_that_edits_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_gradio()
+    from disa.studio.page import Page
 
-    assert list(OFFERED) == [editing.WHAT_I_PAINT, *editing.HALVES]
+    monkeypatch.setitem(HALVES, "the middle", (0.25, 0.25, 0.75, 0.75))
+    offered = [value for _, value in Page().where.choices]
+    assert offered == [WHAT_I_PAINT, *HALVES]
+    assert mask_of(None, "the middle", (8, 8)).sum() == 16

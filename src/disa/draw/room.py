@@ -25,8 +25,17 @@ DECODED_AT_ONCE = 4
 """Copies of a decoder's widest layer."""
 
 
+class NoRoom(DisaError):
+    """There is too little memory just now."""
+
+    def __init__(self, found: str, what_fits: str) -> None:
+        """found: what it takes, and what there is."""
+        super().__init__(f"{found}{what_fits}.")
+        self.found = found
+
+
 def check_room(loaded: Loaded, settings: Settings, num_images: int) -> None:
-    """Refuse a batch that cannot fit. Raises DisaError, which says what does."""
+    """Refuse a batch that cannot fit. Raises NoRoom, which says what does."""
     there = memory.free(loaded.device)
     height, width = size = settings.size or loaded.own_size
     once, each = needed(loaded, settings, size)
@@ -36,12 +45,12 @@ def check_room(loaded: Loaded, settings: Settings, num_images: int) -> None:
     free = f"{told(there)} of memory are free"
     if once + each <= there:
         most = max(1, (int(SAFE_SHARE * there) - once) // each)
-        raise DisaError(
-            f"a batch of {counted(num_images, 'image')} takes about {told(whole)}, and {free}: "
-            f"take a batch size of {most} or less."
+        raise NoRoom(
+            f"a batch of {counted(num_images, 'image')} takes about {told(whole)}, and {free}",
+            f": take a batch size of {most} or less",
         )
     smaller = _smaller(loaded, settings, there)
-    raise DisaError(f"an image of {height}x{width} takes about {told(once + each)}, and {free}{smaller}.")
+    raise NoRoom(f"an image of {height}x{width} takes about {told(once + each)}, and {free}", smaller)
 
 
 def check_kept(loaded: Loaded, settings: Settings, num_images: int) -> None:

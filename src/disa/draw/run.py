@@ -58,8 +58,11 @@ class Run:
     was handed out. Mistakes are found when it is made."""
 
     @undisturbed()
-    def __init__(self, loaded: Loaded, inputs: Inputs, settings: Settings, output_type: str = "pt") -> None:
-        """settings: filled in for this model. output_type: `pt`, `np`, `pil`, or `latent`, which decodes nothing."""
+    def __init__(
+        self, loaded: Loaded, inputs: Inputs, settings: Settings, output_type: str = "pt", room: bool = True
+    ) -> None:
+        """settings: filled in for this model. output_type: `pt`, `np`, `pil`, or `latent`, which decodes nothing. room:
+        whether to refuse what does not fit in the memory that is free now."""
         check_output_type(output_type)
         SeededNoise(inputs.seeds)  # refuses what is no seed
         self.loaded, self.inputs, self.settings, self.output_type = loaded, inputs, settings, output_type
@@ -67,7 +70,8 @@ class Run:
         self._check_known()
         loaded.conditioner.check(inputs, settings, self.token_grid)
         self.batches_of = self._plan()
-        check_room(loaded, settings, max(map(len, self.batches_of)))
+        if room:
+            check_room(loaded, settings, max(map(len, self.batches_of)))
         self.turns_made, self._place, self._broken = 0, (loaded.device, loaded.dtype), False
         # A loop would keep the last turn of a batch, with all that the model holds of it, while the next one begins.
         self._lock = RLock()

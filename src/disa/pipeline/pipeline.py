@@ -127,9 +127,10 @@ class Pipeline:
         return_dict: False for a tuple with the images alone. more: `negative_prompt`, `num_images_per_prompt`,
         `height`, `width`; settings: a `disa.Settings` with all other options of drawing.
 
-        callback_on_step_end is given this pipeline, the AR step, how many tokens of an image are still to be drawn, and
-        {"latents": what is drawn so far}. What it returns must be that or nothing: latents under way cannot be
-        changed. To stop, raise an exception in it. Raises DisaError.
+        callback_on_step_end is given this pipeline, the AR step, how many rows of an image are still to be drawn
+        (tokens; scales in FlowAR, cells in xAR and BitDance), and {"latents": what is drawn so far}. What it returns
+        must be that or nothing: latents under way cannot be changed. To stop, raise an exception in it. Raises
+        DisaError.
         """
         for name in more:
             if name not in More.__annotations__:

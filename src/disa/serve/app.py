@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import AsyncGenerator, Coroutine
@@ -28,6 +29,9 @@ LONGEST_WAIT = 60
 """Seconds that a client is told to wait, at most."""
 LEFT = 499
 """The status of a request whose client left, for the metrics: nobody gets it."""
+GENERATIONS = "/v1/images/generations"
+BROKEN = Refused("the server failed: its log says why.", 500)
+LOG = logging.getLogger("disa.serve")
 
 T = TypeVar("T")
 
@@ -101,6 +105,10 @@ class Service:
         except Refused as refused:
             status = refused.status
             yield replies.failed(refused)
+        except Exception:
+            LOG.exception("a stream failed")
+            status = BROKEN.status
+            yield replies.failed(BROKEN)
         finally:
             self.count(status)
 
@@ -137,7 +145,7 @@ def make_app(service: Service, keys: Keys) -> FastAPI:
             raise Refused(f"there is no model of that name here: expected {service.model}.", 404)
         return _model(service)
 
-    @app.post("/v1/images/generations")
+    @app.post(GENERATIONS)
     async def generate(request: Request) -> Response:
         _check(keys, request)
         return await _generate(service, request)
@@ -150,7 +158,7 @@ def _tell_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
-        if request.url.path == "/v1/images/generations":
+        if request.url.path == GENERATIONS:
             service.count(error.status)
         return JSONResponse(error.body, error.status, error.headers)
 
@@ -166,7 +174,7 @@ def _tell_errors(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return JSONResponse(Refused("the server failed: its log says why.", 500).body, 500)
+        return await refused(request, BROKEN)
 
 
 def _check(keys: Keys, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""The body of a request, checked: everything that can be wrong is found here, before it waits for its turn.
+"""The body of a request, checked: everything that can be wrong with it is found here, before it waits for its turn.
 
 | field | taken | refused |
 |---|---|---|
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from disa.core.plans import plan_parts
@@ -32,6 +32,7 @@ from disa.draw.inputs import Inputs
 from disa.draw.prompts import LONGEST_PROMPT
 from disa.draw.recipes import FAST, NONE
 from disa.draw.room import most_steps
+from disa.draw.run import Run
 from disa.draw.sampler import Sampler
 from disa.draw.settings import NO_CHANGE, Settings, digest
 from disa.reading import parse_json
@@ -93,9 +94,12 @@ class Reader:
         settings = self._settings(options, given)
         with refusing("labels" if "labels" in given else "prompt"):
             grid = self.sampler.token_grid_of(settings.size)
-            self.sampler.conditioner.check(inputs, settings, grid)
+            self.sampler.conditioner.check(replace(inputs, negative_prompt=None), settings, grid)
+        if inputs.negative_prompt is not None:
+            with refusing("negative_prompt"):
+                self.sampler.conditioner.check(inputs, settings, grid)
         with refusing(None):
-            self.sampler.start(inputs, settings)
+            Run(self.sampler, inputs, settings, room=False)  # others have memory now that this one has later
         negative = "" if inputs.negative_prompt is None else inputs.negative_prompt
         kind = "prompts" if inputs.prompts is not None else "none" if inputs.labels is None else "labels"
         stream = self._truth(given, "stream")
@@ -117,10 +121,11 @@ class Reader:
             raise Refused(f"there is no model {shown(found)} here: expected {name}.", 404, "model")
 
     def _inputs(self, given: dict[str, Any]) -> Inputs:
-        preset, more = self.sampler.preset, {}
+        preset, more = self.sampler.preset, dict[str, Any]()
         if preset.prompts:
             values, name = self._prompts(given), "prompts"
-            more = {"negative_prompt": given.get("negative_prompt")}
+            with refusing("negative_prompt"):
+                more["negative_prompt"] = text(given.get("negative_prompt", ""), "negative_prompt")
         else:
             values, name = self._labels(given), "labels"
             if "negative_prompt" in given:
@@ -129,11 +134,11 @@ class Reader:
             count = whole_number(given.get("n", len(values or [0])), "n", 1, self.limits.images)
         if values is not None and len(values) not in (1, count):
             raise Refused(f"there are {counted(len(values), 'label')} and n is {count}: leave n out.", param="n")
-        whole = None if values is None else values * (count // len(values))
+        more[name] = None if values is None else values * (count // len(values))
         with refusing("seed"):
             seeds = self._seeds(given.get("seed"), count)
         with refusing("labels" if name == "labels" else "prompt"):
-            return Inputs(seeds, **{name: whole}, **more)
+            return Inputs(seeds, **more)
 
     def _prompts(self, given: dict[str, Any]) -> list[str]:
         if "labels" in given:

@@ -20,16 +20,19 @@ from disa.draw.folder import about_image, identities, image_file
 from disa.draw.inputs import Inputs
 from disa.draw.pictures import png, to_image
 from disa.draw.preview import drawn_so_far
+from disa.draw.room import NoRoom
 from disa.draw.run import Turn
 from disa.draw.sampler import Sampler
 from disa.draw.samples import Samples
 from disa.draw.settings import Settings, digest
 from disa.errors import DisaError
+from disa.runtime.memory import ran_out
 from disa.serve.orders import Drawn, Event, Failed, Order, Preview
 from disa.values import first_line
 
 UNREAD = 2
 """Events of an order that wait to be read: with more of them, previews are left out."""
+NO_ROOM = "there is no room for it now ({}): try again later, or ask for fewer or smaller images."
 CLOSED = "the server ended before it was drawn."
 LOG = logging.getLogger("disa.serve")
 
@@ -137,16 +140,13 @@ class Drawer:
         """Draw orders together; where that fails, each alone, so that one does not spoil the others."""
         try:
             _Batch(self, tasks).draw(lambda: self._closed)
+            return
         except Exception as error:
-            if len(tasks) > 1:
-                for task in tasks:
-                    self._try([task])
-            elif isinstance(error, DisaError):
-                # Without options of its own a request asks for what the server itself chose.
-                tasks[0].tell(Failed(str(error), 400 if tasks[0].order.options else 500))
-            else:
-                LOG.exception("an order could not be drawn")
-                tasks[0].tell(Failed(f"drawing failed ({type(error).__name__}: {first_line(error)})."))
+            if len(tasks) == 1:
+                tasks[0].tell(_failed(error, tasks[0].order))
+                return
+        for task in tasks:  # nothing holds the batch that failed, and its memory, any more
+            self._try([task])
 
 
 class _Batch:
@@ -207,6 +207,20 @@ class _Batch:
                 task.share.rewritten[place] = rewritten
         for task in dict.fromkeys(self.owners[i][0] for i in samples.places):
             task.share.seconds += samples.seconds
+
+
+def _failed(error: Exception, order: Order) -> Failed:
+    """What is told of an order that could not be drawn."""
+    ended = error.__cause__
+    if isinstance(error, NoRoom):
+        return Failed(NO_ROOM.format(error.found), 503)
+    if ended is not None and ran_out(ended):
+        return Failed(NO_ROOM.format(first_line(ended)), 503)
+    if isinstance(error, DisaError):
+        # Without options of its own a request asks for what the server itself chose.
+        return Failed(str(error), 400 if order.options else 500)
+    LOG.error("an order could not be drawn", exc_info=error)
+    return Failed(f"drawing failed ({type(error).__name__}: {first_line(error)}).")
 
 
 def joined(parts: list[Inputs]) -> Inputs:

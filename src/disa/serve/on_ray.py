@@ -19,7 +19,7 @@ from disa.serve.orders import Event, Failed, Order, Preview
 from disa.values import counted, first_line
 
 MOST_DEATHS = 5
-"""Replicas that may die of one order before it is given up."""
+"""Replicas that may die of one order, or break off, before it is given up."""
 UPSCALE, DOWNSCALE = 5.0, 60.0
 """Seconds for which there must be too much or too little to do before there are more or fewer replicas."""
 NAME = "disa"
@@ -78,22 +78,24 @@ class RayDrawer:
         self._lost = (lost.RayActorError, lost.WorkerCrashedError, lost.ObjectLostError)
 
     async def draw(self, order: Order) -> AsyncGenerator[Event, None]:
-        """See `Drawer.draw`. Another replica begins anew with the order where one dies."""
-        for deaths in range(1, MOST_DEATHS + 1):
+        """See `Drawer.draw`. Another replica begins anew with the order where one dies, or breaks off."""
+        told = ""
+        for _ in range(MOST_DEATHS):
             answers, ended = self._handle.remote(order), False
+            told = "said no more of it before it was drawn"
             try:
                 async for event in answers:
                     ended = not isinstance(event, Preview)
                     yield event
                     if ended:
                         return
-            except self._lost as error:
                 ended = True
-                if deaths == MOST_DEATHS:
-                    yield Failed(f"{counted(deaths, 'process', 'processes')} died of it: {first_line(error)}.")
+            except self._lost as error:
+                ended, told = True, f"died of it: {first_line(error)}"
             finally:
                 if not ended:
                     answers.cancel()
+        yield Failed(f"{counted(MOST_DEATHS, 'process', 'processes')} {told}.")
 
     def close(self) -> None:
         self._serve.shutdown()

@@ -56,7 +56,7 @@ class Failed:
 
     reason: str
     status: int = 500
-    """Of the answer: 400 where what the request asked for is the reason."""
+    """Of the answer: 400 where what the request asked for is the reason, 503 where it is too little memory."""
 
 
 Event = Preview | Drawn | Failed

@@ -18,19 +18,12 @@ from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.draw.tensors import box_mask
 from disa.errors import DisaError
+from disa.studio.halves import HALVES
 
 EASEL = 512
 """Pixels of the longer side of a picture while it is painted on."""
 PAINTED = 0.1
 """The share of a token that is painted over where it is drawn again."""
-WHAT_I_PAINT = "what I paint"
-HALVES = {
-    "the left half": (0, 0, 1, 0.5),
-    "the right half": (0, 0.5, 1, 1),
-    "the top half": (0, 0, 0.5, 1),
-    "the bottom half": (0.5, 0, 1, 1),
-}
-"""Top, left, bottom and right as shares of the picture."""
 
 
 @dataclass(frozen=True, eq=False)

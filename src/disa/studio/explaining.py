@@ -10,6 +10,7 @@ from disa.draw.pictures import png, to_image
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.runtime.surroundings import undisturbed
 from disa.studio import shown
 from disa.studio.machine import Machine
 from disa.studio.plot import curve_plot
@@ -42,21 +43,32 @@ def explain(
     stopped: Event,
     on_turn: Callable[[float], object],
 ) -> Evidence | None:
-    """Measure; None where it is to stop. on_turn: told which share is done. Raises DisaError."""
+    """Measure, in a thread which has nothing else to do; None where it is to stop. on_turn: told which share is done.
+    Raises DisaError."""
     costs = work(sampler, inputs, settings, EFFORT)
     whole, done = sum(costs), 0.0
     left = iter(costs)
 
-    def turn() -> None:
-        nonlocal done
+    def go_on() -> None:
         if stopped.is_set():
             raise GivenUp
-        done += next(left, 0.0)
-        on_turn(done / whole)
-        machine.breathe()
+
+    def measured(next_turn: Callable[[], None]) -> Evidence:
+        def turn() -> None:
+            nonlocal done
+            go_on()
+            done += next(left, 0.0)
+            on_turn(done / whole)
+            next_turn()
+            go_on()
+
+        go_on()
+        # It computes between the turns of others, too, as far as PyTorch's settings go: TF32 must stay theirs to use.
+        with undisturbed(tf32=sampler.tf32):
+            return measure(sampler, inputs, settings, EFFORT, turn)
 
     try:
-        return machine.do(lambda: measure(sampler, inputs, settings, EFFORT, turn))
+        return machine.do_in_turns(measured)
     except GivenUp:
         return None
 

@@ -105,9 +105,9 @@ class Handlers:
 
     def draw(self, visitor: Visitor, form: Form, ahead: bool = False) -> Iterator[Shown]:
         """Draw pictures, and show them after every AR step. ahead: and what they may become. Raises DisaError."""
+        stopped = visitor.begin(DRAW)
         sampler, settings = self._settings(form)
         drawing = Drawing(self.machine, sampler, form.inputs(sampler), settings, ahead=ahead)
-        stopped = visitor.begin(DRAW)
         for _ in drawing.turns(stopped):
             yield Shown(_stage(drawing))
         yield self._ended(visitor, drawing)
@@ -126,6 +126,7 @@ class Handlers:
 
     def compare(self, visitor: Visitor, form: Form, others: list[str]) -> Iterator[Shown]:
         """Draw the original and other settings in turn. Raises DisaError."""
+        stopped = visitor.begin(COMPARE)
         sampler = self.models.get(form.model)
         texts = [sampler.defaults.original, *(text.strip() for text in others if text.strip())]
         if len(texts) < 2:
@@ -135,7 +136,6 @@ class Handlers:
         settings = {text: self._settings(form, **{"recipe": "none"} | options_of(text))[1] for text in texts}
         visitor.compared = None
         compared = Compared.begin(self.machine, sampler, form.inputs(sampler), settings)
-        stopped = visitor.begin(COMPARE)
         for _ in compared.draw(stopped):
             yield Shown(compared.html())
         if stopped.is_set():
@@ -196,6 +196,7 @@ class Handlers:
         self, visitor: Visitor, form: Form, painted: Mapping[str, Any] | None, where: str, instruction: str | None
     ) -> Iterator[Shown]:
         """Draw a part of a picture again, or all of it as the instruction says. Raises DisaError."""
+        stopped = visitor.begin(EDIT)
         edited: Edited | None = visitor.edited
         if edited is None:
             raise DisaError("there is no picture to edit: open a file, or take the last one drawn.")
@@ -213,7 +214,6 @@ class Handlers:
         inputs = self.machine.do(lambda: editing.inputs_of(edited, form.inputs(sampler), sampler, settings, mask))
         drawing = Drawing(self.machine, sampler, inputs, settings)
         before = shown.figure(shown_png(edited, sampler, settings), f"before: {edited.name}")
-        stopped = visitor.begin(EDIT)
         for _ in drawing.turns(stopped):
             yield Shown(_stage(drawing, before))
         ended = self._ended(visitor, drawing)
@@ -224,9 +224,9 @@ class Handlers:
 
     def why(self, visitor: Visitor, form: Form) -> Iterator[Shown]:
         """Measure what annealing rests on. Raises DisaError."""
+        stopped, told = visitor.begin(WHY), SimpleQueue[Any]()
         sampler, settings = self._settings(form)
         inputs = explaining.images_of(form.inputs(sampler))
-        stopped, told = visitor.begin(WHY), SimpleQueue[Any]()
 
         def measure() -> None:
             try:

@@ -1,11 +1,11 @@
-"""The one thread that computes: what visitors ask for takes turns in it, AR step by AR step."""
+"""One thread that computes at a time: what visitors ask for takes turns, AR step by AR step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
 from queue import SimpleQueue
-from threading import Thread
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,20 +27,41 @@ class Machine:
         self._waiting.put((work, future))
         return future.result()
 
-    def breathe(self) -> None:
-        """Within a long piece of work: let those who wait have a turn."""
-        for _ in range(self._waiting.qsize()):
-            self._next()
+    def do_in_turns(self, work: Callable[[Callable[[], None]], T]) -> T:
+        """Work that cannot return between its turns, in the thread that calls. It is given what ends a turn, and waits
+        for the next one while those who asked before have theirs."""
+        begun, over = self._lend()
+
+        def next_turn() -> None:
+            nonlocal begun, over
+            ended = over
+            begun, over = self._lend()
+            ended.set()
+            begun.wait()
+
+        begun.wait()
+        try:
+            return work(next_turn)
+        finally:
+            over.set()
+
+    def _lend(self) -> tuple[Event, Event]:
+        """Ask for a turn of the calling thread: it has begun once the first event is set, and ends with the second."""
+        begun, over = Event(), Event()
+
+        def lent() -> None:
+            begun.set()
+            over.wait()
+
+        self._waiting.put((lent, Future()))
+        return begun, over
 
     def _work(self) -> None:
         while True:
-            self._next()
-
-    def _next(self) -> None:
-        work, future = self._waiting.get()
-        try:
-            found = work()
-        except BaseException as error:
-            future.set_exception(error)
-        else:
-            future.set_result(found)
+            work, future = self._waiting.get()
+            try:
+                found = work()
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(found)

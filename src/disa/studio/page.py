@@ -12,6 +12,7 @@ import gradio as gr
 
 from disa.errors import DisaError
 from disa.studio import shown
+from disa.studio.halves import HALVES, WHAT_I_PAINT
 from disa.studio.shown import Shown
 from disa.studio.visitors import Visitor, Visitors
 from disa.values import first_line
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("disa.studio")
 STEPS = ("constant:100", "linear:50-5", "cosine:50-5", "two-stage:50-5")
 SOLVERS = ("", "ddpm", "ddim", "dpm-solver", "dpm-solver++", "dpm-solver++-2", "euler", "heun", "euler-maruyama")
-HALVES = ("what I paint", "the left half", "the right half", "the top half", "the bottom half")
 AT_ONCE = 8
 """Events of a sort that are answered at the same time; others wait. What computes takes turns anyway."""
 
@@ -163,7 +163,9 @@ class Page:
                         buttons=[],
                         elem_id="easel",
                     )
-                    self.where = gr.Radio(list(HALVES), value=HALVES[0], label="Draw again", elem_id="where")
+                    self.where = gr.Radio(
+                        [WHAT_I_PAINT, *HALVES], value=WHAT_I_PAINT, label="Draw again", elem_id="where"
+                    )
                     self.instruction = gr.Textbox(
                         label="Instruction", info="What to change", visible=False, elem_id="instruction"
                     )
@@ -247,11 +249,12 @@ class Page:
         """What a button starts, and what ends it."""
 
         def run(request: gr.Request, *values: Any) -> Iterator[list[Any]]:
+            visitor = self.studio.visitor(request)  # who leaves while the model is waited for is known to have left
             yield _changed(Shown())
             try:
                 handlers = self.studio.handlers.result()
                 form, rest = _form(values[: len(self.form)]), list(values[len(self.form) :])
-                for each in work(handlers, self.studio.visitor(request), form, rest):
+                for each in work(handlers, visitor, form, rest):
                     yield _changed(each)
             except Exception as error:
                 yield _changed(Shown(said=_reason(error), wrong=True, busy=False))

@@ -36,11 +36,15 @@ class Visitor:
     """The picture on the easel."""
     compared: Any = None
     """What was compared last."""
+    gone: bool = False
 
     def begin(self, what: str) -> Event:
-        """What ends this piece of work; another one of its name ends now."""
+        """What ends this piece of work; another one of its name ends now. To be called before anything is waited for:
+        what is to stop, or whose visitor leaves, before it began would be done for nobody."""
         self.stop(what)
         self.under_way[what] = event = Event()
+        if self.gone:  # looked at last, as whoever leaves looks last at what is under way
+            self.stop(what)
         return event
 
     def stop(self, what: str) -> None:
@@ -49,7 +53,8 @@ class Visitor:
             event.set()
 
     def leave(self) -> None:
-        """End everything."""
+        """End everything, and whatever begins later."""
+        self.gone = True
         for what in list(self.under_way):
             self.stop(what)
 
