@@ -1,5 +1,5 @@
 """docs/accelerators.md from what `confirm.py confirm accelerators-MODEL.json` and `composed.py` measured, and the fast
-recipe of published MAR models, for which a composition on mar-digits stands in:
+recipes of published MAR and Harmon models, for which compositions on mar-digits and harmon-shapes stand in:
 
 python benchmarks/accelerators_write.py
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from composed import FEW, RESIDUAL, STAGED, show
+from composed import FEW, OFTEN, RESIDUAL, STAGED, show
 from confirm_write import claim_cell, claim_cells, options_cell
 from tables import RESULTS, ROOT, table
 
@@ -19,8 +19,12 @@ from disa.weights.package import in_package
 
 MODELS = ("mar-digits", "harmon-shapes")
 CRUDE, GUIDED = "constant:5", "guided original"
-COMPOSED_FOR_MAR = "guided few steps, stages, residual:9"
-"""The point of mar-digits that published MAR models are drawn by, with the AR steps of theirs."""
+FOR_FAMILIES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "mar": ("guided few steps, stages, residual:9", GUIDED, FEW | STAGED | RESIDUAL | {"counts": "stages:24-6-2"}),
+    "harmon": ("few steps, residual:3", "original", FEW | OFTEN),
+}
+"""Of families, the point of their embedded model that published ones are drawn by, the original that it is held
+against, and the options, with the AR steps of published models."""
 FOLDER = RESULTS / "accelerators"
 COMPOSED = ("composed-mar-base.json", "composed-mar-base-4.json", "composed-mar-huge.json", "composed-harmon-0.5b.json")
 
@@ -190,16 +194,18 @@ def composed() -> str:
     return "\n\n".join(map(show, runs))
 
 
-def fast_mar(report: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of published MAR models."""
-    point, original = point_of(report, COMPOSED_FOR_MAR), point_of(report, GUIDED)
+def fast(report: dict[str, Any], family: str) -> dict[str, Any]:
+    """The recipe of the published models of a family."""
+    name, of, settings = FOR_FAMILIES[family]
+    point, original = point_of(report, name), point_of(report, of)
+    if not kept(point):
+        raise SystemExit(f"{report['model']}: {name} loses, so that no recipe of {family} models can be made of it")
     measured = {
         "options": point["options"],
         "speedup": original["cpu_seconds_per_image"] / point["cpu_seconds_per_image"],
-        "difference": point["to_base"],
+        "difference": _to_original(point),
         "images": report["num_images"],
     }
-    settings = FEW | STAGED | RESIDUAL | {"counts": "stages:24-6-2"}
     return {"format": FORMAT, "model": report["model"], "settings": settings, "measured": measured}
 
 
@@ -211,7 +217,8 @@ def main() -> None:
     if runs := composed():
         parts.append(f"## At real sizes, random weights\n\n{SIZES}\n\n{runs}\n")
     write_text(ROOT / "docs" / "accelerators.md", "\n".join(parts))
-    write_json(in_package(f"mar-{FAST}.json"), fast_mar(reports[0]))
+    for report, family in zip(reports, FOR_FAMILIES, strict=True):
+        write_json(in_package(f"{family}-{FAST}.json"), fast(report, family))
 
 
 if __name__ == "__main__":
