@@ -32,6 +32,7 @@ from disa.core.orders import parse_order  # noqa: E402
 from disa.core.plans import read_plan  # noqa: E402
 from disa.core.problem import DenoisingProblem, Look  # noqa: E402
 from disa.core.request import Guidance, Request  # noqa: E402
+from disa.core.reuse import parse_reuse  # noqa: E402
 from disa.core.solve import ways_of  # noqa: E402
 from disa.core.solver import Solver  # noqa: E402
 from disa.core.solvers import SOLVERS, grid_for  # noqa: E402
@@ -200,22 +201,22 @@ class Captured:
         self.works.append(what)
         return Recording(lambda: None, returned, constants, 0, Work())
 
-    def has_room(self, session: Any) -> bool:
-        return True
-
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "nextstep"])
-@pytest.mark.parametrize("order", ["random", "halton", "checkerboard"])
-def test_what_is_captured_reads_nothing_of_the_host_and_keeps_its_shapes(name: str, order: str) -> None:
+@pytest.mark.parametrize(
+    ("order", "reuse"), [("random", "none"), ("halton", "none"), ("checkerboard", "none"), ("random", "residual:3")]
+)
+def test_what_is_captured_reads_nothing_of_the_host_and_keeps_its_shapes(name: str, order: str, reuse: str) -> None:
     """A copy from the host would fail in a capture, or be copied again from memory that is gone."""
-    if order != "random" and name not in ("mar-digits", "harmon-shapes"):
-        pytest.skip("this family draws in one order")
+    if (order, reuse) != ("random", "none") and name not in ("mar-digits", "harmon-shapes"):
+        pytest.skip("this family draws in one order, and keeps nothing")
     base, drawing, captured = request_for(PRESETS[name], 2), model(name), Captured()
-    few = base.num_ar_steps if base.num_ar_steps < 6 else 3
-    request = replace(base, num_ar_steps=few, guidance=Guidance(2.0), order=parse_order(order))
+    few = 9 if reuse != "none" else base.num_ar_steps if base.num_ar_steps < 6 else 3
+    kept, guidance = parse_reuse(reuse), Guidance(2.0)
+    request = replace(base, num_ar_steps=few, guidance=guidance, order=parse_order(order), reuse=kept)
     noise, solver = SeededNoise([0, 1], META, fused.normals), solver_of(PRESETS[name])
     with torch.no_grad(), attention_in_one_launch():
-        session = Session(captured, drawing, request, noise)
+        session = Session(captured.recorded, lambda _: True, drawing, request, noise)
         state = session.begin(request, noise)
         for ar_step in range(few):
             problem, posed = session.pose(ar_step, state)
