@@ -33,11 +33,11 @@ def folder(tmp_path: Path) -> Path:
 
 
 def refusal(act: Callable[[], object]) -> str:
-    """One line, and soon."""
-    began = time.monotonic()
+    """One line, and soon: in seconds of the processor, which others may be busy."""
+    began = time.process_time()
     with pytest.raises(DisaError) as caught:
         act()
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
     message = str(caught.value)
     assert "\n" not in message
     assert 15 < len(message) < 500
