@@ -69,9 +69,8 @@ class Asked:
         own, paper = preset.defaults, preset.paper.original
         if settings == "fast":
             fast = read_recipe(recipe_of(preset)).settings
-            options = {name: each for name in ("order", "counts", "reuse") if (each := getattr(fast, name)) is not None}
-            num_ar_steps = own.num_ar_steps if fast.counts is None else fast.counts.num_ar_steps
-            return cls(num_ar_steps, str(fast.steps), make_solver(fast.solver, fast.grid), options)
+            options = {"order": fast.order, "counts": fast.counts, "reuse": fast.reuse}
+            return cls(fast.counts.num_ar_steps, str(fast.steps), make_solver(fast.solver, fast.grid), options)
         if settings == "disa":
             return cls(own.num_ar_steps, own.steps)
         return cls((paper and paper.num_ar_steps) or own.num_ar_steps, own.original)
