@@ -41,6 +41,8 @@ The budgets of plans were chosen on seeds 300000-301999, all else beforehand. Al
     python benchmarks/confirm.py confirm benchmarks/accelerators-MODEL.json --results benchmarks/results/accelerators
     python benchmarks/composed.py mar-base --repeats 1 --ar-steps 6 --only "few steps, stages, residual:9" \\
         --result benchmarks/results/composed-mar-base.json  # and --batch 4 --ar-steps 3
+    python benchmarks/composed.py harmon-0.5b --clock cpu --threads 1 --repeats 1 \\
+        --only "annealed, residual:9" "few steps, residual:3" --result benchmarks/results/composed-harmon-0.5b.json
     python benchmarks/accelerators_write.py
 """
 
@@ -76,10 +78,11 @@ FINDINGS = """## What was found on mar-digits
   nothing. `disa tune` draws 16 of each.
 """
 
-SIZES = """Wall time of one whole image with each setting, two threads, guidance 2.9. Of the original (256 AR steps,
-`constant:100`, the plain order of work) six AR steps were taken at batch 1 and three at batch 4, and scaled; other work
-ran beside it. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with `dpm-solver++-2` on
-`logsnr`, in stages of 24, 6 and 2 AR steps."""
+SIZES = """Time of one whole image with each setting: of MAR wall time, two threads, guidance 2.9. Of the original (256
+AR steps, `constant:100`, the plain order of work) six AR steps were taken at batch 1 and three at batch 4, and scaled;
+other work ran beside it. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with `dpm-solver++-2`
+on `logsnr`, in stages of 24, 6 and 2 AR steps where it says so. *CPU s* are seconds of one thread, of one round on
+another machine: Harmon at 512 px, whose *few steps* likely lose (above)."""
 
 
 def point_of(report: dict[str, Any], name: str) -> dict[str, Any]:

@@ -104,14 +104,24 @@ def on_meta(preset: Preset, dtype: torch.dtype = torch.bfloat16) -> Any:
 
 
 def request_for(preset: Preset, batch: int, num_ar_steps: int | None = None, **options: Any) -> Request:
-    """A batch of the preset's own guidance; prompts are of two lengths, so that some are padded. options: of a
+    """A batch of the preset's own guidance and size; prompts are of two lengths, so that some are padded. options: of a
     request."""
     own = preset.defaults
+    options = {"token_grid": token_grid_of(preset), **options}
     num_ar_steps, guidance = num_ar_steps or own.num_ar_steps, Guidance(own.guidance, own.ramp, own.interval)
     if not preset.prompts:
         return Request(batch, num_ar_steps, torch.zeros(batch, dtype=torch.long), guidance, **options)
     rows = [[1] * (8 + 4 * (i % 2)) for i in range(2 * batch)]
     return Request(batch, num_ar_steps, guidance=guidance, prompts=Prompts.of(rows), **options)
+
+
+def token_grid_of(preset: Preset) -> tuple[int, int] | None:
+    """Of the images that the preset draws if not asked otherwise; None for those of its architecture."""
+    size, codec = preset.defaults.size, preset.spec.codec
+    if size is None or codec is None:
+        return None
+    side = codec.stride * preset.spec.architecture.patch_size
+    return size[0] // side, size[1] // side
 
 
 def solver_of(preset: Preset) -> Solver:
