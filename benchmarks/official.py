@@ -30,14 +30,12 @@ from typing import Any
 
 import torch
 from common import machine, note, prepared, publish
-from launches import request_for, solver_of
 from tables import table
 from torch import Tensor, nn
 from work import Asked
 
 from disa.core.generate import Drawing, generate_steps
 from disa.core.noise import SeededNoise
-from disa.core.texts import parse
 from disa.errors import DisaError
 from disa.models.registry import PRESETS
 from disa.models.spec import Preset
@@ -216,12 +214,11 @@ class Comparison:
         model = prepared(model, self.given.dtype, str(self.device))
         graphs = self.given.graphs == "on" and can_record(self.device)
         begin: Any = recorder_on(self.device).begin if graphs else Drawing
-        policy, solver = parse(self.asked.steps), solver_of(self.preset)
 
         def once() -> None:
             with undisturbed():
                 noise = SeededNoise(range(self.given.batch), self.device, fused.normals)
-                request = request_for(self.preset, self.given.batch, self.asked.num_ar_steps)
+                request, policy, solver = self.asked.drawing(self.preset, self.given.batch)
                 *_, last = generate_steps(model, request, policy, solver, noise, begin=begin)
                 finite(model.finish(last.state))
 

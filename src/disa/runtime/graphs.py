@@ -26,6 +26,8 @@ from disa.values import first_line
 TOLERANCE = {torch.bfloat16: 3e-2}
 """How far a replay may be from eager mode, as a share of the largest value; 1e-4 for other floats. Whole numbers are
 equal."""
+FULL = "it needs more memory than there is"
+"""Why a work is not recorded."""
 Work = Callable[[], Sequence[Tensor]]
 """What is recorded: it reads and writes tensors that stay where they are, and returns new ones."""
 
@@ -165,7 +167,7 @@ def record(
         except torch.OutOfMemoryError:  # the stream of captures cannot take what is cached for another one
             _put(before, written)
             work()
-            return _refused(what, "it needs more memory than there is")
+            return _refused(what, FULL)
 
         def copied() -> Sequence[Tensor]:
             copy_all(returned, work())
@@ -179,16 +181,14 @@ def record(
             return _refused(what, first_line(error))
     _put(before, written)
     launch()
-    found = [*returned, *written]
+    found, reason = [*returned, *written], "its replay differs from eager mode by more than rounding"
     try:
-        agrees = all(_agree(*pair) for pair in zip(found, expected, strict=True))
+        if all(_agree(*pair) for pair in zip(found, expected, strict=True)):
+            return Recording(launch, returned, constants, size + nbytes(returned), counted)
     except torch.OutOfMemoryError:
-        _put(expected, found)
-        return _refused(what, "it needs more memory than there is")
-    if agrees:
-        return Recording(launch, returned, constants, size + nbytes(returned), counted)
+        reason = FULL
     _put(expected, found)
-    return _refused(what, "its replay differs from eager mode by more than rounding")
+    return _refused(what, reason)
 
 
 def _put(values: Sequence[Tensor], tensors: Sequence[Tensor]) -> None:
