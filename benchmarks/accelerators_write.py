@@ -1,5 +1,4 @@
-"""docs/accelerators.md from what `confirm.py confirm accelerators-MODEL.json` and `composed.py` measured, and the fast
-recipe of published MAR models, for which a composition on mar-digits stands in:
+"""docs/accelerators.md from what `confirm.py confirm accelerators-MODEL.json` and `composed.py` measured:
 
 python benchmarks/accelerators_write.py
 """
@@ -9,18 +8,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from composed import FEW, RESIDUAL, STAGED, show
-from confirm_write import claim_cell, claim_cells, options_cell
-from tables import RESULTS, ROOT, table
+from composed import show
+from confirm_write import claim_cell, claim_cells
+from tables import RESULTS, ROOT, options_cell, table
 
-from disa.draw.recipes import FAST, FORMAT
-from disa.files import write_json, write_text
-from disa.weights.package import in_package
+from disa.files import write_text
 
 MODELS = ("mar-digits", "harmon-shapes")
 CRUDE, GUIDED = "constant:5", "guided original"
-COMPOSED_FOR_MAR = "guided few steps, stages, residual:9"
-"""The point of mar-digits that published MAR models are drawn by, with the AR steps of theirs."""
 FOLDER = RESULTS / "accelerators"
 COMPOSED = ("composed-mar-base.json", "composed-mar-base-4.json", "composed-mar-huge.json", "composed-harmon-0.5b.json")
 
@@ -41,6 +36,8 @@ The budgets of plans were chosen on seeds 300000-301999, all else beforehand. Al
     python benchmarks/confirm.py confirm benchmarks/accelerators-MODEL.json --results benchmarks/results/accelerators
     python benchmarks/composed.py mar-base --repeats 1 --ar-steps 6 --only "few steps, stages, residual:9" \\
         --result benchmarks/results/composed-mar-base.json  # and --batch 4 --ar-steps 3
+    python benchmarks/composed.py mar-huge --clock cpu --threads 1 --repeats 1 --ar-steps 4 \\
+        --only "few steps, stages, residual:9" --result benchmarks/results/composed-mar-huge.json
     python benchmarks/composed.py harmon-0.5b --clock cpu --threads 1 --repeats 1 \\
         --only "annealed, residual:9" "few steps, residual:3" --result benchmarks/results/composed-harmon-0.5b.json
     python benchmarks/accelerators_write.py
@@ -78,11 +75,11 @@ FINDINGS = """## What was found on mar-digits
   nothing. `disa tune` draws 16 of each.
 """
 
-SIZES = """Time of one whole image with each setting: of MAR wall time, two threads, guidance 2.9. Of the original (256
-AR steps, `constant:100`, the plain order of work) six AR steps were taken at batch 1 and three at batch 4, and scaled;
-other work ran beside it. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with `dpm-solver++-2`
-on `logsnr`, in stages of 24, 6 and 2 AR steps where it says so. *CPU s* are seconds of one thread, of one round on
-another machine: Harmon at 512 px, whose *few steps* likely lose (above)."""
+SIZES = """Time of one whole image with each setting: of MAR-B wall time, two threads; other work ran beside it. *CPU s*
+are seconds of one thread, of one round on another machine: of MAR-H, and of Harmon at 512 px. Of MAR's original
+(guidance 2.9, 256 AR steps, `constant:100`, the plain order of work) six AR steps were taken of MAR-B at batch 1, three
+at batch 4 and four of MAR-H, and scaled. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3` with
+`dpm-solver++-2` on `logsnr`, in stages of 24, 6 and 2 AR steps where it says so; on Harmon they likely lose (above)."""
 
 
 def point_of(report: dict[str, Any], name: str) -> dict[str, Any]:
@@ -159,7 +156,7 @@ def section(report: dict[str, Any]) -> str:
 def _row(point: dict[str, Any], crude: dict[str, float]) -> list[str]:
     return [
         point["name"],
-        options_cell(point),
+        options_cell(point["options"]),
         f"{point['evaluations_per_row']:.1f}",
         f"{point['backbone_tokens_per_image']:.0f}",
         f"{point['gflop_per_image']:.2f}",
@@ -200,19 +197,6 @@ def composed() -> str:
     return "\n\n".join(map(show, runs))
 
 
-def fast_mar(report: dict[str, Any]) -> dict[str, Any]:
-    """The recipe of published MAR models."""
-    point, original = point_of(report, COMPOSED_FOR_MAR), point_of(report, GUIDED)
-    measured = {
-        "options": point["options"],
-        "speedup": original["cpu_seconds_per_image"] / point["cpu_seconds_per_image"],
-        "difference": point["to_base"],
-        "images": report["num_images"],
-    }
-    settings = FEW | STAGED | RESIDUAL | {"counts": "stages:24-6-2"}
-    return {"format": FORMAT, "model": report["model"], "settings": settings, "measured": measured}
-
-
 def main() -> None:
     paths = [FOLDER / f"confirm-{model}.json" for model in MODELS]
     reports = [json.loads(path.read_text()) for path in paths if path.exists()]
@@ -221,7 +205,6 @@ def main() -> None:
     if runs := composed():
         parts.append(f"## At real sizes, random weights\n\n{SIZES}\n\n{runs}\n")
     write_text(ROOT / "docs" / "accelerators.md", "\n".join(parts))
-    write_json(in_package(f"mar-{FAST}.json"), fast_mar(reports[0]))
 
 
 if __name__ == "__main__":

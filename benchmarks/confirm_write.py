@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from point_folders import PointFolder
-from tables import table
+from tables import options_cell, table
 
 from disa.files import write_json, write_text
 from disa.study.certainty import Corrected, smallest_seen
@@ -101,18 +101,13 @@ def _row(point: dict[str, Any]) -> list[str]:
     headline = point["headline"]
     return [
         point["name"],
-        options_cell(point),
+        options_cell(point["options"]),
         f"{point['evaluations_per_row']:.1f}",
         f"{point['cpu_seconds_per_image']:.3f}",
         f"{point['seconds_per_image']:.3f}",
         f"{headline['value']:.3f} [{headline['low']:.3f}, {headline['high']:.3f}]",
         *claim_cells(point),
     ]
-
-
-def options_cell(point: dict[str, Any]) -> str:
-    """The options of a point; its steps say what they are."""
-    return ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in point["options"].items())
 
 
 def claim_cells(point: dict[str, Any]) -> list[str]:

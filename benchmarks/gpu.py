@@ -93,6 +93,7 @@ STAGES: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], tuple[int
     (BASE, BF16, DISA, (1, 64), FORMS),
     (BASE, BF16, QUICKEST, (1, 64), BEST),
     (SMALL, BF16, DISA, (1, 64), FORMS),
+    (SMALL, BF16, QUICKEST, (1, 64), BEST),
     (("harmon-0.5b",), BF16, DISA, (1,), FORMS),
     (BASE, BF16, ORIGINAL, (1,), BEST),
     (SMALL, BF16, ORIGINAL, (1, 64), BEST),

@@ -1,7 +1,8 @@
 """Write the tables of README.md and of pages in docs: `python benchmarks/tables.py` (`--check` only compares).
 
 A table stands between `<!-- NAME -->` and `<!-- /NAME -->`. NAME is a result file under benchmarks/results, a part of
-families.json, or `headline`: the paper's own numbers, which the presets hold, above those of the result files.
+families.json, `tuned` or `of-families`, the recipes that ship, or `headline`: the paper's own numbers, which the
+presets hold, above those of the result files.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ ROOT = Path(__file__).resolve().parents[1]
 EMBEDDED = "mar-digits", "flowar-digits", "xar-digits", "bitdance-digits", "harmon-shapes"
 """The models that ship."""
 RESULTS = ROOT / "benchmarks" / "results"
-PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "certainty.md", "gpu.md")))
+PAGES = (ROOT / "README.md", *(ROOT / "docs" / name for name in ("results.md", "certainty.md", "gpu.md", "tune.md")))
 
 
 def table(headers: list[str], rows: list[list[str]]) -> str:
     lines = [headers, ["---"] + ["---:"] * (len(headers) - 1), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def options_cell(options: dict[str, Any]) -> str:
+    """Options of drawing; steps say what they are."""
+    return ", ".join(f"{'' if name == 'steps' else f'{name} '}`{value}`" for name, value in options.items())
 
 
 def spread(value: dict[str, float]) -> str:
@@ -219,9 +225,60 @@ def _embedded(name: str) -> list[str]:
     ]
 
 
+# -- recipes that ship -------------------------------------------------------------------------------------------------
+
+
+def tuned() -> str:
+    """Recipes that `disa tune` found, of the embedded models."""
+    rows = list[list[str]]()
+    for name in EMBEDDED:
+        if content := _recipe(name):
+            found = content["measured"]
+            rows.append(
+                [
+                    name,
+                    found["name"],
+                    f"{found['evaluations_per_row']:.1f} ({found['original']['evaluations_per_row']:.0f})",
+                    f"{found['speedup']:.1f}",
+                    f"{found['loss']['value']:.2%}",
+                    f"{found['bound']:.2%}",
+                ]
+            )
+    return table(["model", "recipe", "evaluations per row (original)", "times as fast", "loss", "at most"], rows)
+
+
+def of_families() -> str:
+    """Recipes of published models, of what was measured on embedded ones."""
+    rows = list[list[str]]()
+    for family, title in {"mar": "MAR", "flowar": "FlowAR", "xar": "xAR", "harmon": "Harmon"}.items():
+        if content := _recipe(family):
+            found, own = content["measured"], content["model"]
+            low, high = (found["difference"]["corrected"][side] for side in ("low", "high"))
+            rows.append(
+                [
+                    title,
+                    options_cell(content["settings"]),
+                    f"{own}, {found['images']} images",
+                    f"{found['speedup']:.1f}",
+                    f"{found['difference']['value']:+.3f} [{low:.3f}, {high:.3f}]",
+                ]
+            )
+    return table(["published", "recipe", "measured on", "times as fast there", "quality less the original's"], rows)
+
+
+def _recipe(name: str) -> dict[str, Any] | None:
+    from disa.draw.recipes import FAST
+    from disa.weights.package import in_package
+
+    place = in_package(f"{name}-{FAST}.json")
+    return json.loads(place.read_text()) if place.is_file() else None
+
+
 def rendered() -> Iterator[tuple[str, str]]:
     """Every table by its name."""
     yield "headline", headline()
+    yield "tuned", tuned()
+    yield "of-families", of_families()
     families = json.loads((RESULTS / "families.json").read_text())
     yield "annealing", annealing(families.get("annealing", {}))
     yield "launching", launching(families["launches"])

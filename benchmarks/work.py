@@ -47,6 +47,8 @@ MODELS = (
 )
 SETTINGS = "disa", "original", "fast"
 """The annealed ones, those of the model's own paper, and the fast recipe of its family."""
+PARTS = "order", "counts", "reuse"
+"""Options of a recipe that a request takes."""
 FORMS = "plain", "fused"
 """Whose launches are counted; `gpu.py` measures graphs, too, which launch what fused operators do by few calls."""
 FILE = Path(__file__).parent / "results" / "work.json"
@@ -69,8 +71,10 @@ class Asked:
         own, paper = preset.defaults, preset.paper.original
         if settings == "fast":
             fast = read_recipe(recipe_of(preset)).settings
-            options = {"order": fast.order, "counts": fast.counts, "reuse": fast.reuse}
-            return cls(fast.counts.num_ar_steps, str(fast.steps), make_solver(fast.solver, fast.grid), options)
+            options = {name: value for name in PARTS if (value := getattr(fast, name)) is not None}
+            num_ar_steps = fast.counts.num_ar_steps if fast.counts else own.num_ar_steps
+            solver = make_solver(fast.solver, fast.grid) if fast.solver else None
+            return cls(num_ar_steps, str(fast.steps or own.steps), solver, options)
         if settings == "disa":
             return cls(own.num_ar_steps, own.steps)
         return cls((paper and paper.num_ar_steps) or own.num_ar_steps, own.original)

@@ -110,7 +110,16 @@ def test_the_fast_recipe_of_a_family_is_drawn_as_the_recipe_says() -> None:
     assert solver.plan(CosineDiffusion(), 5).num_evaluations == 5
     bench = gpu.Bench(torch.device("cpu"), False, 0, Path(), {"cells": {}, "missing": []})
     fast = {cell.model for cell in bench.todo() if cell.settings == "fast"}
-    assert fast == {"mar-base", "mar-large", "mar-huge"}
+    assert fast == {name for name in work.MODELS if work.recipe_of(PRESETS[name]).exists()}
+    assert {"mar-base", "flowar-small", "xar-huge"} < fast
+
+
+@pytest.mark.parametrize(("name", "num_ar_steps"), [("flowar-small", 5), ("xar-large", 4)])
+def test_a_recipe_without_counts_keeps_the_ar_steps_of_its_model(name: str, num_ar_steps: int) -> None:
+    asked = work.Asked.of(PRESETS[name], "fast")
+    assert asked.num_ar_steps == num_ar_steps
+    assert asked.solver is not None
+    assert asked.options == {}
 
 
 def test_the_page_has_the_tables_of_the_results() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -113,17 +114,50 @@ def test_a_recipe_that_ships_was_measured_without_a_loss(place: Path) -> None:
     assert measured["speedup"] > 3
 
 
-@pytest.mark.parametrize("name", ["mar-base", "mar-large", "mar-huge"])
-def test_published_models_are_drawn_by_what_their_family_bears(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+SIZES = "base", "large", "huge"
+MAR = {"encoder_width": 192, "encoder_depth": 1, "decoder_width": 192, "decoder_depth": 1, "head_width": 64}
+FLOWAR = {"width": 192, "encoder_depth": 1, "decoder_depth": 1, "head_width": 192, "head_depth": 1}
+XAR = {"width": 192, "encoder_depth": 1, "decoder_depth": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "less", "steps", "solver"),
+    [
+        *((f"mar-{size}", MAR | {"head_depth": 1}, "linear:12-3", "dpm-solver++-2@logsnr") for size in SIZES),
+        *((f"flowar-{size}", FLOWAR, "constant:5", "heun@shifted-0.33") for size in ("small", *SIZES[1:])),
+        *((f"xar-{size}", XAR, "linear:8-4", "heun@uniform") for size in SIZES),
+    ],
+)
+def test_published_models_are_drawn_by_what_their_family_bears(
+    name: str, less: dict[str, int], steps: str, solver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of random weights of that architecture, small."""
-    less = {"encoder_width": 192, "encoder_depth": 1, "decoder_width": 192, "decoder_depth": 1, "head_width": 64}
-    monkeypatch.setitem(PRESETS, name, changed(PRESETS[name], less | {"head_depth": 1}, name))
+    monkeypatch.setitem(PRESETS, name, changed(PRESETS[name], less, name))
     sampler = Sampler(PRESETS[name], PRESETS[name].build().eval(), device="cpu")
-    with pytest.warns(UserWarning, match="fast was measured for model mar-digits"):
+    with pytest.warns(UserWarning, match=f"fast was measured for model {PRESETS[name].spec.family}-digits"):
         found = sampler.settings(recipe="fast")
-    assert (found.num_ar_steps, str(found.solver)) == (32, "dpm-solver++-2@logsnr")
-    assert found.counts is not None
-    assert found.counts.known(256, 32)[0] == 0
+    assert (str(found.steps), str(found.solver)) == (steps, solver)
+    if name.startswith("mar"):
+        assert found.num_ar_steps == 32
+        assert found.counts is not None
+        assert found.counts.known(256, 32)[0] == 0
+
+
+FAMILIES = sorted(place for place in in_package("").glob("*-fast.json") if place not in SHIPPED)
+
+
+@pytest.mark.parametrize("place", FAMILIES, ids=[place.stem for place in FAMILIES])
+def test_what_a_family_is_drawn_by_shows_no_loss_and_is_for_any_weights(place: Path) -> None:
+    """Its difference is one of a distance where there are digits, of a score where there are shapes."""
+    content = json.loads(place.read_text())
+    family, measured = place.stem.removesuffix("-fast"), content["measured"]
+    preset = PRESETS[content["model"]]
+    assert preset.spec.family == family
+    worse = measured["difference"]["low"] if preset.defaults.quality == "digits" else -measured["difference"]["high"]
+    assert worse <= 0
+    assert measured["images"] >= 2000
+    assert measured["speedup"] > 1.5
+    assert not {"plan", "table"} & set(re.findall(r"[a-z]+", json.dumps(content["settings"])))
 
 
 def test_a_recipe_of_another_model_is_used_with_a_warning(sampler: Sampler, tmp_path: Path) -> None:

@@ -76,8 +76,9 @@ def with_recipe(settings: Settings, loaded: Loaded) -> Settings:
     recipe = find_recipe(wanted, loaded)
     about = {"model": loaded.preset.name, "weights": loaded.weights_hash}
     if others := [name for name, here in about.items() if recipe.content.get(name, here) != here]:
-        here = f"here {about[others[0]][:12]}"
-        warn(f"{recipe.source} was measured for {others[0]} {recipe.content[others[0]][:12]} ({here}): it may not fit")
+        long = 12 if others[0] == "weights" else None  # of a hash, enough to tell it by
+        theirs, here = recipe.content[others[0]][:long], about[others[0]][:long]
+        warn(f"{recipe.source} was measured for {others[0]} {theirs} (here {here}): it may not fit")
     return recipe.under(settings)
 
 
