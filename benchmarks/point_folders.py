@@ -22,7 +22,7 @@ from disa.draw.resizing import read_picture
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
-from disa.evaluate.spaces import load_space, space_at_hand
+from disa.evaluate.spaces import EFFICIENTNET, load_space, space_at_hand
 from disa.files import write_json
 from disa.study.likeness import energy_distance
 from disa.study.measures import Measured
@@ -108,11 +108,15 @@ def measured(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) ->
 
 
 def energies(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) -> list[Spread | None]:
-    """How far the images of every point are from those of the first point, by the features of `disa tune`; None for
-    that point."""
-    space = load_space(space_at_hand(sampler.image_shape[1:]), sampler.device)
+    """How far the images of every point are from those of the first point; None for that point.
+
+    Digits are compared with those of their label, by the features of `disa tune`. A caption comes once or twice:
+    scenes are compared whatever their caption, by EfficientNet, which sees how they are drawn. What they show, a score
+    says.
+    """
     inputs = inputs_of(sampler, len(images[0]), first_seed)
-    groups = inputs.labels if inputs.prompts is None else inputs.prompts  # a caption that comes once counts nothing
+    name = EFFICIENTNET if inputs.labels is None else space_at_hand(sampler.image_shape[1:])
+    space = load_space(name, sampler.device)
 
     def features(drawn: Tensor) -> np.ndarray:
         pixels = (drawn * 255).round().to(torch.uint8)
@@ -120,7 +124,7 @@ def energies(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) ->
             return torch.cat([space.features(part) for part in pixels.split(CHUNK)]).numpy()
 
     original, *others = map(features, images)
-    return [None, *(energy_distance(each, original, groups) for each in others)]
+    return [None, *(energy_distance(each, original, inputs.labels) for each in others)]
 
 
 def at_root(work: Callable[[], None]) -> int:

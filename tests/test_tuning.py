@@ -176,7 +176,7 @@ def known(truth: dict[str, tuple[float, float]], sampler: Sampler, base: Setting
     every = truth | {"base": (10.0, 0.0)}
     pool: Any = Known(every, drawn)
     other: Any = Known(every, drawn)
-    found = Tuning(sampler, (pool, other), base, lambda share: False)
+    found = Tuning(sampler, (pool, other), base, 0.005, lambda share: False)
     found.base, found.unit, found.first = "base", 1.0, 16  # pyright: ignore[reportAttributeAccessIssue]
     found.settings = str  # pyright: ignore[reportAttributeAccessIssue]
     return found, drawn
@@ -258,13 +258,20 @@ def test_mixes_of_all_speeds_are_tried(sampler: Sampler, base: Settings) -> None
 
 
 def test_only_what_was_confirmed_is_best() -> None:
-    equal, worse = Spread(0.05, -0.01, 0.1, 0.02), Spread(0.05, 0.01, 0.09, 0.02)
+    equal, worse = Spread(0.05, -0.01, 0.1, 0.02), Spread(0.05, 0.02, 0.09, 0.02)
     fast, told, sure = (
         Found(n, {}, s, 1 / s, 1.0, loss, b, 9)
         for n, s, loss, b in (("fast", 0.1, equal, 0.12), ("told", 0.2, worse, 0.09), ("sure", 0.5, equal, 0.09))
     )
     assert Tuned(sure, [fast, told, sure], 0.1, 1.0, equal, [], [], 1.0).best is sure
     assert Tuned(sure, [fast, told], 0.1, 1.0, equal, [], [], 1.0).best is None
+
+
+def test_a_loss_far_below_the_tolerance_counts_as_none() -> None:
+    """As of a solver without noise, whose losses are known to a hundredth of the tolerance."""
+    small = Found("plan@8", {}, 0.1, 6.0, 8.0, Spread(0.0004, 0.00035, 0.00045, 0.00002), 0.00044, 9)
+    assert Tuned(small, [small], 0.005, 1.0, small.loss, [], [], 1.0).best is small
+    assert Tuned(small, [small], 0.002, 1.0, small.loss, [], [], 1.0).best is None
 
 
 def test_features_that_see_nothing_are_told(sampler: Sampler, base: Settings) -> None:

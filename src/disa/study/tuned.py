@@ -7,6 +7,15 @@ from typing import Any
 
 from disa.study.metrics import Spread
 
+NEGLIGIBLE = 0.1
+"""The share of the tolerance below which a loss counts as none. A deterministic solver draws the same images but for
+little, so that losses far below what anyone would mind are known surely."""
+
+
+def is_worse(loss: Spread, tolerance: float) -> bool:
+    """Whether a loss is told from one that counts as none."""
+    return loss.low > NEGLIGIBLE * tolerance
+
 
 @dataclass(frozen=True)
 class Found:
@@ -53,14 +62,14 @@ class Tuned:
 
     @property
     def best(self) -> Found | None:
-        """The fastest setting that is not told apart from the original and surely loses no more than the tolerance, as
-        all slower ones do. Asked from the slowest on, up to the first that may lose more, so many questions err no
-        more often than one (fixed sequence: Maurer, Hothorn and Lehmacher 1995)."""
+        """The fastest setting that is not told apart from the original (`is_worse`) and surely loses no more than the
+        tolerance, as all slower ones do. Asked from the slowest on, up to the first that may lose more, so many
+        questions err no more often than one (fixed sequence: Maurer, Hothorn and Lehmacher 1995)."""
         found = None
         for each in reversed(self.front):
             if each.bound > self.tolerance:
                 break
-            found = each if each.loss.low <= 0 else found
+            found = found if is_worse(each.loss, self.tolerance) else each
         return found
 
     def report(self) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from disa.runtime.surroundings import undisturbed
 from disa.study.likeness import energy_distance, halves
 from disa.study.metrics import Spread, student_quantile
 from disa.study.pool import Drawn, Features, Pool
-from disa.study.tuned import Found, Tuned
+from disa.study.tuned import Found, Tuned, is_worse
 from disa.study.ways import Mix, Way, ladders, mixes, ways_for
 
 FIRST_SEED, CONFIRM_SEED = 200_000, 600_000
@@ -62,10 +62,15 @@ class Tuning:
     """A search under way."""
 
     def __init__(
-        self, sampler: Sampler, pools: tuple[Pool, Pool], base: Settings, over: Callable[[float], bool]
+        self,
+        sampler: Sampler,
+        pools: tuple[Pool, Pool],
+        base: Settings,
+        tolerance: float,
+        over: Callable[[float], bool],
     ) -> None:
         """pools: to search in, to confirm in. base: the original's settings. over: whether a share of the time is."""
-        self.sampler, self.base, self.over = sampler, base, over
+        self.sampler, self.base, self.tolerance, self.over = sampler, base, tolerance, over
         self.search, self.confirm = pools
         self.first = 0
         """Images of each way alone."""
@@ -136,7 +141,7 @@ class Tuning:
         speed the one that is foreseen to lose least."""
         mildest, known, adds = Mix((axes["steps"][0],)), dict[str, list[Way]](), _adds(axes, alone)
         for axis, ways in axes.items():
-            known[axis] = [way for way in ways if way in mildest.ways or not _is_worse(alone[way].loss)]
+            known[axis] = [way for way in ways if way in mildest.ways or not is_worse(alone[way].loss, self.tolerance)]
         seconds = {mix: math.prod(alone[way].seconds for way in mix.ways) for mix in mixes(known)}
         fastest, slowest = min(seconds.values()), max(seconds.values())
         best = dict[int, tuple[float, Mix]]()
@@ -160,7 +165,7 @@ class Tuning:
             if drawn < 2:
                 break
             losses |= {mix: self.loss(self.search, settings[mix], drawn) for mix in left[:room]}
-            kept = [mix for mix in left if not _is_worse(losses[mix])]
+            kept = [mix for mix in left if not is_worse(losses[mix], self.tolerance)]
             # Where all are told apart, the one that is least so.
             left = sorted(
                 kept or [min(left, key=lambda mix: losses[mix].high)],
@@ -216,11 +221,6 @@ def _adds(axes: dict[str, list[Way]], alone: dict[Way, Alone]) -> dict[Way, floa
     return found
 
 
-def _is_worse(loss: Spread) -> bool:
-    """Whether it is told apart from the original."""
-    return loss.low > 0
-
-
 def _spread_out(left: Sequence[Mix]) -> list[Mix]:
     """What is confirmed of them: some from the fastest to the slowest."""
     places = {round(i * (len(left) - 1) / (CONFIRMED - 1)) for i in range(CONFIRMED)}
@@ -252,7 +252,7 @@ def tune(
         return spent >= share
 
     search, confirm = (Pool(sampler, inputs(MOST_IMAGES, seed), features, keep) for seed in (FIRST_SEED, CONFIRM_SEED))
-    tuning = Tuning(sampler, (search, confirm), settings, over)
+    tuning = Tuning(sampler, (search, confirm), settings, tolerance, over)
     axes = ways_for(sampler, settings, plan)
     if not axes["steps"]:
         raise DisaError("no steps are left to try: the model takes none of those that could be faster.")
