@@ -238,7 +238,7 @@ def tuned() -> str:
                 [
                     name,
                     found["name"],
-                    f"{found['evaluations_per_row']:.1f} ({found['original']['evaluations_per_row']:.0f})",
+                    f"{found['evaluations_per_row']:.1f} ({found['original']['evaluations_per_row']:g})",
                     f"{found['speedup']:.1f}",
                     f"{found['loss']['value']:.2%}",
                     f"{found['bound']:.2%}",
