@@ -87,6 +87,11 @@ def test_every_mix_has_steps_and_at_most_one_way_of_each_axis() -> None:
     ]  # fmt: skip
 
 
+def test_a_plan_is_named_without_its_place() -> None:
+    mix = Mix((Way.of("steps", {"steps": "plan:/far/away @/plan.json@4.5"}), Way.of("reuse", {"reuse": "tokens:2"})))
+    assert str(mix) == "plan@4.5 reuse tokens:2"
+
+
 # -- the pool ------------------------------------------------------------------------------------------------------
 
 
@@ -313,16 +318,20 @@ def test_the_command_writes_a_recipe_that_draws(
     monkeypatch.setattr(spaces, "load_space", lambda text, device: seen)
     monkeypatch.setattr(tuning, "GAINED", 0.0)
     monkeypatch.setattr("disa.runtime.devices.gains_by_bf16", lambda device: True)  # as a GPU does
-    monkeypatch.setattr(Tuned, "best", property(lambda tuned: tuned.front[0]))  # so few images show nothing
     folder = small.folder(
         tmp_path / "weights", num_ar_steps=4, original="constant:20", solver="ddim", guidance=2.0, batch_size=16
     )
     file, out = write_json(tmp_path / "own plan.json", dict(plan.content)), tmp_path / "tuned"
-    said = disa(
+    words = (
         "tune", "--model", folder, "--plan", file, "--minutes", "1", "--tolerance", "1", "--labels", "0-1",
-        "--features", "pixels", "--solver", "ddim", "--out", out, "--json",
+        "--features", "pixels", "--solver", "ddim", "--out", out,
     )  # fmt: skip
-    report = json.loads(said.out)
+    monkeypatch.setattr(Tuned, "best", None)
+    assert "the same command goes on from here" in " ".join(disa(*words).out.split())
+    assert (out / "drawn").is_dir()
+    monkeypatch.setattr(Tuned, "best", property(lambda tuned: tuned.front[0]))  # so few images show nothing
+    report = json.loads(disa(*words, "--json").out)
+    assert all(found["name"].startswith("plan@") for found in report["front"])
     assert report["best"] in {found["name"] for found in report["front"]}
     assert {"tuned.json", "tuned.png", "recipe.json"} <= {path.name for path in out.iterdir()}
     assert report["bf16"]["name"] == f"{report['front'][0]['name']}, bf16"

@@ -111,7 +111,8 @@ def tune(
             report["bf16"] = halved and halved.report()
     files["tuned.json"] = json_bytes(report)
     write_together(out, files, {"tuned.png": tuned_plot(report, f"{sampler.preset.name}, by {space.name}")})
-    shutil.rmtree(out / DRAWN, ignore_errors=True)
+    if tuned.best is not None:
+        shutil.rmtree(out / DRAWN, ignore_errors=True)
     if as_json:
         print_json(report | {"out": str(out)})
     else:
@@ -218,7 +219,7 @@ def _print(tuned: Tuned, halved: Found | None, out: Path) -> None:
     if best is None:
         line(
             f"All are told apart from the original, or they or slower ones may lose more than {tuned.tolerance:.2%}: "
-            "give more --minutes, or a larger --tolerance."
+            "give more --minutes, and the same command goes on from here; or a larger --tolerance."
         )
         line(f"tuned.json and tuned.png are in {out}")
         return

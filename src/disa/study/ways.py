@@ -59,10 +59,15 @@ class Mix:
         return {name: value for way in self.ways for name, value in way.options}
 
     def __str__(self) -> str:
-        return " ".join(str(v) if n == "steps" else f"{_SHORT.get(n, n)} {v}" for n, v in self.options.items())
+        """For people: a plan without the place of its file."""
+        return " ".join(_steps(v) if n == "steps" else f"{_SHORT.get(n, n)} {v}" for n, v in self.options.items())
 
 
 _SHORT = {"num_ar_steps": "AR steps", "progress": "guidance at"}
+
+
+def _steps(text: str) -> str:
+    return f"plan@{text.rpartition('@')[2]}" if text.startswith("plan:") else text
 
 
 def ways_for(sampler: Sampler, base: Settings, plan: StepPlan | None) -> dict[str, list[Way]]:
@@ -84,6 +89,7 @@ def ways_for(sampler: Sampler, base: Settings, plan: StepPlan | None) -> dict[st
 def _planned(plan: StepPlan) -> Iterator[str]:
     """The cheapest budgets that leave no more than so much error."""
     least, most = plan.bounds
+    most = max(least, math.floor(10 * most) / 10)
     budgets = [least * (most / least) ** (i / 40) for i in range(41)]
     found = list[str]()
     for wanted in ERRORS_LEFT:
