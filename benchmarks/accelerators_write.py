@@ -92,13 +92,18 @@ def point_of(report: dict[str, Any], name: str) -> dict[str, Any]:
     return next(each for each in report["points"] if each["name"] == name)
 
 
+def original_of(report: dict[str, Any], point: dict[str, Any]) -> dict[str, Any]:
+    """The original setting that a point is held against: of what is guided, the guided one."""
+    return point_of(report, GUIDED) if "guidance" in point["options"] else report["points"][0]
+
+
 def kept(point: dict[str, Any]) -> bool:
     """Whether no difference to its original is told even by an interval of its own, which is narrower."""
-    own = _to_original(point)
+    own = to_original(point)
     return own["low"] <= 0 <= own["high"]
 
 
-def _to_original(point: dict[str, Any]) -> dict[str, Any]:
+def to_original(point: dict[str, Any]) -> dict[str, Any]:
     """The difference to the original setting; of what is guided, to the guided original where it was drawn."""
     return point["to_base"] if (point["base"] or "").endswith("original") else point["to_original"]
 
@@ -115,14 +120,14 @@ def summary(reports: list[dict[str, Any]]) -> str:
         plan = point_of(report, "plan")
         reusing = [each for each in shown[1:] if "residual" in each["name"]]
         for point in [plan, *shown[:1], *reusing[:1], *[each for each in shown[1:] if each["name"] == "tuned"]]:
-            original = point_of(report, GUIDED) if "guidance" in point["options"] else report["points"][0]
+            original = original_of(report, point)
             rows.append(
                 [
                     report["model"],
                     point["name"],
                     f"{original['cpu_seconds_per_image'] / point['cpu_seconds_per_image']:.1f}",
                     f"{original['gflop_per_image'] / point['gflop_per_image']:.1f}",
-                    claim_cell(_to_original(point)),
+                    claim_cell(to_original(point)),
                     _unlike(point, crude),
                 ]
             )

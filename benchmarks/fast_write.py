@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from accelerators_write import original_of, point_of, to_original
 from tables import RESULTS
 
 from disa.draw.recipes import FAST, FORMAT
@@ -45,15 +46,13 @@ FAMILIES = {
 def recipe(source: Source) -> dict[str, Any]:
     """What the file of a family's recipe holds."""
     report = json.loads(source.file.read_text())
-    points = {point["name"]: point for point in report["points"]}
-    point = points[source.point]
-    to_base = (point["base"] or "").endswith("original")
-    original = points[point["base"]] if to_base else report["points"][0]
+    point = point_of(report, source.point)
+    original = original_of(report, point)
     settings = {name: value for name, value in {**point["options"], **source.changed}.items() if value is not None}
     measured = {
         "options": point["options"],
         "speedup": original["cpu_seconds_per_image"] / point["cpu_seconds_per_image"],
-        "difference": point["to_base" if to_base else "to_original"],
+        "difference": to_original(point),
         "images": report["num_images"],
     }
     return {"format": FORMAT, "model": report["model"], "settings": settings, "measured": measured}
