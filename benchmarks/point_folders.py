@@ -22,8 +22,11 @@ from disa.draw.resizing import read_picture
 from disa.draw.sampler import Sampler
 from disa.draw.settings import Settings
 from disa.errors import DisaError
+from disa.evaluate.features import extract
+from disa.evaluate.images import Images, open_images
 from disa.evaluate.spaces import EFFICIENTNET, load_space, space_at_hand
 from disa.files import write_json
+from disa.progress import progress
 from disa.study.likeness import energy_distance
 from disa.study.measures import Measured
 from disa.study.metrics import Spread
@@ -67,6 +70,12 @@ class PointFolder:
         paths = [self.path / name for name in self.samples.layout.names[:count]]
         return torch.cat([read_picture(path, self.sampler.image_shape) for path in paths])
 
+    def opened(self, count: int) -> Images:
+        """The first ones, in their order, as `disa evaluate` takes them."""
+        images = open_images(self.path)
+        places = {entry.name: place for place, entry in enumerate(images.entries)}
+        return images.chosen([places[name] for name in self.samples.layout.names[:count]])
+
     def costs(self) -> dict[str, Any]:
         """Evaluations and times of all that was drawn."""
         trace, cpu = self.trace(), self.cpu()
@@ -107,24 +116,26 @@ def measured(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) ->
     return by.measure(images, inputs)
 
 
-def energies(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) -> list[Spread | None]:
-    """How far the images of every point are from those of the first point; None for that point.
+def energies(folders: Sequence[PointFolder], count: int, together: bool = False) -> list[Spread | None]:
+    """How far the first images of every point are from those of the first point; None for that point.
 
-    Digits are compared with those of their label, by the features of `disa tune`. A caption comes once or twice:
-    scenes are compared whatever their caption, by EfficientNet, which sees how they are drawn. What they show, a score
-    says.
+    Digits are compared by the features of `disa tune`, with those of their label, or with all together. A caption comes
+    once or twice: scenes are compared whatever their caption, by EfficientNet, which sees how they are drawn. What they
+    show, a score says. Features are kept, as those of `disa evaluate`.
     """
-    inputs = inputs_of(sampler, len(images[0]), first_seed)
-    name = EFFICIENTNET if inputs.labels is None else space_at_hand(sampler.image_shape[1:])
+    sampler, labels = folders[0].sampler, folders[0].inputs.labels
+    name = EFFICIENTNET if labels is None else space_at_hand(sampler.image_shape[1:])
     space = load_space(name, sampler.device)
+    with progress("features of images, settings", len(folders)) as advance:
 
-    def features(drawn: Tensor) -> np.ndarray:
-        pixels = (drawn * 255).round().to(torch.uint8)
-        with torch.no_grad():
-            return torch.cat([space.features(part) for part in pixels.split(CHUNK)]).numpy()
+        def features(folder: PointFolder) -> np.ndarray:
+            found = extract(folder.opened(count), space, sampler.device).values.numpy()
+            advance()
+            return found
 
-    original, *others = map(features, images)
-    return [None, *(energy_distance(each, original, inputs.labels) for each in others)]
+        original, *others = map(features, folders)
+    groups = None if labels is None or together else labels[:count]
+    return [None, *(energy_distance(each, original, groups) for each in others)]
 
 
 def at_root(work: Callable[[], None]) -> int:
