@@ -16,8 +16,7 @@ its `base` if it names one. All of these differences, of all models of the file,
 corrected for it by Holm's method. "chosen_on" lists ranges of seeds that the points were chosen on elsewhere; those
 that `choose` used are known. `confirm` refuses them all. Fewer than 2000 digits or 3000 captions are a trial, no claim;
 "images": {"harmon-shapes": 1000} makes it one of so many. Beside the quality of the images stands their energy distance
-to those of the original (disa.study.likeness), which needs no reference and sees what a score does not: of digits
-within each label; with "together": true whatever their label, which small differences need fewer images for.
+to those of the original (disa.study.likeness), which needs no reference and sees what a score does not.
 """
 
 from __future__ import annotations
@@ -70,8 +69,6 @@ class Points:
     chosen_on: list[Range]
     images: dict[str, int]
     """Of some models, where that is not as many as a claim needs."""
-    together: bool = False
-    """Whether energy distances are of all images, whatever their label."""
 
     @classmethod
     def read(cls, path: Path) -> Points:
@@ -80,8 +77,7 @@ class Points:
         try:
             models = {model: _asked(model, points) for model, points in content["models"].items()}
             chosen_on = [(int(first), int(last)) for first, last in content.get("chosen_on", [])]
-            images = {model: int(count) for model, count in content.get("images", {}).items()}
-            return cls(models, chosen_on, images, bool(content.get("together", False)))
+            return cls(models, chosen_on, {model: int(count) for model, count in content.get("images", {}).items()})
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DisaError(
                 f"{path}: expected an object with models, each a list of points with a name and options, and ranges "
@@ -199,7 +195,7 @@ def _measure(
     for model, sampler in samplers.items():
         asked = points.models[model]
         images = [folder.images(stage.count(sampler)) for folder in folders[model].values()]
-        unlike[model] = energies(list(folders[model].values()), stage.count(sampler), points.together)
+        unlike[model] = energies(list(folders[model].values()), stage.count(sampler))
         found[model] = measured(sampler, images, stage.first)
         for place, point in enumerate(asked[1:], 1):
             for base in sorted({0, point.base or 0} - {place}):
@@ -217,7 +213,6 @@ def _measure(
             "enough_for_a_claim": stage.count(sampler) >= ENOUGH[sampler.defaults.quality],
             "comparisons": len(claims),
             "models_of_the_family": list(samplers),
-            "together": points.together or sampler.preset.prompts,
         }
         asked = [{"name": point.name, "options": point.options} for point in points.models[model]]
         own = [claim for claim in claims if claim.model == model]

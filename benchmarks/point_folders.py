@@ -116,12 +116,12 @@ def measured(sampler: Sampler, images: Sequence[Tensor], first_seed: int = 0) ->
     return by.measure(images, inputs)
 
 
-def energies(folders: Sequence[PointFolder], count: int, together: bool = False) -> list[Spread | None]:
+def energies(folders: Sequence[PointFolder], count: int) -> list[Spread | None]:
     """How far the first images of every point are from those of the first point; None for that point.
 
-    Digits are compared by the features of `disa tune`, with those of their label, or with all together. A caption comes
-    once or twice: scenes are compared whatever their caption, by EfficientNet, which sees how they are drawn. What they
-    show, a score says. Features are kept, as those of `disa evaluate`.
+    Digits are compared with those of their label, by the features of `disa tune`. A caption comes once or twice:
+    scenes are compared whatever their caption, by EfficientNet, which sees how they are drawn. What they show, a score
+    says. Features are kept, as those of `disa evaluate`.
     """
     sampler, labels = folders[0].sampler, folders[0].inputs.labels
     name = EFFICIENTNET if labels is None else space_at_hand(sampler.image_shape[1:])
@@ -134,7 +134,7 @@ def energies(folders: Sequence[PointFolder], count: int, together: bool = False)
             return found
 
         original, *others = map(features, folders)
-    groups = None if labels is None or together else labels[:count]
+    groups = None if labels is None else labels[:count]
     return [None, *(energy_distance(each, original, groups) for each in others)]
 
 

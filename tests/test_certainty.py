@@ -260,13 +260,6 @@ def test_what_is_chosen_is_confirmed_on_other_seeds(confirm: Any, tmp_path: Path
     assert "chosen on 300000-300019" in text
     assert "A trial" not in text
     assert "A trial" in (results / "choose-small.md").read_text()
-    together = confirm.Points.read(write_points(tmp_path, POINTS | {"together": True}))
-    confirm.run(confirm.Stage("confirm", 500_000, {}, work), together, None, results)
-    closer = json.loads((results / "confirm-small.json").read_text())
-    assert (report["together"], closer["together"]) == (False, True)
-    within, whole = (found["points"][1]["energy_distance"] for found in (report, closer))
-    assert whole["freedom"] > within["freedom"]  # one group instead of one for each label
-    assert (whole["value"], whole["low"]) != (within["value"], within["low"])
 
 
 POINTS = {
