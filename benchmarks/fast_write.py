@@ -39,7 +39,7 @@ FAMILIES = {
     ),
     "flowar": Source(RESULTS / "confirm-flowar-digits.json", "heun-8"),
     "xar": Source(RESULTS / "confirm-xar-digits.json", "hand-8"),
-    "harmon": Source(RESULTS / "accelerators" / "confirm-harmon-shapes.json", "annealed, residual:9"),
+    "harmon": Source(RESULTS / "accelerators" / "closer" / "confirm-harmon-shapes.json", "linear:20-4, residual:9"),
 }
 
 
