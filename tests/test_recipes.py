@@ -127,7 +127,7 @@ TOKENS = "latent_size", "scales", "max_positions"
         *((f"mar-{size}", "linear:12-3", "dpm-solver++-2@logsnr") for size in SIZES),
         *((f"flowar-{size}", "constant:5", "heun@shifted-0.33") for size in ("small", *SIZES[1:])),
         *((f"xar-{size}", "linear:8-4", "heun@uniform") for size in SIZES),
-        *((f"harmon-{size}", "linear:50-5", "ddpm@clipped-950") for size in ("0.5b", "1.5b")),
+        *((f"harmon-{size}", "linear:20-4", "ddpm@clipped-950") for size in ("0.5b", "1.5b")),
     ],
 )
 def test_published_models_are_drawn_by_what_their_family_bears(
