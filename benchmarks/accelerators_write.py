@@ -47,7 +47,8 @@ The budgets of plans were chosen on seeds 300000-301999, `linear:50-5` of scenes
     python benchmarks/confirm.py confirm benchmarks/accelerators-MODEL.json --results benchmarks/results/accelerators
     python benchmarks/confirm.py confirm benchmarks/accelerators-closer.json \\
         --results benchmarks/results/accelerators/closer
-    python benchmarks/composed.py mar-base --repeats 1 --ar-steps 6 --only "few steps, stages, residual:9" \\
+    python benchmarks/composed.py mar-base --repeats 1 --ar-steps 6 \\
+        --only "few steps, random, residual:9" "few steps, stages, residual:9" \\
         --result benchmarks/results/composed-mar-base.json  # and --batch 4 --ar-steps 3
     python benchmarks/composed.py mar-huge --clock cpu --threads 1 --repeats 1 --ar-steps 4 \\
         --only "few steps, stages, residual:9" \\
@@ -84,8 +85,8 @@ FINDINGS = """## What was found on mar-digits
 
 - **Annealing with `residual:9` keeps everything.** `linear:50-5` with it is at 0 % [-2, 1] of what `constant:5` makes
   unlike, an interval far narrower than a tenth, and at +0.000 of the score. `linear:20-4` is at 0 % [-2, 3] and +0.003,
-  in a third of the original's time; published Harmon models are drawn so by `--recipe fast`. `linear:25-3` is told
-  apart, 4 % [2, 7]: three steps at the end are too few.
+  in about a third of the original's time; published Harmon models are drawn so by `--recipe fast`. `linear:25-3` is
+  told apart, 4 % [2, 7]: three steps at the end are too few.
 - **Plans of few steps draw what is asked as well, on lighter grounds.** `plan@9`, and the tuned recipe (`disa tune`,
   20 minutes: `plan@6.2` with `residual:3`), show no loss of score on 3 000 fresh captions. EfficientNet tells them from
   the original: 36 % of their grounds are dark, of the original's 39 %, of `constant:5` 33 %, of real scenes
@@ -167,7 +168,7 @@ def _summed(report: dict[str, Any], point: dict[str, Any], title: str) -> list[s
 
 
 def closer_title(report: dict[str, Any]) -> str:
-    """A study of more images that are compared whatever their label."""
+    """Of a study of few settings with more images."""
     return f"{report['model']}, {'guided, ' if 'guidance' in report['points'][0]['options'] else ''}closer"
 
 

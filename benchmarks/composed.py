@@ -44,6 +44,8 @@ FEW: dict[str, Any] = {"steps": "linear:12-3", "solver": "dpm-solver++-2", "grid
 """The counts of `plan@4.8` of mar-digits, about: random weights have no plan."""
 HALF: dict[str, Any] = {"order": "halton"}
 """With half of the AR steps."""
+RANDOM: dict[str, Any] = {"order": "random"}
+"""With 36 of 64 AR steps, in proportion elsewhere."""
 STAGED: dict[str, Any] = {"order": "checkerboard:3"}
 """With 24, 6 and 2 of 64 AR steps in its stages, in proportion elsewhere."""
 RESIDUAL, OFTEN, TOKENS, BOTH = (
@@ -57,6 +59,7 @@ COMPOSED = {
     "few steps, residual:3": FEW | OFTEN,
     "few steps, half the AR steps": FEW | HALF,
     "few steps, half the AR steps, residual:9": FEW | HALF | RESIDUAL,
+    "few steps, random, residual:9": FEW | RANDOM | RESIDUAL,
     "few steps, stages, residual:9": FEW | STAGED | RESIDUAL,
     "few steps, stages, residual:9+tokens:2": FEW | STAGED | BOTH,
 }
@@ -66,6 +69,8 @@ def settings_for(sampler: Sampler, batch: int, options: dict[str, Any]) -> Setti
     usual = sampler.settings().num_ar_steps
     if options.get("order") == HALF["order"]:
         options = options | {"num_ar_steps": usual // 2}
+    if options.get("order") == RANDOM["order"]:
+        options = options | {"num_ar_steps": round(36 * usual / 64)}
     if options.get("order") == STAGED["order"]:
         stages = (max(1, round(share * usual / 64)) for share in (24, 6, 2))
         options = options | {"counts": "stages:" + "-".join(map(str, stages))}

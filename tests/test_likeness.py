@@ -43,6 +43,12 @@ def test_equal_images_have_no_distance() -> None:
     assert (found.value, found.low, found.high) == (pytest.approx(0, abs=1e-12),) * 3
 
 
+def test_images_that_are_all_equal_have_no_spread() -> None:
+    """Although the distance of two features comes from a difference of large numbers, which rounds."""
+    for features in (RANDOM.gamma(1, 10, (1, 1280)), np.full((1, 3), 0.1)):
+        assert spread_within(np.repeat(features, 24, axis=0)) == 0
+
+
 def test_good_images_of_another_prompt_are_not_alike() -> None:
     """Swapped between prompts, images have the same distribution as a whole, but not within each prompt."""
     original = RANDOM.normal(size=(80, 2)) + np.repeat([[0, 0], [10, 0]], 40, axis=0)
