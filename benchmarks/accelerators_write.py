@@ -98,12 +98,13 @@ FINDINGS = """## What was found on mar-digits
   [-0.123, -0.076]. Scenes need their AR steps, and their random order.
 """
 
-SIZES = """Time of one whole image with each setting: of MAR-B wall time, two threads; other work ran beside it. *CPU s*
-are seconds of one thread, of one round, each on a machine of its own: of MAR-H, and of Harmon at 512 px. Of MAR's
-original (guidance 2.9, 256 AR steps, `constant:100`, the plain order of work) some AR steps were taken, and scaled: six
-of MAR-B and four of MAR-H at batch 1, three at batch 4. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is
-`linear:12-3` with `dpm-solver++-2` on `logsnr`, in stages of 24, 6 and 2 AR steps where it says so; on Harmon they
-likely lose (above)."""
+SIZES = """Time of one whole image with each setting: of MAR-B wall time, two threads, nothing beside it. *CPU s* are
+seconds of one thread, of one round, each on a machine of its own: of MAR-H, and of Harmon at 512 px. Of MAR's original
+(guidance 2.9, 256 AR steps, `constant:100`, the plain order of work) some AR steps were taken, and scaled: six of MAR-B
+and four of MAR-H at batch 1, three at batch 4. *Annealed* is `linear:50-5` in 64 AR steps; *few steps* is `linear:12-3`
+with `dpm-solver++-2` on `logsnr`, in stages of 24, 6 and 2 AR steps or in 34 at random where it says so; on Harmon they
+likely lose (above). How often as fast they are depends on the processor: with AVX2 and other work beside it, stages
+were [4.1 and 4.6 times](LOG.md#random-ar-steps-are-three-times-as-fast-as-annealing-not-four) as fast as annealed."""
 
 
 def point_of(report: dict[str, Any], name: str) -> dict[str, Any]:

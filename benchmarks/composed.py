@@ -45,7 +45,7 @@ FEW: dict[str, Any] = {"steps": "linear:12-3", "solver": "dpm-solver++-2", "grid
 HALF: dict[str, Any] = {"order": "halton"}
 """With half of the AR steps."""
 RANDOM: dict[str, Any] = {"order": "random"}
-"""With 36 of 64 AR steps, in proportion elsewhere."""
+"""With 34 of 64 AR steps, in proportion elsewhere."""
 STAGED: dict[str, Any] = {"order": "checkerboard:3"}
 """With 24, 6 and 2 of 64 AR steps in its stages, in proportion elsewhere."""
 RESIDUAL, OFTEN, TOKENS, BOTH = (
@@ -70,7 +70,7 @@ def settings_for(sampler: Sampler, batch: int, options: dict[str, Any]) -> Setti
     if options.get("order") == HALF["order"]:
         options = options | {"num_ar_steps": usual // 2}
     if options.get("order") == RANDOM["order"]:
-        options = options | {"num_ar_steps": round(36 * usual / 64)}
+        options = options | {"num_ar_steps": round(34 * usual / 64)}
     if options.get("order") == STAGED["order"]:
         stages = (max(1, round(share * usual / 64)) for share in (24, 6, 2))
         options = options | {"counts": "stages:" + "-".join(map(str, stages))}
