@@ -42,10 +42,9 @@ Clock = Callable[[], float]
 ANNEALED: dict[str, Any] = {"steps": "linear:50-5"}
 FEW: dict[str, Any] = {"steps": "linear:12-3", "solver": "dpm-solver++-2", "grid": "logsnr"}
 """The counts of `plan@4.8` of mar-digits, about: random weights have no plan."""
-HALF: dict[str, Any] = {"order": "halton"}
-"""With half of the AR steps."""
-RANDOM: dict[str, Any] = {"order": "random"}
-"""With 34 of 64 AR steps, in proportion elsewhere."""
+HALF: dict[str, Any] = {"order": "halton", "num_ar_steps": 32}
+RANDOM: dict[str, Any] = {"order": "random", "num_ar_steps": 34}
+"""Both of 64 AR steps, in proportion elsewhere."""
 STAGED: dict[str, Any] = {"order": "checkerboard:3"}
 """With 24, 6 and 2 of 64 AR steps in its stages, in proportion elsewhere."""
 RESIDUAL, OFTEN, TOKENS, BOTH = (
@@ -67,10 +66,8 @@ COMPOSED = {
 
 def settings_for(sampler: Sampler, batch: int, options: dict[str, Any]) -> Settings:
     usual = sampler.settings().num_ar_steps
-    if options.get("order") == HALF["order"]:
-        options = options | {"num_ar_steps": usual // 2}
-    if options.get("order") == RANDOM["order"]:
-        options = options | {"num_ar_steps": round(34 * usual / 64)}
+    if of_64 := options.get("num_ar_steps"):
+        options = options | {"num_ar_steps": round(of_64 * usual / 64)}
     if options.get("order") == STAGED["order"]:
         stages = (max(1, round(share * usual / 64)) for share in (24, 6, 2))
         options = options | {"counts": "stages:" + "-".join(map(str, stages))}
